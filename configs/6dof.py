@@ -1,0 +1,18 @@
+"""EscherNet 6DoF at full size, from Stable Diffusion 1.5's shape.
+
+    python -m escherjax.train --config configs/6dof.py --workdir runs/6dof \\
+        --config.data.source=SHARDS --config.init.pipeline=FOLDER
+
+Paper: 100k steps of 672 scenes, a week on 6 A100. `--config configs/6dof.py:smoke` runs the same
+program on a CPU in a minute.
+"""
+
+from pathlib import Path
+
+from escherjax.config import config_from_file
+
+
+def get_config(arg=""):
+    c = config_from_file(Path(__file__).with_name("base.py"))(arg)
+    c.cape = "6dof"
+    return c

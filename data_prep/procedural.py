@@ -1,0 +1,61 @@
+"""Writes procedural scenes, with exact cameras, as shards.
+
+    python -m data_prep.procedural --out shards --limit 1000 --resolution 64 --num-views 12
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+from data_prep import importing
+from escherjax.errors import UserError, run_command
+
+DEFAULT_SCENES = 256
+BLOCK = 64  # scenes rendered at once
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the generator; see --help."""
+    parser = importing.argument_parser(
+        "procedural", "Made-up scenes of coloured solids to shards.", needs_source=False
+    )
+    parser.add_argument("--num-views", type=int, default=12, help="views of each scene")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes")
+    parser.add_argument("--first-scene", type=int, default=0, help="number of the first scene")
+    args = parser.parse_args(argv)
+    args.limit = DEFAULT_SCENES if args.limit is None else args.limit
+    importing.check_arguments(args)
+    for name, lowest in (("resolution", 1), ("num_views", 1), ("seed", 0), ("first_scene", 0)):
+        if getattr(args, name) < lowest:
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(args, name)}: needed at least {lowest}."
+            )
+
+    import dataclasses
+
+    from escherjax.data.images import encode_png
+    from escherjax.data.procedural import ProceduralSource, scene_name
+
+    numbers = range(args.first_scene, args.first_scene + args.limit)
+    ids = [scene_name(args.seed, number) for number in numbers]
+
+    def read(places: Sequence[int]) -> Iterator[importing.Imported]:
+        for start in range(0, len(places), BLOCK):
+            block = places[start : start + BLOCK]
+            source = ProceduralSource(
+                args.seed, len(block), args.num_views, args.resolution, numbers[block[0]]
+            )
+
+            def encode(place: int, source=source) -> importing.Imported:
+                scene = source[place]
+                encoded = [encode_png(picture) for picture in scene.images]
+                return importing.Imported(dataclasses.replace(scene, images=encoded))
+
+            yield from importing.read_in_threads(encode, ids, args.workers)(range(len(block)))
+
+    importing.import_scenes(args, "procedural", ids, read)
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

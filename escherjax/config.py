@@ -1,0 +1,207 @@
+"""Configs: Python files in, a locked and checked ConfigDict out, JSON beside every run.
+
+A config file defines `get_config(arg="")` and returns an `ml_collections.ConfigDict`. On the
+command line, `--config FILE[:ARG]` names it and `--config.a.b=value` changes one field.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from escherjax import cape
+from escherjax.errors import UserError
+
+# Fields that may change when a run continues: they do not change what a step computes.
+RESUMABLE_FIELDS = (
+    "num_steps",
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "sample_every_steps",
+    "eval_every_steps",
+    "keep_checkpoints",
+    "eval",
+    "data.num_threads",
+    "data.prefetch",
+    "mesh",
+)
+
+
+def load_config(file_and_arg: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of `FILE[:ARG]` with `--config.a.b=value` overrides applied, checked and locked.
+
+    Raises UserError for a missing file, an unknown field (with the nearest name), a value of the
+    wrong type, or sizes that cannot work (see `check_config`).
+    """
+    file, _, arg = file_and_arg.partition(":")
+    config = config_from_file(Path(file))(arg)
+    for override in _joined(overrides):
+        _apply_override(config, override)
+    config.lock()
+    check_config(config)
+    return config
+
+
+def config_from_file(path: Path) -> Callable[[str], ConfigDict]:
+    """The `get_config` function of a config file; variants use it to start from `base.py`."""
+    if not path.is_file():
+        nearby = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        hint = f" Found in {path.parent}: {', '.join(nearby)}." if nearby else ""
+        raise UserError(f"--config: no file {path}.{hint}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config: {path} defines no get_config(arg); needed to be a config file.")
+    return module.get_config
+
+
+def check_config(config: ConfigDict) -> None:
+    """Checks ranges and combinations that need no device; raises UserError for the first."""
+    for name in (
+        "num_steps",
+        "batch_size",
+        "num_references",
+        "num_targets",
+        "resolution",
+        "accumulation_steps",
+        "log_every_steps",
+        "checkpoint_every_steps",
+    ):
+        if config[name] < 1:
+            raise UserError(f"config.{name} = {config[name]}; needed at least 1.")
+    if config.min_references > config.num_references:
+        raise UserError(
+            f"config.min_references = {config.min_references} is above config.num_references = "
+            f"{config.num_references}; lower it."
+        )
+    for name in ("dtype", "param_dtype"):
+        if config[name] not in ("bfloat16", "float32"):
+            raise UserError(f"config.{name} = {config[name]!r}; needed 'bfloat16' or 'float32'.")
+    if config.batch_size % config.accumulation_steps:
+        raise UserError(
+            f"config.batch_size = {config.batch_size} is not a multiple of "
+            f"config.accumulation_steps = {config.accumulation_steps}; change one of them."
+        )
+    cape.check_variant(config.cape)
+    unet = config.unet
+    for width, attends in zip(unet.block_channels, unet.attention, strict=True):
+        if width % unet.norm_groups or width % unet.num_heads:
+            raise UserError(
+                f"config.unet.block_channels holds {width}; needed a multiple of norm_groups = "
+                f"{unet.norm_groups} and of num_heads = {unet.num_heads}."
+            )
+        if attends or width == unet.block_channels[-1]:
+            cape.check_channels(config.cape, unet.num_heads, width // unet.num_heads)
+    if config.latents.kind not in ("vae", "pixels"):
+        raise UserError(f"config.latents.kind = {config.latents.kind!r}; needed 'vae' or 'pixels'.")
+    reduction = (
+        2 ** (len(config.latents.vae.block_channels) - 1)
+        if config.latents.kind == "vae"
+        else config.latents.patch
+    )
+    if config.resolution % reduction:
+        raise UserError(
+            f"config.resolution = {config.resolution} is not a multiple of {reduction}, by which "
+            f"the {config.latents.kind} latents shrink an image; take the next multiple."
+        )
+
+
+def to_json(config: ConfigDict) -> str:
+    """The resolved config as indented JSON, keys sorted."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """A locked ConfigDict from `to_json`'s text."""
+    config = ConfigDict(_tuples(json.loads(text)))
+    return config.lock()
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Lines 'field: old -> new' of the fields that make two runs different experiments."""
+    before, after = (_flat(json.loads(to_json(c))) for c in (old, new))
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        if any(key == f or key.startswith(f + ".") for f in RESUMABLE_FIELDS):
+            continue
+        if before.get(key) != after.get(key):
+            lines.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
+    return lines
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Turns `--config.a 1` into `--config.a=1`."""
+    joined: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not argument.startswith("--config."):
+            raise UserError(f"unknown argument {argument!r}; see --help.")
+        if "=" not in argument:
+            if not remaining:
+                raise UserError(f"{argument} has no value; write {argument}=VALUE.")
+            argument = f"{argument}={remaining.pop(0)}"
+        joined.append(argument)
+    return joined
+
+
+def _apply_override(config: ConfigDict, override: str) -> None:
+    path, text = override.removeprefix("--config.").split("=", 1)
+    node, parts = config, path.split(".")
+    for depth, part in enumerate(parts):
+        known = list(node.keys()) if isinstance(node, ConfigDict) else []
+        if part not in known:
+            parent = ".".join(["config", *parts[:depth]])
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f" Did you mean {parent}.{near[0]}?" if near else ""
+            raise UserError(f"unknown field config.{path}.{hint} {parent} has: {', '.join(known)}.")
+        if depth < len(parts) - 1:
+            node = node[part]
+    current = node[parts[-1]]
+    if isinstance(current, ConfigDict):
+        raise UserError(f"config.{path} is a group; set one of its fields: {', '.join(current)}.")
+    node[parts[-1]] = _parse(text, current, path)
+
+
+def _parse(text: str, current: Any, path: str) -> Any:
+    if isinstance(current, str):
+        return text.strip("\"'")
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(current, tuple):
+        value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if type(value) is not type(current):
+        raise UserError(
+            f"config.{path} = {text!r} is of type {type(value).__name__}; needed "
+            f"{type(current).__name__}, such as {current!r}."
+        )
+    return value
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,116 @@
+"""Pictures as uint8 arrays: decoding, background, resize, crop, lens distortion.
+
+Pictures are [H, W, 3] RGB or [H, W, 4] RGBA with straight alpha.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from escherjax import cameras
+from escherjax.errors import UserError
+
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Decodes PNG, JPEG or WebP bytes to uint8 [H, W, 3], or [H, W, 4] where there is alpha.
+
+    Raises UserError, starting with `name`, if the bytes are no whole 8-bit picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith(("I", "F")):
+                raise UserError(
+                    f"{name} is a picture of mode '{image.mode}' (depth or HDR?); needed 8-bit "
+                    "colours. Convert it first."
+                )
+            has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+            return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{name} cannot be decoded ({error}); needed a whole PNG, JPEG or WebP file."
+        ) from error
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """PNG bytes of a picture; the same picture gives the same bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def on_background(images: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """Composites straight-alpha pictures over a colour: uint8 [..., 4] -> [..., 3], rounded.
+
+    Pictures without alpha are returned as they are.
+    """
+    if images.shape[-1] == 3:
+        return images
+    alpha = images[..., 3].astype(np.uint16)
+    rest = 255 - alpha
+    flat = np.empty((*images.shape[:-1], 3), np.uint8)
+    for channel, ground in enumerate(color):  # planes: numpy is slow where the last axis is short
+        mixed = images[..., channel].astype(np.uint16)
+        mixed *= alpha
+        mixed += rest * np.uint16(ground) + np.uint16(128)
+        mixed += mixed >> 8  # with the next line: exact rounded division by 255, within 16 bits
+        flat[..., channel] = mixed >> 8
+    return flat
+
+
+def on_binary_white(images: np.ndarray) -> np.ndarray:
+    """Makes pixels of alpha 0 white and keeps the raw colour of all others, as Zero123 does.
+
+    Edges keep the colour that the renderer stored under partial alpha: not a true compositing,
+    but what the published checkpoints were trained on. uint8 [..., 4] -> [..., 3].
+    """
+    if images.shape[-1] == 3:
+        return images
+    return np.where(images[..., 3:] == 0, np.uint8(255), images[..., :3])
+
+
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear resize with antialiasing when shrinking; alpha is premultiplied and divided out."""
+    if image.shape[:2] == (height, width):
+        return image
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def square_crop(image: np.ndarray, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts the central square of the shorter side out of [H, W, C]; K [3, 3] moves with it."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    if height == width:
+        return image, K
+    return image[top : top + side, left : left + side], cameras.crop_intrinsics(K, left, top)
+
+
+def undistort(image: np.ndarray, K: np.ndarray, distortion: dict[str, float]) -> np.ndarray:
+    """The pinhole picture, of the same K, behind one with lens distortion.
+
+    distortion: OpenCV's k1, k2, k3, p1, p2, missing ones 0. Bilinear; pixels that the lens did not
+    see repeat the border.
+    """
+    height, width = image.shape[:2]
+    v, u = np.mgrid[:height, :width] + 0.5
+    x, y = (u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1]
+    k1, k2, k3, p1, p2 = (distortion.get(name, 0.0) for name in ("k1", "k2", "k3", "p1", "p2"))
+    r2 = x * x + y * y
+    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
+    source_u = K[0, 0] * (x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)) + K[0, 2] - 0.5
+    source_v = K[1, 1] * (y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y) + K[1, 2] - 0.5
+    source_u, source_v = source_u.clip(0, width - 1), source_v.clip(0, height - 1)
+    left = np.minimum(source_u.astype(int), max(width - 2, 0))
+    top = np.minimum(source_v.astype(int), max(height - 2, 0))
+    du, dv = (source_u - left)[..., None], (source_v - top)[..., None]
+    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+    pixels = image.astype(np.float32)
+    upper = pixels[top, left] * (1 - du) + pixels[top, right] * du
+    lower = pixels[bottom, left] * (1 - du) + pixels[bottom, right] * du
+    return np.round(upper * (1 - dv) + lower * dv).astype(np.uint8)

@@ -1,0 +1,260 @@
+"""Scene folders: pictures with their cameras, as renderers and capture tools leave them.
+
+Two layouts are read: a Zero123 render folder (`000.png`, `000.npy`, ...), and a folder with
+`transforms.json` (nerfstudio, instant-ngp) or `transforms_SPLIT.json` (NeRF-synthetic). Axes and
+intrinsics are converted here, once; nothing is scaled or moved.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from escherjax import cameras
+from escherjax.data import images
+from escherjax.data.records import Scene, validate_scene
+from escherjax.errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# Zero-1-to-3 renders with a 35 mm lens on a 32 mm sensor that spans the longer side.
+ZERO123_FOCAL = 35.0 / 32.0
+DISTORTION_NAMES = ("k1", "k2", "k3", "p1", "p2")
+PINHOLE_MODELS = (
+    "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "RADIAL", "SIMPLE_RADIAL",
+)  # fmt: skip
+
+# (height, width) of a picture -> (K [3, 3], lens distortion); sizes are known after decoding.
+IntrinsicsOf = Callable[[int, int], tuple[np.ndarray, dict[str, float]]]
+# A view before its picture is read: its file, c2w [4, 4] with OpenCV axes, its intrinsics.
+View = tuple[Path, np.ndarray, IntrinsicsOf]
+
+
+def find_scene_folders(source: Path, layout: str, split: str = "train") -> list[tuple[str, Path]]:
+    """(scene id, folder) of every scene folder at or below `source`, sorted by id.
+
+    layout: "zero123" or "transforms". Ids are paths relative to `source`, or the folder's own name
+    where `source` is itself a scene. Raises UserError if there is none.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        raise UserError(f"--source {source} is no folder.")
+    found = []
+    for parent, folders, files in os.walk(source):
+        folders.sort()
+        path = Path(parent)
+        if layout == "zero123":
+            is_scene = any(_view_number(name) is not None for name in files)
+        else:
+            is_scene = f"transforms_{split}.json" in files or "transforms.json" in files
+        if is_scene:
+            folders.clear()
+            name = path.resolve().name if path == source else path.relative_to(source).as_posix()
+            found.append((name, path))
+    if not found:
+        needed = (
+            "folders with 000.png and 000.npy, ..."
+            if layout == "zero123"
+            else f"folders with transforms_{split}.json or transforms.json"
+        )
+        raise UserError(f"no scenes in {source}; needed {needed}.")
+    return sorted(found)
+
+
+def read_scene_folder(
+    folder: str | Path, scene_id: str | None = None, split: str = "train", resolution: int = 0
+) -> Scene:
+    """Reads one scene folder of either layout.
+
+    split: which transforms_SPLIT.json; transforms.json is read where that is missing.
+    resolution: pictures whose shorter side is longer are shrunk to it, and K with them; 0 keeps
+    the file's own bytes. Every picture is decoded, so that a broken one is found here.
+    Raises UserError naming the scene: missing pose, broken picture, bad camera, no such layout.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; needed a scene folder.")
+    scene_id = folder.resolve().name if scene_id is None else scene_id
+    files = sorted(os.listdir(folder))
+    transforms = [n for n in (f"transforms_{split}.json", "transforms.json") if n in files]
+    if transforms:
+        views, source = _read_transforms(folder / transforms[0]), "transforms"
+    elif any(_view_number(name) is not None for name in files):
+        views, source = _read_zero123(folder, files), "zero123"
+    else:
+        other = [name for name in files if re.fullmatch(r"transforms_\w+\.json", name)]
+        raise UserError(
+            f"{folder} is no scene folder: needed transforms.json, transforms_{split}.json, or "
+            f"000.png with 000.npy"
+            + (f"; it has {', '.join(other)}: choose that split." if other else ".")
+        )
+    encoded, c2w, K, sizes = [], [], [], []
+    for path, pose, intrinsics_of in views:
+        data, size, intrinsics = _read_view(path, intrinsics_of, resolution)
+        encoded.append(data)
+        c2w.append(pose)
+        K.append(intrinsics)
+        sizes.append(size)
+    if len(set(sizes)) > 1:
+        raise UserError(
+            f"scene '{scene_id}' mixes picture sizes (height, width) {sorted(set(sizes))}; "
+            "needed one size."
+        )
+    scene = Scene(
+        scene_id=scene_id,
+        source=source,
+        images=encoded,
+        c2w=np.stack(c2w).astype(np.float32),
+        K=np.stack(K).astype(np.float32),
+        height=sizes[0][0],
+        width=sizes[0][1],
+    )
+    validate_scene(scene)
+    return scene
+
+
+def _view_number(name: str) -> int | None:
+    stem, suffix = os.path.splitext(name)
+    is_view = suffix.lower() in (*IMAGE_SUFFIXES, ".npy") and re.fullmatch(r"\d{3,}", stem)
+    return int(stem) if is_view else None
+
+
+def _read_zero123(folder: Path, files: list[str]) -> list[View]:
+    """Views of a Zero123 render folder: NNN.npy is [3, 4] world-to-camera with Blender axes."""
+    poses, pictures = {}, {}
+    for name in files:
+        number = _view_number(name)
+        if number is not None:
+            (poses if name.endswith(".npy") else pictures)[number] = folder / name
+    for kind, has, lacks in (("pose", pictures, poses), ("picture", poses, pictures)):
+        missing = sorted(set(has) - set(lacks))
+        if missing:
+            raise UserError(
+                f"{folder}: view {missing[0]:03d} has no {kind} ({len(missing)} such views); "
+                "needed a picture and an .npy for every number."
+            )
+
+    def intrinsics(height: int, width: int) -> tuple[np.ndarray, dict]:
+        focal = ZERO123_FOCAL * max(height, width)
+        return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]), {}
+
+    views = []
+    for number in sorted(pictures):
+        try:
+            w2c = np.load(poses[number], allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{poses[number]} cannot be read ({error}).") from error
+        if w2c.shape not in ((3, 4), (4, 4)) or w2c.dtype.kind != "f":
+            raise UserError(
+                f"{poses[number]} holds {w2c.dtype} {w2c.shape}; needed a float world-to-camera "
+                "matrix (3, 4)."
+            )
+        c2w = cameras.opencv_from_opengl(cameras.c2w_from_w2c(w2c.astype(np.float64)))
+        views.append((pictures[number], c2w, intrinsics))
+    return views
+
+
+def _read_transforms(path: Path) -> list[View]:
+    """Views of a transforms.json, in the file's order: camera-to-world with OpenGL axes."""
+    try:
+        meta = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    frames = meta.get("frames") if isinstance(meta, dict) else None
+    if not isinstance(frames, list) or not frames:
+        raise UserError(f"{path} lists no frames.")
+    views = []
+    for number, frame in enumerate(frames):
+        where = f"{path}: frame {number}"
+        if not isinstance(frame, dict) or "file_path" not in frame:
+            raise UserError(f"{where} has no file_path.")
+        try:
+            pose = np.asarray(frame.get("transform_matrix"), np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where} ({frame['file_path']}) has an unreadable pose.") from error
+        if pose.shape == (3, 4):
+            pose = np.concatenate([pose, [[0.0, 0.0, 0.0, 1.0]]])
+        if pose.shape != (4, 4):
+            raise UserError(
+                f"{where} ({frame['file_path']}) has no pose: transform_matrix is {pose.shape}; "
+                "needed 4 rows of 4 numbers."
+            )
+        intrinsics = functools.partial(_transforms_intrinsics, {**meta, **frame}, where)
+        picture = _find_picture(path.parent, str(frame["file_path"]), where)
+        views.append((picture, cameras.opencv_from_opengl(pose), intrinsics))
+    return views
+
+
+def _find_picture(folder: Path, name: str, where: str) -> Path:
+    for suffix in ("", *IMAGE_SUFFIXES):
+        path = folder / (name + suffix)
+        if path.is_file():
+            return path
+    raise UserError(f"{where}: {folder / name} is missing (also with {', '.join(IMAGE_SUFFIXES)}).")
+
+
+def _transforms_intrinsics(
+    fields: dict[str, Any], where: str, height: int, width: int
+) -> tuple[np.ndarray, dict[str, float]]:
+    """(K [3, 3] for a picture of this size, distortion) from nerfstudio or NeRF-synthetic fields.
+
+    Where the file states another size `w`, `h` than the picture has, K is scaled to the picture.
+    """
+    model = fields.get("camera_model", "OPENCV")
+    if model not in PINHOLE_MODELS:
+        raise UserError(f"{where}: camera_model '{model}'; needed one of {PINHOLE_MODELS}.")
+    try:
+        stated_w, stated_h = float(fields.get("w", width)), float(fields.get("h", height))
+        if "fl_x" in fields:
+            fx = float(fields["fl_x"])
+            fy = float(fields.get("fl_y", fx))
+        elif "camera_angle_x" in fields:
+            fx = 0.5 * stated_w / np.tan(0.5 * float(fields["camera_angle_x"]))
+            fy = fx
+            if "camera_angle_y" in fields:
+                fy = 0.5 * stated_h / np.tan(0.5 * float(fields["camera_angle_y"]))
+        else:
+            raise UserError(f"{where}: no intrinsics; needed fl_x or camera_angle_x.")
+        cx, cy = float(fields.get("cx", stated_w / 2)), float(fields.get("cy", stated_h / 2))
+        distortion = {n: float(fields[n]) for n in DISTORTION_NAMES if float(fields.get(n, 0))}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: an intrinsic is no number ({error}).") from error
+    scale_x, scale_y = width / stated_w, height / stated_h
+    if abs(scale_x / scale_y - 1) > 0.02:
+        raise UserError(
+            f"{where}: intrinsics are for {stated_w:g} x {stated_h:g} pixels, the picture has "
+            f"{width} x {height}: another shape. Mend w and h."
+        )
+    K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    return cameras.resize_intrinsics(K, scale_x, scale_y), distortion
+
+
+def _read_view(
+    path: Path, intrinsics: IntrinsicsOf, resolution: int
+) -> tuple[bytes, tuple[int, int], np.ndarray]:
+    """(encoded bytes, (height, width), K) of one view, undistorted and shrunk where needed."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    picture = images.decode_image(data, str(path))
+    height, width = picture.shape[:2]
+    K, distortion = intrinsics(height, width)
+    changed = picture
+    if distortion:
+        changed = images.undistort(changed, K, distortion)
+    shorter = min(height, width)
+    if resolution and shorter > resolution:
+        new_height = round(height * resolution / shorter)
+        new_width = round(width * resolution / shorter)
+        changed = images.resize_image(changed, new_height, new_width)
+        K = cameras.resize_intrinsics(K, new_width / width, new_height / height)
+    if changed is not picture:
+        data = images.encode_png(changed)
+    return data, changed.shape[:2], K

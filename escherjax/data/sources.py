@@ -1,0 +1,108 @@
+"""What a training config's `data` fields name, opened: scenes to train on and held-out scenes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from escherjax.data.loader import LoaderConfig, make_loader
+from escherjax.data.procedural import ProceduralSource
+from escherjax.data.records import open_shards
+from escherjax.errors import UserError
+
+# Procedural scenes are numbered; held-out ones are counted from here, far from any training scene.
+FIRST_HELDOUT_SCENE = 1 << 30
+
+
+def open_training_source(config: ConfigDict) -> Any:
+    """The scenes to train on: `config.data.source` is a folder of shards or "procedural".
+
+    Raises UserError if there are none.
+    """
+    data = config.data
+    if data.source == "procedural":
+        return ProceduralSource(config.seed, data.num_scenes, data.num_views, config.resolution)
+    if not data.source:
+        raise UserError(
+            "config.data.source is empty; set it to a folder of shards (made by data_prep), or to "
+            "'procedural' for scenes rendered at start."
+        )
+    return open_shards(data.source, data.split)
+
+
+def training_batches(source: Any, config: ConfigDict, position: int) -> Any:
+    """This host's share of every batch from the one numbered `position` on; see the loader."""
+    return make_loader(
+        source,
+        LoaderConfig(
+            resolution=config.resolution,
+            num_references=(config.min_references or config.num_references, config.num_references),
+            num_targets=config.num_targets,
+            with_replacement=config.data.with_replacement,
+            background=config.data.background,
+            on_bad_record=config.data.on_bad_record,
+            seed=config.seed,
+            shuffle=True,
+        ),
+        config.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        start_step=position,
+        num_threads=config.data.num_threads,
+        prefetch=config.data.prefetch,
+    )
+
+
+def heldout_batches(config: ConfigDict) -> list[dict[str, Any]]:
+    """Fixed batches of held-out scenes with fixed views, this host's share of each.
+
+    Every scene has max(eval.num_references, num_references) references and eval.num_targets
+    targets, all different views. Raises UserError if there are too few scenes or views.
+    """
+    data, sizes = config.data, config.eval
+    if sizes.num_scenes % sizes.batch_size:
+        raise UserError(
+            f"config.eval.num_scenes = {sizes.num_scenes} is not a multiple of "
+            f"config.eval.batch_size = {sizes.batch_size}; change one of them."
+        )
+    num_references = max(*sizes.num_references, config.num_references)
+    if data.source == "procedural":
+        num_views = max(data.num_views, num_references + sizes.num_targets)
+        source: Any = ProceduralSource(
+            config.seed, sizes.num_scenes, num_views, config.resolution, FIRST_HELDOUT_SCENE
+        )
+    else:
+        source = open_shards(data.source, data.heldout_split)
+    if len(source) < sizes.num_scenes:
+        raise UserError(
+            f"{data.source} has {len(source)} scenes in split {data.heldout_split!r}; "
+            f"config.eval.num_scenes = {sizes.num_scenes} needs more. Lower it (and "
+            "config.eval.batch_size), or choose another config.data.heldout_split."
+        )
+    loader = make_loader(
+        source,
+        LoaderConfig(
+            resolution=config.resolution,
+            num_references=num_references,
+            num_targets=sizes.num_targets,
+            with_replacement=False,
+            background=data.background,
+            on_bad_record="stop",
+            seed=config.seed,
+            shuffle=False,
+        ),
+        sizes.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        start_step=0,
+        num_threads=data.num_threads,
+        prefetch=data.prefetch,
+    )
+    batches: Iterator[dict[str, Any]] = itertools.islice(
+        loader, sizes.num_scenes // sizes.batch_size
+    )
+    return list(batches)

@@ -1,0 +1,223 @@
+"""The noise schedule: how much noise each timestep carries, and what the network is asked for.
+
+x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise, with abar_t the product of 1 - beta_s over s <= t
+(DDPM, arXiv 2006.11239, eq. 4).
+
+All arithmetic here is float32, whatever the dtype of the network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from escherjax.errors import UserError
+
+_BETA_SCHEDULES = ("scaled_linear", "linear")
+_PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["betas", "alphas_cumprod"],
+    meta_fields=[
+        "beta_start", "beta_end", "beta_schedule", "prediction_type", "steps_offset",
+        "set_alpha_to_one",
+    ],
+)  # fmt: skip
+@dataclasses.dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """Noise levels of all training timesteps, and how predictions and sampling steps are read.
+
+    betas, alphas_cumprod: [num_train_timesteps] float32.
+    beta_start, beta_end, beta_schedule: what the arrays were made from.
+    prediction_type: what the network predicts, "epsilon" (the noise) or "v_prediction".
+    steps_offset: added to every sampling timestep.
+    set_alpha_to_one: whether the last sampling step goes to no noise at all; else to abar_0.
+    """
+
+    betas: np.ndarray
+    alphas_cumprod: np.ndarray
+    beta_start: float
+    beta_end: float
+    beta_schedule: str
+    prediction_type: str
+    steps_offset: int
+    set_alpha_to_one: bool
+
+    @classmethod
+    def from_config(
+        cls,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "scaled_linear",
+        prediction_type: str = "epsilon",
+        steps_offset: int = 1,
+        set_alpha_to_one: bool = False,
+    ) -> NoiseSchedule:
+        """Makes the schedule; the defaults are those of Stable Diffusion 1.5 and of EscherNet.
+
+        "linear" spaces beta evenly, "scaled_linear" its square root (LDM, arXiv 2112.10752).
+        Raises UserError on values outside their range.
+        """
+        if beta_schedule not in _BETA_SCHEDULES:
+            raise UserError(f"beta_schedule is {beta_schedule!r}; known: {_BETA_SCHEDULES}.")
+        if prediction_type not in _PREDICTION_TYPES:
+            raise UserError(f"prediction_type is {prediction_type!r}; known: {_PREDICTION_TYPES}.")
+        if num_train_timesteps < 2:
+            raise UserError(f"num_train_timesteps is {num_train_timesteps}; 2 or more are needed.")
+        if not 0.0 < beta_start <= beta_end < 1.0:
+            raise UserError(
+                f"beta_start {beta_start} and beta_end {beta_end} must satisfy "
+                f"0 < beta_start <= beta_end < 1."
+            )
+        if steps_offset < 0:
+            raise UserError(f"steps_offset is {steps_offset}; it must be 0 or more.")
+        if beta_schedule == "scaled_linear":
+            betas = _linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
+        else:
+            betas = _linspace(beta_start, beta_end, num_train_timesteps)
+        alphas_cumprod = np.cumprod(np.float32(1) - betas, dtype=np.float64).astype(np.float32)
+        return cls(
+            betas=betas,
+            alphas_cumprod=alphas_cumprod,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            beta_schedule=beta_schedule,
+            prediction_type=prediction_type,
+            steps_offset=steps_offset,
+            set_alpha_to_one=set_alpha_to_one,
+        )
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Number of noise levels; timesteps run from 0 to one less."""
+        return self.betas.shape[0]
+
+
+def _linspace(start: float, stop: float, num: int) -> np.ndarray:
+    """Evenly spaced float32 values, rounded as torch.linspace rounds: the step is a float32.
+
+    Counting from the nearer end with one rounding per value gives published schedules bit for bit;
+    numpy's own linspace is up to 3 units in the last place away.
+    """
+    start, stop = np.float32(start), np.float32(stop)
+    step = np.float64((stop - start) / np.float32(num - 1))
+    index = np.arange(num)
+    from_start = np.float64(start) + step * index
+    from_stop = np.float64(stop) - step * (num - 1 - index)
+    return np.where(index < num // 2, from_start, from_stop).astype(np.float32)
+
+
+def from_diffusers(config: Mapping[str, Any]) -> NoiseSchedule:
+    """Reads a diffusers `scheduler_config.json` as DDIMScheduler would, whatever class it names.
+
+    Missing keys take DDIMScheduler's defaults. Keys that do not act in deterministic DDIM (such as
+    `variance_type`, `skip_prk_steps`) are ignored. Raises UserError on settings that would
+    change the samples and are not supported, rather than ignoring them.
+    """
+    required = {
+        "clip_sample": (True, False),  # (diffusers' default, the only supported value)
+        "thresholding": (False, False),
+        "rescale_betas_zero_snr": (False, False),
+        "timestep_spacing": ("leading", "leading"),
+        "trained_betas": (None, None),
+    }
+    for key, (default, supported) in required.items():
+        found = config.get(key, default)
+        if found != supported:
+            where = "set" if key in config else "missing, which diffusers reads"
+            raise UserError(
+                f"scheduler_config.json: {key} is {where} as {found!r}; only {supported!r} is "
+                f"supported. If the weights were trained so, write it into the file."
+            )
+    return NoiseSchedule.from_config(
+        num_train_timesteps=config.get("num_train_timesteps", 1000),
+        beta_start=config.get("beta_start", 0.0001),
+        beta_end=config.get("beta_end", 0.02),
+        beta_schedule=config.get("beta_schedule", "linear"),
+        prediction_type=config.get("prediction_type", "epsilon"),
+        steps_offset=config.get("steps_offset", 0),
+        set_alpha_to_one=config.get("set_alpha_to_one", True),
+    )
+
+
+def to_diffusers(schedule: NoiseSchedule) -> dict[str, Any]:
+    """Writes the content of a `scheduler_config.json` for diffusers' DDIMScheduler."""
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": schedule.num_train_timesteps,
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+        "beta_schedule": schedule.beta_schedule,
+        "trained_betas": None,
+        "prediction_type": schedule.prediction_type,
+        "clip_sample": False,
+        "thresholding": False,
+        "rescale_betas_zero_snr": False,
+        "timestep_spacing": "leading",
+        "steps_offset": schedule.steps_offset,
+        "set_alpha_to_one": schedule.set_alpha_to_one,
+    }
+
+
+def add_noise(
+    schedule: NoiseSchedule, x: jax.Array, noise: jax.Array, t: jax.Array
+) -> jax.Array:
+    """Noises clean latents to timestep t: sqrt(abar_t) x + sqrt(1 - abar_t) noise, float32.
+
+    x, noise: [B, ...]; t: int [B], or any number of leading axes of x.
+    """
+    signal, sigma = _signal_and_sigma(schedule, t, x)
+    return signal * x + sigma * noise
+
+
+def training_target(
+    schedule: NoiseSchedule, x: jax.Array, noise: jax.Array, t: jax.Array
+) -> jax.Array:
+    """What the network should predict from the noised x: the noise, or v.
+
+    v = sqrt(abar_t) noise - sqrt(1 - abar_t) x (Progressive Distillation, arXiv 2202.00512,
+    appendix D). Shapes as in `add_noise`.
+    """
+    if schedule.prediction_type == "epsilon":
+        return noise
+    signal, sigma = _signal_and_sigma(schedule, t, x)
+    return signal * noise - sigma * x
+
+
+def noise_from_prediction(
+    schedule: NoiseSchedule, prediction: jax.Array, t: jax.Array, x_t: jax.Array
+) -> jax.Array:
+    """The noise that a prediction at timestep t claims is in x_t. Shapes as in `add_noise`."""
+    if schedule.prediction_type == "epsilon":
+        return prediction
+    signal, sigma = _signal_and_sigma(schedule, t, x_t)
+    return signal * prediction + sigma * x_t
+
+
+def sample_from_prediction(
+    schedule: NoiseSchedule, prediction: jax.Array, t: jax.Array, x_t: jax.Array
+) -> jax.Array:
+    """The clean latents that a prediction at timestep t claims are in x_t, not clipped."""
+    signal, sigma = _signal_and_sigma(schedule, t, x_t)
+    if schedule.prediction_type == "epsilon":
+        return (x_t - sigma * prediction) / signal
+    return signal * x_t - sigma * prediction
+
+
+def _signal_and_sigma(
+    schedule: NoiseSchedule, t: jax.Array, x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """sqrt(abar_t) and sqrt(1 - abar_t), float32, with axes added to multiply x."""
+    t = jnp.asarray(t)
+    abar = jnp.asarray(schedule.alphas_cumprod)[t]
+    abar = abar.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+    return jnp.sqrt(abar), jnp.sqrt(1 - abar)

@@ -1,0 +1,129 @@
+"""Attention over the tokens of all views of a scene, with cameras in queries and keys.
+
+EscherNet (arXiv 2402.03908), section 3.2: self-attention is joint over all target views, and
+cross-attention lets every target token see every reference token. Views are told apart by their
+cameras (`escherjax.cape`) and by nothing else, so their number and order are free.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from escherjax import cape
+from escherjax.errors import UserError
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+
+# Below this many queries XLA's plain attention is as fast as the fused kernel (H200, width 160).
+_MIN_CUDNN_QUERIES = 128
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    impl: str = "auto",
+    key_lengths: jax.Array | None = None,
+) -> jax.Array:
+    """Softmax attention with logit scale head_dim^-0.5.
+
+    q: [B, Lq, heads, head_dim]; k, v: [B, Lk, heads, head_dim].
+    key_lengths: int32 [B], only the first key_lengths[b] >= 1 keys of row b are seen; None = all.
+    impl: "xla" runs everywhere; "cudnn" is the fused kernel of NVIDIA GPUs for bfloat16 and
+    float16; "auto" takes the faster one that can run. The softmax is float32 in both.
+    Returns [B, Lq, heads, head_dim] in q's dtype.
+    """
+    impl = resolve_implementation(impl, q)
+    if impl == "cudnn":
+        k, v, key_lengths = pad_keys_to_even(k, v, key_lengths)
+    return jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=key_lengths, implementation=impl
+    )
+
+
+def resolve_implementation(impl: str, q: jax.Array) -> str:
+    """Turns "auto" into "cudnn" or "xla" for queries q [B, Lq, heads, head_dim] (trace time)."""
+    if impl not in IMPLEMENTATIONS:
+        raise UserError(
+            f"attention_impl = {impl!r} is unknown; needed one of {', '.join(IMPLEMENTATIONS)}."
+        )
+    if impl != "auto":
+        return impl
+    head_dim = q.shape[-1]
+    fits = (
+        q.dtype in (jnp.bfloat16, jnp.float16)
+        and q.shape[1] >= _MIN_CUDNN_QUERIES
+        and head_dim % 8 == 0
+        and head_dim <= _max_cudnn_head_dim()
+    )
+    return "cudnn" if fits else "xla"
+
+
+def _max_cudnn_head_dim() -> int:
+    """The widest head cuDNN's kernel takes on the default device; 0 where there is no cuDNN."""
+    device = jax.local_devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return 0
+    return 256 if float(device.compute_capability) >= 9.0 else 128
+
+
+def pad_keys_to_even(
+    k: jax.Array, v: jax.Array, key_lengths: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Adds one masked key where the number of keys is odd.
+
+    cuDNN's backward pass refuses odd key lengths, and 3 references of 49 tokens make 147.
+    k, v: [B, Lk, heads, head_dim]; key_lengths: int32 [B] or None. Returns (k, v, key_lengths)
+    with even Lk; unchanged where Lk is even already.
+    """
+    batch, num_keys = k.shape[:2]
+    if num_keys % 2 == 0:
+        return k, v, key_lengths
+    if key_lengths is None:
+        key_lengths = jnp.full((batch,), num_keys, jnp.int32)
+    padding = ((0, 0), (0, 1), (0, 0), (0, 0))
+    return jnp.pad(k, padding), jnp.pad(v, padding), key_lengths
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose queries and keys carry their views' cameras; values do not.
+
+    cape: a variant of `escherjax.cape`. Parameters: to_q, to_k, to_v without bias, to_out_0 with.
+    """
+
+    num_heads: int
+    cape: str = "6dof"
+    attention_impl: str = "auto"
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        context: jax.Array,
+        query_poses: cape.Poses,
+        key_poses: cape.Poses,
+        key_lengths: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attends from x to context.
+
+        x: [B, Vq*Tq, C]; context: [B, Vk*Tk, D], both view-major. query_poses, key_poses: from
+        `cape.poses`, of the Vq and Vk views. key_lengths: see `attend`. Returns [B, Vq*Tq, C].
+        """
+        width = x.shape[-1]
+
+        def project(inputs: jax.Array, name: str) -> jax.Array:
+            out = nn.Dense(
+                width, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name=name
+            )(inputs)
+            return out.reshape(*out.shape[:2], self.num_heads, width // self.num_heads)
+
+        q = cape.rotate_queries(self.cape, project(x, "to_q"), query_poses)  # [B, L, heads, hd]
+        k = cape.rotate_keys(self.cape, project(context, "to_k"), key_poses)
+        out = attend(q, k, project(context, "to_v"), self.attention_impl, key_lengths)
+        return nn.Dense(width, dtype=self.dtype, param_dtype=self.param_dtype, name="to_out_0")(
+            out.reshape(x.shape)
+        )

@@ -1,0 +1,234 @@
+"""The units a U-Net is built of: residual, transformer, down- and up-sampling.
+
+The design is that of Latent Diffusion (arXiv 2112.10752) as in Stable Diffusion 1.5. Images are
+[R, h, w, C]; R = B*M folds scenes and target views, scene-major, as these units never mix views
+outside attention. Parameter names follow the published PyTorch checkpoints.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from escherjax.cape import Poses
+from escherjax.models.attention import Attention
+
+ZEROS = nn.initializers.zeros
+
+
+class Conditioning(NamedTuple):
+    """What attention sees beside the image: reference tokens and all cameras.
+
+    tokens: [B, N*L, D], view-major. target_poses, ref_poses: from `cape.poses`, of M and N views.
+    key_lengths: int32 [B], how many tokens count; None = all.
+    """
+
+    tokens: jax.Array
+    target_poses: Poses
+    ref_poses: Poses
+    key_lengths: jax.Array | None = None
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (arXiv 1803.08494) of channels-last images, statistics in float32.
+
+    Sums are taken over space first, then over a group's channels, and the result is applied as one
+    multiply-add a channel, so that XLA needs one pass to read and one to write.
+    activation: applied in float32, before the one rounding to dtype.
+    """
+
+    num_groups: int
+    epsilon: float = 1e-5
+    activation: Callable[[jax.Array], jax.Array] | None = None
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [R, ..., C] -> the same shape, in dtype."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+        bias = self.param("bias", ZEROS, (channels,), self.param_dtype)
+        x = x.astype(jnp.float32)
+        space = tuple(range(1, x.ndim - 1))
+        mean = self._group_means(jnp.mean(x, axis=space))  # [R, G, 1]
+        mean_square = self._group_means(jnp.mean(jnp.square(x), axis=space))
+        variance = jnp.maximum(mean_square - jnp.square(mean), 0.0)
+        inverse = jax.lax.rsqrt(variance + self.epsilon)
+        grouped = (1, self.num_groups, channels // self.num_groups)
+        gain = inverse * scale.astype(jnp.float32).reshape(grouped)  # [R, G, C/G]
+        shift = bias.astype(jnp.float32).reshape(grouped) - mean * gain
+        per_channel = (x.shape[0], *(1 for _ in space), channels)
+        out = x * gain.reshape(per_channel) + shift.reshape(per_channel)
+        if self.activation is not None:
+            out = self.activation(out)
+        return out.astype(self.dtype)
+
+    def _group_means(self, channel_means: jax.Array) -> jax.Array:
+        grouped = channel_means.reshape(channel_means.shape[0], self.num_groups, -1)
+        return grouped.mean(axis=-1, keepdims=True)  # [R, G, 1]
+
+
+class ResNetBlock(nn.Module):
+    """Residual unit: norm, SiLU, conv, plus time; norm, SiLU, conv; plus shortcut.
+
+    The second convolution starts at zero, so that a fresh unit is the identity. epsilon: of both
+    norms. Without a time embedding (in a VAE) there is no projection of it either.
+    """
+
+    features: int
+    num_groups: int
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time_embedding: jax.Array | None = None) -> jax.Array:
+        """x: [R, h, w, C], time_embedding: [R, E] before its SiLU -> [R, h, w, features]."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = functools.partial(
+            GroupNorm, self.num_groups, self.epsilon, activation=nn.silu, **types
+        )
+        h = norm(name="norm1")(x)
+        h = nn.Conv(self.features, (3, 3), name="conv1", **types)(h)
+        if time_embedding is not None:
+            time = nn.Dense(self.features, name="time_emb_proj", **types)(nn.silu(time_embedding))
+            h = h + time[:, None, None]
+        h = norm(name="norm2")(h)
+        h = nn.Conv(self.features, (3, 3), kernel_init=ZEROS, name="conv2", **types)(h)
+        if x.shape[-1] != self.features:
+            x = nn.Conv(self.features, (1, 1), name="conv_shortcut", **types)(x)
+        return x + h
+
+
+class _GEGLUProjection(nn.Module):
+    """Linear to (value, gate), then value * GELU(gate) (arXiv 2002.05202); GELU by erf."""
+
+    features: int
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        both = nn.Dense(
+            2 * self.features, dtype=self.dtype, param_dtype=self.param_dtype, name="proj"
+        )(x)
+        value, gate = jnp.split(both, 2, axis=-1)
+        return value * nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward of four times the width, back to the width."""
+
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [B, L, C] -> [B, L, C]."""
+        width = x.shape[-1]
+        hidden = _GEGLUProjection(4 * width, self.dtype, self.param_dtype, name="net_0")(x)
+        return nn.Dense(width, dtype=self.dtype, param_dtype=self.param_dtype, name="net_2")(hidden)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention over all target views, cross-attention to references, feed-forward."""
+
+    num_heads: int
+    cape: str
+    attention_impl: str = "auto"
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, conditioning: Conditioning) -> jax.Array:
+        """x: [B, M*T, C], view-major -> the same shape."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        heads = (self.num_heads, self.cape, self.attention_impl)
+        tokens, target_poses, ref_poses, key_lengths = conditioning
+        h = nn.LayerNorm(epsilon=1e-5, name="norm1", **types)(x)
+        x = x + Attention(*heads, name="attn1", **types)(h, h, target_poses, target_poses)
+        h = nn.LayerNorm(epsilon=1e-5, name="norm2", **types)(x)
+        x = x + Attention(*heads, name="attn2", **types)(
+            h, tokens, target_poses, ref_poses, key_lengths
+        )
+        h = nn.LayerNorm(epsilon=1e-5, name="norm3", **types)(x)
+        return x + FeedForward(name="ff", **types)(h)
+
+
+class SpatialTransformer(nn.Module):
+    """Residual of a transformer block on an image's pixels as tokens, all views of a scene joined.
+
+    The output projection starts at zero, so that a fresh unit is the identity.
+    """
+
+    num_heads: int
+    num_groups: int
+    cape: str
+    attention_impl: str = "auto"
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, conditioning: Conditioning) -> jax.Array:
+        """x: [B*M, h, w, C] -> the same shape; B is that of conditioning.tokens."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        batch, width = conditioning.tokens.shape[0], x.shape[-1]
+        h = GroupNorm(self.num_groups, epsilon=1e-6, name="norm", **types)(x)
+        h = nn.Conv(width, (1, 1), name="proj_in", **types)(h)
+        h = h.reshape(batch, -1, width)  # [B, M*h*w, C]
+        h = TransformerBlock(
+            self.num_heads, self.cape, self.attention_impl, name="transformer_blocks_0", **types
+        )(h, conditioning)
+        h = h.reshape(x.shape)
+        return x + nn.Conv(width, (1, 1), kernel_init=ZEROS, name="proj_out", **types)(h)
+
+
+class Downsample(nn.Module):
+    """Halves the sides, rounding up: 3x3 convolution, stride 2, one pixel of padding all round.
+
+    padding: zeros at (top, bottom), (left, right); a VAE has ((0, 1), (0, 1)), and rounds down.
+    """
+
+    padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1))
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [R, h, w, C] -> [R, ceil(h/2), ceil(w/2), C]."""
+        return nn.Conv(
+            x.shape[-1],
+            (3, 3),
+            strides=(2, 2),
+            padding=self.padding,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="conv",
+        )(x)
+
+
+class Upsample(nn.Module):
+    """Repeats each pixel twice along both sides, cuts to a size, then a 3x3 convolution."""
+
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, size: tuple[int, int]) -> jax.Array:
+        """x: [R, h, w, C], size (H, W) with H in {2h-1, 2h}, so too W -> [R, H, W, C].
+
+        For an odd size, cutting the doubled image equals nearest-neighbour interpolation to it.
+        """
+        rows, height, width, channels = x.shape
+        doubled = jnp.broadcast_to(
+            x[:, :, None, :, None], (rows, height, 2, width, 2, channels)
+        ).reshape(rows, 2 * height, 2 * width, channels)
+        return nn.Conv(
+            channels, (3, 3), dtype=self.dtype, param_dtype=self.param_dtype, name="conv"
+        )(doubled[:, : size[0], : size[1]])

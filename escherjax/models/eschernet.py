@@ -1,0 +1,224 @@
+"""EscherNet: the U-Net, the reference encoder and the latent space as one set of pure functions.
+
+The parameters are a plain dict {"unet", "image_encoder", "vae"}; "vae" is empty where the latents
+are space-to-depth pixels. Everything here is a function of (parameters, arrays) and can be jitted,
+differentiated and sharded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from escherjax import cape
+from escherjax.cameras import Cameras
+from escherjax.diffusion import samplers
+from escherjax.diffusion import schedule as schedule_lib
+from escherjax.diffusion.schedule import NoiseSchedule
+from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
+from escherjax.models.pixels import PixelCodec
+from escherjax.models.unet import UNet, UNetConfig
+from escherjax.models.vae import VAE, VAEConfig
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class EscherNet:
+    """The network's three parts, its noise schedule and its camera encoding; no arrays."""
+
+    unet: UNet
+    encoder: ConvNeXtV2
+    codec: VAE | PixelCodec
+    schedule: NoiseSchedule
+
+    @property
+    def cape(self) -> str:
+        return self.unet.cape
+
+    @property
+    def reduction(self) -> int:
+        """How many pixels of a side become one latent position."""
+        if isinstance(self.codec, VAE):
+            return 2 ** (len(self.codec.config.block_channels) - 1)
+        return self.codec.patch
+
+    @property
+    def latent_scale(self) -> float:
+        """Latents are multiplied by this before noise is added; pixels keep their range."""
+        return self.codec.config.scaling_factor if isinstance(self.codec, VAE) else 1.0
+
+    def latent_shape(self, resolution: int) -> tuple[int, int, int]:
+        """(h, w, C) of the latents of a square image of `resolution` pixels."""
+        side = resolution // self.reduction
+        return side, side, self.unet.config.in_channels
+
+    def init(self, key: jax.Array, resolution: int) -> Params:
+        """Random parameters; `resolution` only has to be one the latent space can shrink."""
+        unet_key, encoder_key, vae_key = jax.random.split(key, 3)
+        cameras = Cameras(jnp.broadcast_to(jnp.eye(4), (1, 1, 4, 4)))
+        poses = cape.poses(self.cape, cameras)
+        size = self.encoder.config.image_size
+        tokens = jnp.zeros((1, 1, 1, self.unet.config.cross_channels))
+        latents = jnp.zeros((1, 1, *self.latent_shape(resolution)))
+        params = {
+            "unet": self.unet.init(
+                unet_key, latents, jnp.zeros((1,), jnp.int32), tokens, poses, poses
+            )["params"],
+            "image_encoder": self.encoder.init(encoder_key, jnp.zeros((1, size, size, 3)))[
+                "params"
+            ],
+            "vae": {},
+        }
+        if isinstance(self.codec, VAE):
+            images = jnp.zeros((1, resolution, resolution, 3))
+            params["vae"] = self.codec.init(vae_key, images)["params"]
+        return params
+
+    def encode_images(self, params: Params, images: jax.Array) -> jax.Array:
+        """Tokens [..., L, D] of reference images [..., H, W, 3] in [-1, 1]."""
+        flat = images.reshape(-1, *images.shape[-3:])
+        tokens = self.encoder.apply({"params": params["image_encoder"]}, flat)
+        return tokens.reshape(*images.shape[:-3], *tokens.shape[-2:])
+
+    def encode_latents(self, params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(mean, log variance) [..., h, w, C] of images in [-1, 1], before the scaling factor."""
+        flat = images.reshape(-1, *images.shape[-3:])
+        if isinstance(self.codec, VAE):
+            mean, logvar = self.codec.apply({"params": params["vae"]}, flat, method="encode")
+        else:
+            mean = self.codec.encode(flat)
+            logvar = jnp.full_like(mean, -jnp.inf)  # pixels are exact: no variance
+        shape = (*images.shape[:-3], *mean.shape[-3:])
+        return mean.reshape(shape), logvar.reshape(shape)
+
+    def decode_latents(self, params: Params, latents: jax.Array) -> jax.Array:
+        """Images [..., H, W, 3] in about [-1, 1] of latents after division by the factor."""
+        flat = latents.reshape(-1, *latents.shape[-3:])
+        if isinstance(self.codec, VAE):
+            images = self.codec.apply({"params": params["vae"]}, flat, method="decode")
+        else:
+            images = self.codec.decode(flat)
+        return images.reshape(*latents.shape[:-3], *images.shape[-3:])
+
+    def predict(
+        self,
+        params: Params,
+        latents: jax.Array,
+        timesteps: jax.Array,
+        tokens: jax.Array,
+        reference_cameras: Cameras,
+        target_cameras: Cameras,
+        num_references: jax.Array | None = None,
+    ) -> jax.Array:
+        """The U-Net's output for noisy latents of B scenes (noise or v, as the schedule says).
+
+        latents: [B, M, h, w, C]; timesteps: [B] int; tokens: [B, N, L, D]; cameras with
+        c2w [B, N, 4, 4] and [B, M, 4, 4]; num_references: [B] int, how many of the N are real, or
+        None for all. Returns [B, M, h, w, C] float32.
+        """
+        return self.unet.apply(
+            {"params": params["unet"]},
+            latents,
+            timesteps,
+            tokens,
+            cape.poses(self.cape, target_cameras),
+            cape.poses(self.cape, reference_cameras),
+            num_references,
+        )
+
+    def generate(
+        self,
+        params: Params,
+        images: jax.Array,
+        reference_cameras: Cameras,
+        target_cameras: Cameras,
+        latents: jax.Array,
+        num_steps: int = 50,
+        guidance_scale: float = 3.0,
+        num_references: jax.Array | None = None,
+    ) -> jax.Array:
+        """New views by DDIM, all targets of a scene jointly.
+
+        images: [B, N, H, W, 3] in [-1, 1]; latents: [B, M, h, w, C] standard normal.
+        Returns [B, M, H, W, 3] float32 in [0, 1].
+        """
+        latents = self.generate_latents(
+            params,
+            self.encode_images(params, images),
+            reference_cameras,
+            target_cameras,
+            latents,
+            num_steps,
+            guidance_scale,
+            num_references,
+        )
+        decoded = self.decode_latents(params, latents / self.latent_scale)
+        return jnp.clip(decoded / 2 + 0.5, 0.0, 1.0)
+
+    def generate_latents(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        reference_cameras: Cameras,
+        target_cameras: Cameras,
+        latents: jax.Array,
+        num_steps: int = 50,
+        guidance_scale: float = 3.0,
+        num_references: jax.Array | None = None,
+    ) -> jax.Array:
+        """Scaled latents [B, M, h, w, C] after DDIM; tokens [B, N, L, D] from `encode_images`."""
+
+
+        def predict(latents, timesteps, tokens, views):
+            return self.predict(params, latents, timesteps, tokens, *views)
+
+        views = (reference_cameras, target_cameras, num_references)
+        guided = samplers.guide(predict, tokens, views, guidance_scale)
+        return samplers.sample_ddim(self.schedule, guided, latents, num_steps)
+
+
+def from_config(config: ConfigDict) -> EscherNet:
+    """The network that a training config describes; see `configs/base.py` for the fields."""
+    dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    if config.latents.kind == "vae":
+        codec: VAE | PixelCodec = VAE(VAEConfig(**config.latents.vae), **dtypes)
+        channels = config.latents.vae.latent_channels
+    else:
+        codec = PixelCodec(config.latents.patch)
+        channels = codec.latent_channels
+    unet = UNetConfig(
+        in_channels=channels,
+        out_channels=channels,
+        cross_channels=config.encoder.widths[-1],
+        **config.unet,
+    )
+    return EscherNet(
+        unet=UNet(
+            unet, cape=config.cape, remat=config.remat, attention_impl=config.attention, **dtypes
+        ),
+        encoder=ConvNeXtV2(ConvNeXtV2Config(**config.encoder), **dtypes),
+        codec=codec,
+        schedule=NoiseSchedule.from_config(**config.diffusion),
+    )
+
+
+def from_parts(
+    unet: UNetConfig,
+    encoder: ConvNeXtV2Config,
+    vae: VAEConfig,
+    scheduler: dict[str, Any],
+    cape_variant: str,
+    dtype: Any,
+) -> EscherNet:
+    """The network that a pipeline folder's config files describe, computing in `dtype`."""
+    return EscherNet(
+        unet=UNet(unet, cape=cape_variant, dtype=dtype),
+        encoder=ConvNeXtV2(encoder, dtype=dtype),
+        codec=VAE(vae, dtype=dtype),
+        schedule=schedule_lib.from_diffusers(scheduler),
+    )

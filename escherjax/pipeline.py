@@ -1,0 +1,219 @@
+"""The object users hold: load weights, give pictures with cameras, get new views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from escherjax import cameras as cameras_lib
+from escherjax import cape as cape_lib
+from escherjax.cameras import Cameras
+from escherjax.data.images import composite_and_resize
+from escherjax.errors import UserError
+from escherjax.models import eschernet
+from escherjax.models.eschernet import EscherNet, Params
+from escherjax.training import checkpoint, sharding
+from escherjax.training.optimizer import make_optimizer
+from escherjax.training.state import abstract_state
+from escherjax.weights import pytorch
+
+SAMPLERS = ("ddim",)
+
+DEFAULT_RESOLUTION = 256  # of views made with a pipeline folder (EscherNet, section 4)
+
+
+def load(weights: str | Path, dtype: str = "float32", cape: str | None = None) -> Pipeline:
+    """Loads a training work directory, one checkpoint in it, or a pipeline folder of PyTorch.
+
+    dtype: compute dtype, "float32" or "bfloat16". cape: camera encoding of a pipeline folder; None
+    reads it from a folder name that contains "6dof" or "4dof". From a work directory the averaged
+    parameters are taken where the run kept an average.
+    Raises UserError if the folder is none of these, or its weights do not fit together.
+    """
+    path = Path(weights)
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype = {dtype!r}; needed 'float32' or 'bfloat16'.")
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder; needed a training work directory, one of its "
+                        "checkpoints, or a pipeline folder.")
+    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
+        return _load_workdir(path, None, dtype, cape)
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return _load_workdir(path.parent.parent, int(path.name), dtype, cape)
+    if (path / "unet").is_dir():
+        return _load_pipeline_folder(path, dtype, cape)
+    raise UserError(
+        f"{path} holds neither checkpoints/ beside a config.json (a training work directory) nor "
+        "unet/ (a pipeline folder); name one that does."
+    )
+
+
+class Pipeline:
+    """A network with its parameters; every method is a pure function of its arguments.
+
+    model: sizes and modules; params: {"unet", "image_encoder", "vae"}; resolution: side in pixels
+    of the views it makes.
+    """
+
+    def __init__(self, model: EscherNet, params: Params, resolution: int):
+        self.model, self.params, self.resolution = model, params, resolution
+        self._encode_images = jax.jit(model.encode_images)
+        self._encode_latents = jax.jit(model.encode_latents)
+        self._decode_latents = jax.jit(model.decode_latents)
+        self._predict = jax.jit(model.predict)
+        self._generate = jax.jit(model.generate, static_argnames=("num_steps", "guidance_scale"))
+
+    def generate(
+        self,
+        images: np.ndarray | Sequence[Any],
+        reference_cameras: Cameras,
+        target_cameras: Cameras,
+        num_steps: int = 50,
+        guidance_scale: float = 3.0,
+        seed: int = 0,
+        initial_latents: np.ndarray | None = None,
+        sampler: str = "ddim",
+    ) -> np.ndarray:
+        """New views of one scene, all targets jointly.
+
+        images: [N, H, W, 3] float in [0, 1], or a list of PIL images or paths (transparent pixels
+        become white). reference_cameras: c2w [N, 4, 4]; target_cameras: c2w [M, 4, 4].
+        initial_latents: [M, h, w, C] standard normal, drawn from `seed` if None.
+        Returns [M, H, W, 3] float32 in [0, 1].
+        Raises UserError for empty or unequal views, bad poses, values outside [0, 1], NaN.
+        """
+        if sampler not in SAMPLERS:
+            raise UserError(f"sampler = {sampler!r}; known: {', '.join(SAMPLERS)}.")
+        pixels = self._reference_pixels(images)
+        reference_c2w = _checked_poses(reference_cameras, "reference cameras")
+        target_c2w = _checked_poses(target_cameras, "target cameras")
+        if len(reference_c2w) != len(pixels):
+            raise UserError(
+                f"{len(pixels)} reference images but {len(reference_c2w)} reference cameras; "
+                "needed one camera for each image."
+            )
+        shape = (len(target_c2w), *self.model.latent_shape(self.resolution))
+        if initial_latents is None:
+            latents = jax.random.normal(jax.random.key(seed), shape)
+        else:
+            latents = jnp.asarray(initial_latents, jnp.float32)
+            if latents.ndim != 4 or latents.shape[0] != shape[0] or latents.shape[3] != shape[3]:
+                raise UserError(
+                    f"initial_latents have shape {latents.shape}; needed {shape} (sides may differ)"
+                )
+        views = self._generate(
+            self.params,
+            pixels[None] * 2 - 1,
+            Cameras(reference_c2w[None]),
+            Cameras(target_c2w[None]),
+            latents[None],
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+        )
+        return np.asarray(views[0])
+
+    def encode_images(self, images: jax.Array) -> jax.Array:
+        """Reference tokens [N, L, D] of images [N, H, W, 3] in [-1, 1]."""
+        return self._encode_images(self.params, jnp.asarray(images))
+
+    def encode_latents(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(mean, log variance), each [N, h, w, C], of images [N, H, W, 3] in [-1, 1], unscaled."""
+        return self._encode_latents(self.params, jnp.asarray(images))
+
+    def decode_latents(self, latents: jax.Array) -> jax.Array:
+        """Images [N, H, W, 3], not clipped, of latents [N, h, w, C] divided by the VAE's factor."""
+        return self._decode_latents(self.params, jnp.asarray(latents))
+
+    def predict_noise(
+        self,
+        latents: jax.Array,
+        timesteps: jax.Array,
+        tokens: jax.Array,
+        reference_cameras: Cameras,
+        target_cameras: Cameras,
+    ) -> jax.Array:
+        """The network's output [B, M, h, w, C]: the noise, or v for a network trained so.
+
+        latents: [B, M, h, w, C]; timesteps: [B]; tokens: [B, N, L, D]; cameras of B scenes.
+        """
+        return self._predict(
+            self.params,
+            jnp.asarray(latents),
+            jnp.asarray(timesteps),
+            jnp.asarray(tokens),
+            reference_cameras,
+            target_cameras,
+        )
+
+    def _reference_pixels(self, images: np.ndarray | Sequence[Any]) -> np.ndarray:
+        if not hasattr(images, "ndim"):
+            images = np.stack([self._read(image) for image in images]) if len(images) else images
+        pixels = np.asarray(images, np.float32)
+        if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
+            raise UserError(
+                f"reference images have shape {pixels.shape}; needed [N, H, W, 3] with N >= 1."
+            )
+        if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
+            raise UserError(
+                f"reference images span [{pixels.min():.3g}, {pixels.max():.3g}]; needed finite "
+                "values in [0, 1] (divide 8-bit values by 255)."
+            )
+        return pixels
+
+    def _read(self, image: Any) -> np.ndarray:
+        if isinstance(image, (str, Path)):
+            try:
+                image = Image.open(image)
+                image.load()
+            except OSError as error:
+                raise UserError(f"cannot read the image {image}: {error}") from error
+        return composite_and_resize(np.asarray(image), self.resolution, "white") / np.float32(255)
+
+
+def _checked_poses(cameras: Cameras, name: str) -> np.ndarray:
+    c2w = np.asarray(cameras.c2w, np.float32)
+    cameras_lib.check_poses(c2w, name)
+    if c2w.ndim != 3 or len(c2w) == 0:
+        raise UserError(f"{name} have shape {c2w.shape}; needed [views, 4, 4] with a view at least")
+    return c2w
+
+
+def _load_workdir(workdir: Path, step: int | None, dtype: str, cape: str | None) -> Pipeline:
+    config = checkpoint.read_config(workdir).copy_and_resolve_references()
+    if cape not in (None, config.cape):
+        raise UserError(f"cape = {cape!r}, but {workdir} was trained with {config.cape!r}.")
+    with config.unlocked():
+        config.dtype = dtype
+        config.mesh.data = config.mesh.fsdp = 1
+    model = eschernet.from_config(config)
+    mesh = sharding.single_device_mesh()
+    abstract = abstract_state(model, make_optimizer(config.optimizer), mesh, config)
+    params = checkpoint.restore_sampling_params(workdir, abstract, step)
+    return Pipeline(model, params, config.resolution)
+
+
+def _load_pipeline_folder(folder: Path, dtype: str, cape: str | None) -> Pipeline:
+    if cape is None:
+        named = [name for name in ("6dof", "4dof") if name in folder.resolve().name.lower()]
+        if len(named) != 1:
+            raise UserError(
+                f"{folder} does not say which camera encoding its weights were trained with; pass "
+                f"cape= (one of {', '.join(cape_lib.VARIANTS)})."
+            )
+        cape = named[0]
+    stored = pytorch.read_pipeline_folder(folder)
+    model = eschernet.from_parts(
+        stored.unet,
+        stored.image_encoder,
+        stored.vae,
+        stored.scheduler,
+        cape_lib.check_variant(cape),
+        jnp.dtype(dtype),
+    )
+    return Pipeline(model, jax.device_put(stored.params), DEFAULT_RESOLUTION)

@@ -1,0 +1,43 @@
+"""Trains EscherNet from a config.
+
+    python -m escherjax.train --config configs/demo.py --workdir runs/demo
+    python -m escherjax.train --config configs/6dof.py --workdir runs/6dof \\
+        --config.data.source=SHARDS --config.batch_size=256
+
+The same command run again continues from the newest checkpoint. SIGTERM saves and exits with 75;
+start again to continue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from escherjax.errors import run_command
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m escherjax.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="--config.FIELD=VALUE changes any field of the config; see configs/base.py.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="config file")
+    parser.add_argument(
+        "--workdir", required=True, type=Path, help="where checkpoints, metrics and pictures go"
+    )
+    arguments, overrides = parser.parse_known_args(argv)
+
+    # After parsing, so that --help answers at once.
+    from escherjax.config import load_config
+    from escherjax.training.loop import train
+
+    return train(load_config(arguments.config, overrides), arguments.workdir)
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

@@ -1,0 +1,132 @@
+"""Checkpoints and the work directory: what is saved, and how a run finds its place again.
+
+`checkpoints/STEP/` holds the training state (Orbax, saved asynchronously and renamed when whole)
+and a JSON record of step, data position, config and versions. The data position is the number of
+batches drawn, so that any number of hosts can go on from it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from escherjax import config as config_lib
+from escherjax.errors import UserError
+from escherjax.models.eschernet import Params
+from escherjax.training.state import TrainState
+
+_VERSIONED = ("escherjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Checks that a run of `config` may start or continue in `workdir`; changes nothing.
+
+    Raises UserError if it holds something else, or the run of a config that differs in more than
+    how long it runs and what it reports.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file; name a folder that exists or can be made.")
+    if (workdir / "config.json").exists():
+        changes = config_lib.differences(read_config(workdir), config)
+        if changes:
+            listed = "\n  ".join(changes)
+            raise UserError(
+                f"--workdir {workdir} holds a run of another config:\n  {listed}\n"
+                "Take another --workdir, or set these fields back to continue that run."
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise UserError(
+            f"--workdir {workdir} is not empty and holds no config.json, so it is not a training "
+            "run to continue; take an empty or a new folder."
+        )
+
+
+def prepare_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Makes the work directory and writes its config.json, whole or not at all."""
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "config.json"
+        partial = path.with_suffix(".json.tmp")
+        partial.write_text(config_lib.to_json(config))
+        partial.replace(path)
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config of a work directory. Raises UserError if there is none."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} has no config.json; needed a training work directory.")
+    try:
+        return config_lib.from_json(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON ({error}); restore it or retrain.") from error
+
+
+def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
+    """The manager of `workdir/checkpoints`; keep: how many of the newest to keep, None for all."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+    return ocp.CheckpointManager((workdir / "checkpoints").resolve(), options=options)
+
+
+def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict) -> None:
+    """Starts saving; training may go on at once. Waits for the save before it."""
+    step = int(state.step)
+    record = {
+        "step": step,
+        "data_position": step,
+        "config": config_lib.to_json(config),
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+    }
+    arguments = ocp.args.Composite(
+        state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+    )
+    manager.save(step, args=arguments, force=True)
+
+
+def restore(
+    manager: ocp.CheckpointManager, abstract: TrainState
+) -> tuple[TrainState, int] | None:
+    """(state, data position) of the newest whole checkpoint, or None where there is none yet.
+
+    abstract: ShapeDtypeStructs with shardings, so that any mesh opens any checkpoint.
+    """
+    step = manager.latest_step()
+    if step is None:
+        return None
+    restored = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
+        ),
+    )
+    return restored["state"], restored["record"]["data_position"]
+
+
+def restore_sampling_params(workdir: Path, abstract: TrainState, step: int | None) -> Params:
+    """All parameters for drawing views, the average where one was kept; no optimizer bytes read.
+
+    Raises UserError if there is no checkpoint, or none of that step.
+    """
+    with open_manager(workdir) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps:
+            raise UserError(f"{workdir} has no checkpoint yet; train until the first is saved.")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise UserError(f"{workdir} has no checkpoint {step}; it has {steps}.")
+    wanted: dict[str, Any] = {"frozen": abstract.frozen}
+    wanted["ema" if abstract.ema else "params"] = abstract.ema or abstract.params
+    restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+        (workdir / "checkpoints" / str(step) / "state").resolve(),
+        args=ocp.args.PyTreeRestore(
+            wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=True,
+        ),
+    )
+    return {**restored["frozen"], **restored["ema" if abstract.ema else "params"]}

@@ -1,0 +1,98 @@
+"""How much arithmetic a step is, and what share of the chip's peak it reaches."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
+from ml_collections import ConfigDict
+
+from escherjax.cameras import Cameras
+from escherjax.models.eschernet import EscherNet
+
+# Dense bf16 FLOP/s a chip by the vendors' data sheets; the key is a part of jax's device_kind.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6": 918e12,
+}
+
+
+def peak_flops() -> float | None:
+    """Peak bf16 FLOP/s of all devices together, or None for a chip that is not in the table."""
+    kind = jax.devices()[0].device_kind
+    matches = [name for name in PEAK_FLOPS if name in kind]
+    return PEAK_FLOPS[max(matches, key=len)] * jax.device_count() if matches else None
+
+
+def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """FLOPs of the matrix products and convolutions in one call; a multiply-add counts as two.
+
+    Counted on the traced program, so nothing is compiled or run, and what a kernel pads or a
+    compiler recomputes is not counted. arguments: arrays or ShapeDtypeStructs. The function must
+    use plain attention, not a fused kernel, whose inside cannot be seen.
+    """
+    return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _jaxpr_flops(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "dot_general":
+            (lhs_contract, _), _ = equation.params["dimension_numbers"]
+            lhs = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(
+                lhs[axis] for axis in lhs_contract
+            )
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            out_feature_axis = equation.params["dimension_numbers"].rhs_spec[0]
+            per_output = math.prod(kernel) / kernel[out_feature_axis]
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * per_output
+        repeats = equation.params["length"] if name == "scan" else 1
+        for inner in jaxprs_in_params(equation.params):
+            total += repeats * _jaxpr_flops(inner)
+    return total
+
+
+def train_step_flops(model: EscherNet, trained: Any, frozen: Any, config: ConfigDict) -> float:
+    """FLOPs of one training step by the usual count: forward and twice that for backward.
+
+    The frozen latent encoder counts once; recomputation (remat) does not count. trained, frozen:
+    parameters or their ShapeDtypeStructs.
+    """
+    plain = dataclasses.replace(model, unet=model.unet.clone(attention_impl="xla", remat=False))
+    batch, side = config.batch_size, config.resolution
+
+    def network(params, references, latents, timesteps, ref_c2w, target_c2w):
+        tokens = plain.encode_images(params, references)
+        return plain.predict(
+            params, latents, timesteps, tokens, Cameras(ref_c2w), Cameras(target_c2w)
+        )
+
+    def views(count: int, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, count, *shape), jnp.float32)
+
+    forward = count_flops(
+        network,
+        trained,
+        views(config.num_references, side, side, 3),
+        views(config.num_targets, *plain.latent_shape(side)),
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+        views(config.num_references, 4, 4),
+        views(config.num_targets, 4, 4),
+    )
+    encode = count_flops(plain.encode_latents, frozen, views(config.num_targets, side, side, 3))
+    return 3 * forward + encode

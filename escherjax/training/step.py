@@ -1,0 +1,159 @@
+"""One training step: draws, loss, gradients, update (arXiv 2402.03908, sections 3 and 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from escherjax.cameras import Cameras
+from escherjax.diffusion.schedule import add_noise, training_target
+from escherjax.models.eschernet import EscherNet, Params
+from escherjax.training import sharding
+from escherjax.training.optimizer import learning_rate, update_ema
+from escherjax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class Draws:
+    """The randomness of one step, for B scenes of M target views.
+
+    timesteps: [B] int32, one a scene, shared by its targets; noise and posterior_noise:
+    [B, M, h, w, C] standard normal; drop: [B] bool, scenes trained without their references.
+    """
+
+    timesteps: jax.Array
+    noise: jax.Array
+    posterior_noise: jax.Array
+    drop: jax.Array
+
+
+def draw(key: jax.Array, model: EscherNet, batch: Batch, drop_rate: float) -> Draws:
+    """Draws that depend on the key and the global batch alone, not on the number of devices."""
+    batch_size, num_targets, height = batch["target_images"].shape[:3]
+    shape = (batch_size, num_targets, *model.latent_shape(height))
+    time_key, noise_key, posterior_key, drop_key = jax.random.split(key, 4)
+    return Draws(
+        timesteps=jax.random.randint(
+            time_key, (batch_size,), 0, model.schedule.num_train_timesteps
+        ),
+        noise=jax.random.normal(noise_key, shape),
+        posterior_noise=jax.random.normal(posterior_key, shape),
+        drop=jax.random.uniform(drop_key, (batch_size,)) < drop_rate,
+    )
+
+
+def scene_losses(
+    model: EscherNet, trained: Params, frozen: Params, batch: Batch, draws: Draws
+) -> jax.Array:
+    """Mean squared error of the prediction for each scene, [B] float32.
+
+    The loss of a batch is the mean over its valid scenes. batch: as the loader yields it, images
+    uint8; targets are encoded by the frozen latent space with a posterior sample.
+    """
+    references, targets = unit_images(batch["ref_images"]), unit_images(batch["target_images"])
+    mean, logvar = model.encode_latents(frozen, targets)
+    latents = mean + jnp.exp(0.5 * logvar) * draws.posterior_noise
+    latents = jax.lax.stop_gradient(latents) * model.latent_scale  # [B, M, h, w, C]
+    noisy = add_noise(model.schedule, latents, draws.noise, draws.timesteps)
+    target = training_target(model.schedule, latents, draws.noise, draws.timesteps)
+
+    tokens = model.encode_images(trained, references)  # [B, N, L, D]
+    # `where` and not a product: no gradient reaches the encoder from dropped scenes.
+    tokens = jnp.where(draws.drop[:, None, None, None], jnp.zeros_like(tokens), tokens)
+    prediction = model.predict(
+        trained,
+        noisy,
+        draws.timesteps,
+        tokens,
+        Cameras(batch["ref_c2w"]),
+        Cameras(batch["target_c2w"]),
+        batch.get("num_references"),
+    )
+    return jnp.mean(jnp.square(prediction.astype(jnp.float32) - target), axis=(1, 2, 3, 4))
+
+
+def make_train_step(
+    model: EscherNet, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
+    """The jitted step: (state, batch) -> (state, metrics); the old state's memory is reused.
+
+    metrics: scalars "loss", "lr", "grad_norm", "grad_norm_unet", "grad_norm_image_encoder", and
+    "scene_losses" [B], by which a broken scene can be named.
+    """
+    num_micro = config.accumulation_steps
+    schedule = learning_rate(config.optimizer)
+    by_scene = sharding.batch_sharding(mesh)
+
+    def loss_sum(trained, frozen, batch, draws):
+        losses = scene_losses(model, trained, frozen, batch, draws)
+        # `where` keeps what a skipped scene holds out of the sum, whatever it is.
+        return jnp.sum(jnp.where(batch["valid"] > 0, losses, 0.0)), losses
+
+    def train_step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        draws = draw(key, model, batch, config.conditioning_dropout)
+        draws = jax.lax.with_sharding_constraint(draws, by_scene)
+        num_valid = jnp.maximum(jnp.sum(batch["valid"]), 1.0)
+        gradient_of = jax.value_and_grad(loss_sum, has_aux=True)
+        if num_micro == 1:
+            (total, losses), grads = gradient_of(state.params, state.frozen, batch, draws)
+        else:
+            total, losses, grads = _accumulate(
+                gradient_of, state, (batch, draws), num_micro, by_scene
+            )
+        grads = jax.tree.map(lambda g: g / num_valid, grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = update_ema(state.ema, params, state.step, config.ema.decay) if state.ema else {}
+        metrics = {
+            "loss": total / num_valid,
+            "lr": schedule(state.step),
+            "grad_norm": optax.global_norm(grads),
+            **{f"grad_norm_{name}": optax.global_norm(grads[name]) for name in grads},
+            "scene_losses": losses,
+        }
+        new_state = TrainState(
+            step=state.step + 1, params=params, frozen=state.frozen, ema=ema, opt_state=opt_state
+        )
+        return new_state, metrics
+
+    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
+
+
+def _accumulate(gradient_of, state: TrainState, arrays, num_micro: int, by_scene):
+    """Sums loss and gradients over micro-batches, one after another.
+
+    Scene b goes to micro-batch b % num_micro, so that every device keeps its own scenes.
+    """
+
+    def split(x):
+        x = x.reshape(x.shape[0] // num_micro, num_micro, *x.shape[1:])
+        return jnp.moveaxis(x, 1, 0)  # [num_micro, B / num_micro, ...]
+
+    def add(carry, micro):
+        micro = jax.lax.with_sharding_constraint(micro, by_scene)
+        (total, losses), grads = gradient_of(state.params, state.frozen, *micro)
+        return jax.tree.map(jnp.add, carry, (total, grads)), losses
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+    (total, grads), losses = jax.lax.scan(add, zeros, jax.tree.map(split, arrays))
+    return total, jnp.moveaxis(losses, 0, 1).reshape(-1), grads
+
+
+def compiler_options() -> dict[str, Any]:
+    """XLA options that were measured to help; on GPUs cuBLAS beats XLA's Triton products here."""
+    return {"xla_gpu_enable_triton_gemm": False} if jax.default_backend() == "gpu" else {}
+
+
+def unit_images(images: jax.Array) -> jax.Array:
+    """uint8 images to float32 in [-1, 1]."""
+    return (images.astype(jnp.float32) / 255.0 - 0.5) / 0.5

@@ -1,0 +1,114 @@
+"""Watches a run: checks every loss, writes metrics, shows progress, without stalling the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from escherjax.errors import TrainingError
+from escherjax.training import perf
+from escherjax.training.writers import MetricWriter
+
+
+class Watch:
+    """Reads the metrics of step n - 1 while the device computes step n.
+
+    writer: where metrics go; step_flops: model FLOPs of one step, for MFU.
+    """
+
+    def __init__(
+        self, config: ConfigDict, writer: MetricWriter, start_step: int, step_flops: float
+    ):
+        self._config, self._writer = config, writer
+        self._step_flops, self._peak = step_flops, perf.peak_flops()
+        self._pending: tuple[int, dict[str, Any], list[str]] | None = None
+        self._data_wait_sec = 0.0
+        self._start_window(start_step)
+        self._bar = tqdm(
+            total=config.num_steps,
+            initial=start_step,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            disable=None if jax.process_index() == 0 else True,
+        )
+
+    def waited_for_data(self, seconds: float) -> None:
+        self._data_wait_sec += seconds
+
+    def dispatched(self, step: int, metrics: dict[str, Any], scene_ids: list[str]) -> None:
+        """Takes the metrics of the update that makes `step` updates, and settles the one before.
+
+        scene_ids: the scenes of this host's part of the batch, to name if the loss breaks.
+        """
+        self.settle()
+        self._pending = (step, metrics, scene_ids)
+
+    def settle(self) -> None:
+        """Waits for the update in flight. Raises TrainingError if its loss is not finite."""
+        if self._pending is None:
+            return
+        step, metrics, scene_ids = self._pending
+        self._pending = None
+        loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if not (np.isfinite(loss) and np.isfinite(grad_norm)):
+            raise TrainingError(_describe_break(step, loss, grad_norm, metrics, scene_ids))
+        self._bar.update(step - self._bar.n)
+        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if step % self._config.log_every_steps == 0 or step == self._config.num_steps:
+            self._log(step, metrics)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Settles first, and keeps the time inside (saving, sampling) out of the rates."""
+        self.settle()
+        start = time.perf_counter()
+        yield
+        self._window_start += time.perf_counter() - start
+
+    def close(self) -> None:
+        self._bar.close()
+
+    def _start_window(self, step: int) -> None:
+        self._window_start, self._window_step = time.perf_counter(), step
+        self._data_wait_sec = 0.0
+
+    def _log(self, step: int, metrics: dict[str, Any]) -> None:
+        elapsed = max(time.perf_counter() - self._window_start, 1e-9)
+        rate = (step - self._window_step) / elapsed
+        values = {k: float(v) for k, v in metrics.items() if k != "scene_losses"}
+        values["steps_per_sec"] = rate
+        values["target_views_per_sec"] = (
+            rate * self._config.batch_size * self._config.num_targets
+        )
+        if self._peak:
+            values["mfu"] = rate * self._step_flops / self._peak
+        values["data_wait_frac"] = self._data_wait_sec / elapsed
+        memory = jax.local_devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in memory:
+            values["peak_device_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
+        self._writer.write(step, values)
+        self._start_window(step)
+
+
+def _describe_break(
+    step: int, loss: float, grad_norm: float, metrics: dict[str, Any], scene_ids: list[str]
+) -> str:
+    losses = np.concatenate(
+        [np.asarray(shard.data).ravel() for shard in metrics["scene_losses"].addressable_shards]
+    )
+    broken = [name for name, value in zip(scene_ids, losses, strict=True) if not np.isfinite(value)]
+    scenes = broken or scene_ids
+    kind = "with a loss that is not finite" if broken else "in the batch (each with a finite loss)"
+    return (
+        f"update {step} gave loss {loss} and gradient norm {grad_norm}; nothing was saved after "
+        f"it. Scenes {kind}: {', '.join(scenes)}. Look at these records, or lower "
+        "config.optimizer.peak_lr, and start again to continue from the last checkpoint."
+    )

@@ -1,0 +1,176 @@
+"""Sizes of a network from the `config.json` files of a PyTorch pipeline folder.
+
+diffusers and transformers describe many more networks than this one. Whatever such a file asks for
+and we do not compute is refused by name; fields that change no number are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from escherjax.errors import UserError
+from escherjax.models.convnextv2 import ConvNeXtV2Config
+from escherjax.models.unet import UNetConfig
+from escherjax.models.vae import VAEConfig
+
+Fields = Mapping[str, Any]
+
+# The one value of each field that our networks compute; a file may leave a field out.
+_UNET_FIXED = {
+    "act_fn": "silu",
+    "addition_embed_type": None,
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_norm": None,
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-5,
+    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "transformer_layers_per_block": 1,
+    "use_linear_projection": False,
+}
+_VAE_FIXED = {
+    "act_fn": "silu",
+    "latents_mean": None,
+    "latents_std": None,
+    "mid_block_add_attention": True,
+    "shift_factor": None,
+    "use_post_quant_conv": True,
+    "use_quant_conv": True,
+}
+_ENCODER_FIXED = {"hidden_act": "gelu", "model_type": "convnextv2", "num_channels": 3}
+
+_DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # -> has attention
+_UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+
+
+def unet_config(fields: Fields) -> UNetConfig:
+    """Sizes in a diffusers UNet2DConditionModel `config.json`; UserError if it is another net."""
+    problems = _other_values(fields, _UNET_FIXED)
+    channels = _sizes(fields, "block_out_channels", problems)
+    attention = _block_types(fields, "down_block_types", _DOWN_BLOCKS, problems)
+    if _block_types(fields, "up_block_types", _UP_BLOCKS, problems) != attention[::-1]:
+        problems.append("up_block_types does not mirror down_block_types; needed the mirror image")
+    # diffusers' attention_head_dim is, in this network, the number of heads.
+    heads = (
+        "attention_head_dim"
+        if fields.get("num_attention_heads") is None
+        else ("num_attention_heads")
+    )
+    per_level = fields.get(heads, 8)
+    if isinstance(per_level, list) and len(set(map(str, per_level))) == 1:
+        fields = {**fields, heads: per_level[0]}
+    sizes = {
+        "in_channels": _size(fields, "in_channels", problems, 4),
+        "out_channels": _size(fields, "out_channels", problems, 4),
+        "layers_per_block": _size(fields, "layers_per_block", problems, 2),
+        "num_heads": _size(fields, heads, problems, 8),
+        "cross_channels": _size(fields, "cross_attention_dim", problems),
+        "norm_groups": _size(fields, "norm_num_groups", problems, 32),
+    }
+    _refuse(problems)
+    return UNetConfig(block_channels=channels, attention=attention, **sizes)
+
+
+def vae_config(fields: Fields) -> VAEConfig:
+    """Sizes in a diffusers AutoencoderKL `config.json`; UserError if it is another network."""
+    problems = _other_values(fields, _VAE_FIXED)
+    channels = _sizes(fields, "block_out_channels", problems)
+    _block_types(fields, "down_block_types", {"DownEncoderBlock2D": False}, problems)
+    _block_types(fields, "up_block_types", {"UpDecoderBlock2D": False}, problems)
+    sizes = {
+        "in_channels": _size(fields, "in_channels", problems, 3),
+        "latent_channels": _size(fields, "latent_channels", problems, 4),
+        "layers_per_block": _size(fields, "layers_per_block", problems, 1),
+        "norm_groups": _size(fields, "norm_num_groups", problems, 32),
+    }
+    if _size(fields, "out_channels", problems, 3) != sizes["in_channels"]:
+        problems.append("out_channels differs from in_channels; needed equal numbers")
+    scaling_factor = _positive(fields, "scaling_factor", problems, 0.18215)
+    _refuse(problems)
+    return VAEConfig(block_channels=channels, scaling_factor=scaling_factor, **sizes)
+
+
+def encoder_config(fields: Fields) -> ConvNeXtV2Config:
+    """Sizes in a transformers ConvNextV2 `config.json`; UserError if it is another network."""
+    problems = _other_values(fields, _ENCODER_FIXED)
+    config = {
+        "depths": _sizes(fields, "depths", problems),
+        "widths": _sizes(fields, "hidden_sizes", problems),
+        "patch_size": _size(fields, "patch_size", problems, 4),
+        "image_size": _size(fields, "image_size", problems, 224),
+        "final_norm_eps": _positive(fields, "layer_norm_eps", problems, 1e-12),
+    }
+    _refuse(problems)
+    return ConvNeXtV2Config(**config)
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _other_values(fields: Fields, fixed: Fields) -> list[str]:
+    return [
+        f"{name} = {fields[name]!r} is not supported; needed {value!r}"
+        for name, value in fixed.items()
+        if name in fields and fields[name] != value
+    ]
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _size(fields: Fields, name: str, problems: list[str], default: int | None = None) -> int:
+    value = fields.get(name, default)
+    if not _is_size(value):
+        problems.append(f"{name} = {value!r}; needed a positive integer")
+        return 0
+    return value
+
+
+def _sizes(fields: Fields, name: str, problems: list[str]) -> tuple[int, ...]:
+    value = fields.get(name)
+    if not isinstance(value, list) or not value or not all(map(_is_size, value)):
+        problems.append(f"{name} = {value!r}; needed a list of positive integers")
+        return ()
+    return tuple(value)
+
+
+def _positive(fields: Fields, name: str, problems: list[str], default: float) -> float:
+    value = fields.get(name, default)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        problems.append(f"{name} = {value!r}; needed a positive number")
+        return default
+    return float(value)
+
+
+def _block_types(
+    fields: Fields, name: str, known: Mapping[str, bool], problems: list[str]
+) -> tuple[bool, ...]:
+    """Which levels have attention, by the names of their block types."""
+    value = fields.get(name)
+    if not isinstance(value, list) or not all(isinstance(v, str) and v in known for v in value):
+        problems.append(f"{name} = {value!r}; needed a list of {' or '.join(known)}")
+        return ()
+    channels = fields.get("block_out_channels")
+    if isinstance(channels, list) and len(value) != len(channels):
+        problems.append(f"{name} has {len(value)} entries; needed one for each block_out_channels")
+    return tuple(known[v] for v in value)

@@ -1,0 +1,125 @@
+"""Tensor names and layouts: PyTorch state dicts and our parameter trees, both directions.
+
+A parameter's path is its PyTorch name with the indices of module lists joined by an underscore:
+`down_blocks.0.attn1.to_out.0.weight` is `down_blocks_0/attn1/to_out_0/kernel`. Layouts:
+
+  PyTorch                                  here
+  weight [O, I]                            kernel [I, O]
+  weight [O, I, kh, kw]                    kernel [kh, kw, I, O]
+  weight [C] of a norm                     scale [C]
+  weight, bias [1, 1, 1, C] of a GRN       weight, bias [1, 1, 1, C]
+  bias                                     bias
+
+The maps are one to one and only move elements, so that a round trip keeps every bit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+Path = tuple[str, ...]
+
+_LIST_ENTRY = re.compile(r"(.+)_(\d+)")
+# Modules of the checkpoints whose own name ends in an underscore and a number.
+_NUMBERED_NAMES = frozenset({"linear_1", "linear_2"})
+_RESPONSE_NORM = "grn"  # ConvNeXt V2's global response normalisation
+
+# How the attention of early Stable Diffusion autoencoders names its projections.
+_OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def path_from_torch(name: str, num_axes: int) -> Path:
+    """Path in our tree of the tensor `name` with `num_axes` axes."""
+    parts: list[str] = []
+    for part in name.split("."):
+        if part.isdigit() and parts:
+            parts[-1] = f"{parts[-1]}_{part}"
+        else:
+            parts.append(part)
+    if parts[-1] == "weight" and not _is_response_norm(parts):
+        parts[-1] = "scale" if num_axes == 1 else "kernel"
+    return tuple(parts)
+
+
+def torch_from_path(path: Path) -> str:
+    """PyTorch name of the parameter at `path` in our tree."""
+    parts = []
+    for part in path[:-1]:
+        entry = None if part in _NUMBERED_NAMES else _LIST_ENTRY.fullmatch(part)
+        parts.append(f"{entry[1]}.{entry[2]}" if entry else part)
+    leaf = "weight" if path[-1] in ("kernel", "scale") else path[-1]
+    return ".".join([*parts, leaf])
+
+
+def array_from_torch(path: Path, array: np.ndarray) -> np.ndarray:
+    """A PyTorch tensor in our layout; path is ours."""
+    if path[-1] != "kernel":
+        return array
+    axes = {2: (1, 0), 4: (2, 3, 1, 0)}[array.ndim]
+    return np.ascontiguousarray(array.transpose(axes))
+
+
+def array_to_torch(path: Path, array: np.ndarray) -> np.ndarray:
+    """One of our arrays in PyTorch's layout; path is ours."""
+    if path[-1] != "kernel":
+        return array
+    axes = {2: (1, 0), 4: (3, 2, 0, 1)}[array.ndim]
+    return np.ascontiguousarray(array.transpose(axes))
+
+
+def torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape in PyTorch of our parameter at `path` of shape `shape`."""
+    if path[-1] != "kernel":
+        return shape
+    return shape[::-1] if len(shape) == 2 else (shape[3], shape[2], shape[0], shape[1])
+
+
+def tree_from_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Our parameter tree of a PyTorch state dict (numpy arrays)."""
+    flat = {}
+    for name, array in tensors.items():
+        path = path_from_torch(name, array.ndim)
+        flat[path] = array_from_torch(path, array)
+    return traverse_util.unflatten_dict(flat)
+
+
+def torch_from_tree(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """PyTorch state dict (numpy arrays) of our parameter tree."""
+    return {
+        torch_from_path(path): array_to_torch(path, np.asarray(array))
+        for path, array in _leaves(params)
+    }
+
+
+def torch_shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """PyTorch names and shapes of our parameter tree, arrays or `jax.ShapeDtypeStruct`s."""
+    return {
+        torch_from_path(path): torch_shape(path, tuple(leaf.shape))
+        for path, leaf in _leaves(params)
+    }
+
+
+def current_vae_name(name: str) -> str:
+    """Renames an autoencoder tensor's old attention projections; other names are kept."""
+    if ".attentions." not in name:
+        return name
+    return ".".join(_OLD_ATTENTION_NAMES.get(part, part) for part in name.split("."))
+
+
+def count_parameters(params: Any) -> int:
+    """Number of elements of all arrays (or shapes) in a tree."""
+    return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(params))
+
+
+def _leaves(params: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    yield from traverse_util.flatten_dict(params).items()
+
+
+def _is_response_norm(parts: list[str]) -> bool:
+    return len(parts) > 1 and parts[-2] == _RESPONSE_NORM

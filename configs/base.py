@@ -129,7 +129,7 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.dtype = "float32"
     c.log_every_steps, c.checkpoint_every_steps = 5, 10
     c.sample_every_steps = c.eval_every_steps = 20
-    c.unet.block_channels, c.unet.attention = (32, 64), (True, True)
+    c.unet.block_channels, c.unet.attention = (32, 64), (False, True)
     c.unet.layers_per_block, c.unet.num_heads, c.unet.norm_groups = 1, 4, 8
     c.encoder.depths, c.encoder.widths = (1, 1, 1), (16, 32, 64)
     c.encoder.patch_size, c.encoder.image_size = 2, 32

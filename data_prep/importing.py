@@ -48,7 +48,9 @@ class Skipped:
 ReadScenes = Callable[[Sequence[int]], Iterator[Imported | Skipped]]
 
 
-def argument_parser(command: str, description: str, needs_source: bool = True):
+def argument_parser(
+    command: str, description: str, needs_source: bool = True
+) -> argparse.ArgumentParser:
     """An argparse parser with the arguments of every importer."""
     parser = argparse.ArgumentParser(prog=f"python -m data_prep.{command}", description=description)
     parser.add_argument(

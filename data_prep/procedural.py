@@ -1,6 +1,6 @@
 """Writes procedural scenes, with exact cameras, as shards.
 
-    python -m data_prep.procedural --out shards --limit 1000 --resolution 64 --num-views 12
+python -m data_prep.procedural --out shards --limit 1000 --resolution 64 --num-views 12
 """
 
 from __future__ import annotations

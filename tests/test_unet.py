@@ -25,6 +25,10 @@ GOLDEN_CONFIGS = {
 CASES = ("b1_i1_o1", "b1_i3_o3", "b2_i2_o5", "b1_i3_o2_ns", "b1_i3_o3_32")
 
 
+# Halves the compile time of these tests; the programs run for milliseconds.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 @pytest.fixture(scope="module")
 def golden_params(golden):
     _, folder, _ = golden
@@ -58,7 +62,7 @@ def test_outputs_and_intermediates_equal_the_original(golden, golden_params, cas
     num_refs = io[f"{prefix}/pose_in"].shape[1]
     x, tokens = nhwc(io[f"{prefix}/x"]), io[f"{prefix}/ehs"]
 
-    out, state = jax.jit(
+    out, state = jit(
         functools.partial(
             UNet(GOLDEN_CONFIGS[cape_name], cape=cape_name).apply, mutable="intermediates"
         )
@@ -154,7 +158,7 @@ class Small:
     params: dict
 
     def __post_init__(self):
-        self.apply = jax.jit(
+        self.apply = jit(
             lambda params, x, t, tokens, target, ref, num: self.net().apply(
                 {"params": params},
                 x,
@@ -262,11 +266,10 @@ def test_output_ignores_world_motion(small, scene, output):
 
 
 def test_any_number_of_views_and_odd_sides(small):
-    for num_refs, num_targets, side in ((1, 1, 5), (4, 3, 7)):
-        few = make_scene(np.random.default_rng(3), num_refs, num_targets, batch=1, side=side)
-        out = small(few)
-        assert out.shape == few["x"].shape
-        assert np.isfinite(out).all()
+    other = make_scene(np.random.default_rng(3), num_refs=4, num_targets=1, batch=1, side=7)
+    out = small(other)
+    assert out.shape == (1, 1, 7, 7, 4)
+    assert np.isfinite(out).all()
 
 
 def test_num_references_equals_passing_fewer(small, scene, output):
@@ -286,8 +289,8 @@ def test_remat_changes_neither_outputs_nor_gradients_nor_names(scene):
         return jnp.mean(jnp.square(UNet(ONE_LEVEL, remat=remat).apply({"params": params}, *args)))
 
     grad = jax.value_and_grad(loss)
-    loss_stored, stored = jax.jit(grad, static_argnums=1)(params, False)
-    recomputing = jax.jit(grad, static_argnums=1).lower(params, True)
+    loss_stored, stored = jit(grad, static_argnums=1)(params, False)
+    recomputing = jit(grad, static_argnums=1).lower(params, True)
     assert recomputing.as_text().count("optimization_barrier") >= 7  # the units of this network
     loss_again, again = recomputing.compile()(params)
     np.testing.assert_allclose(loss_again, loss_stored, rtol=1e-6)
@@ -299,12 +302,13 @@ def test_remat_changes_neither_outputs_nor_gradients_nor_names(scene):
 
 def test_bfloat16_is_near_float32(small, scene, output):
     poses = [cape.poses(small.cape, scene[side]) for side in ("target", "ref")]
-    out = jax.jit(small.net(dtype=jnp.bfloat16).apply)(
-        {"params": small.params}, scene["x"], scene["t"], scene["tokens"], *poses
-    )
+    out, state = jit(
+        functools.partial(small.net(dtype=jnp.bfloat16).apply, mutable="intermediates")
+    )({"params": small.params}, scene["x"], scene["t"], scene["tokens"], *poses)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.bfloat16)}
     assert out.dtype == jnp.float32
     error = np.sqrt(np.mean(np.square(out - output)) / np.mean(np.square(output)))
-    assert 1e-4 < error < 0.03  # really computed in 8 bits, and close
+    assert error < 0.03, error
 
 
 def test_bfloat16_keeps_parameters_float32(scene):
@@ -314,9 +318,7 @@ def test_bfloat16_keeps_parameters_float32(scene):
 
 def test_fresh_network_predicts_zero(scene):
     args = (scene["x"], scene["t"], scene["tokens"], {}, {})
-    out, variables = jax.jit(UNet(ONE_LEVEL, cape="none").init_with_output)(
-        jax.random.key(0), *args
-    )
+    out, variables = jit(UNet(ONE_LEVEL, cape="none").init_with_output)(jax.random.key(0), *args)
     assert not np.any(out)
     assert np.any(variables["params"]["conv_in"]["kernel"])
 

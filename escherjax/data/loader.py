@@ -256,7 +256,8 @@ def make_loader(
     if config.shuffle:
         rows = rows.shuffle()
     rows = rows.repeat().random_map(_DrawRow(source, config))
-    local = rows.batch(global_batch // process_count, batch_fn=_stack_rows)
+    # Without drop_remainder Grain miscounts the batches of an endless data set.
+    local = rows.batch(global_batch // process_count, drop_remainder=True, batch_fn=_stack_rows)
     local = local[process_index::process_count]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=waiting)
     iterator = iter(local.to_iter_dataset(options))

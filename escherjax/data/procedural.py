@@ -9,6 +9,8 @@ every face of a solid has its own colour, so that each side looks different. Cam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from tqdm import tqdm
@@ -171,7 +173,11 @@ def _scenes_per_call(num_views: int, resolution: int, supersample: int) -> int:
 
 
 def render_scenes(
-    seed: int, indices, num_views: int, resolution: int, supersample: int = 2
+    seed: int,
+    indices: Sequence[int] | np.ndarray,
+    num_views: int,
+    resolution: int,
+    supersample: int = 2,
 ) -> dict[str, np.ndarray]:
     """Renders scenes of a seed, by their numbers, in chunks of one fixed shape.
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 # (k, A, B, C) of the quadric. A box only needs one that contains the cube: a ball of radius 4.
 BOX = (1.0, 1.0, 0.0, -16.0)
@@ -128,9 +129,7 @@ def _face(normal):
     """Which face a local normal belongs to: int32 in the order -x, +x, -y, +y, -z, +z."""
     x, y, z = (jnp.abs(n) for n in normal)
     positive = [2 * i + (n > 0) for i, n in enumerate(normal)]
-    return jnp.where(
-        (x >= y) & (x >= z), positive[0], jnp.where(y >= z, positive[1], positive[2])
-    )
+    return jnp.where((x >= y) & (x >= z), positive[0], jnp.where(y >= z, positive[1], positive[2]))
 
 
 def _in_pattern(point, kind, scale):
@@ -225,9 +224,16 @@ def render(
 
 
 def make_solid(
-    center=(0.0, 0.0, 0.0), half_size=(0.5, 0.5, 0.5), rotation=None, quadric=BOX, cut=NO_CUT,
-    colors=((1.0, 0.0, 0.0),) * 6, pattern=PLAIN, pattern_color=(1.0, 1.0, 1.0), pattern_scale=2.0,
-) -> Solids:  # fmt: skip
+    center: ArrayLike = (0.0, 0.0, 0.0),
+    half_size: ArrayLike = (0.5, 0.5, 0.5),
+    rotation: ArrayLike | None = None,
+    quadric: ArrayLike = BOX,
+    cut: ArrayLike = NO_CUT,
+    colors: ArrayLike = ((1.0, 0.0, 0.0),) * 6,
+    pattern: int = PLAIN,
+    pattern_color: ArrayLike = (1.0, 1.0, 1.0),
+    pattern_scale: float = 2.0,
+) -> Solids:
     """One solid given by hand, fields without leading axes; see `make_world`."""
     return Solids(
         np.asarray(np.eye(3) if rotation is None else rotation, np.float32),
@@ -242,7 +248,7 @@ def make_solid(
     )
 
 
-def make_world(solids: list[Solids], light=(0.4, 0.3, 0.866)) -> World:
+def make_world(solids: list[Solids], light: ArrayLike = (0.4, 0.3, 0.866)) -> World:
     """A scene of solids given by hand, fields without a batch axis; light is normalised."""
     light = np.asarray(light, np.float32)
     stacked = Solids(*(np.stack(fields) for fields in zip(*solids, strict=True)))

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def validate_scene(scene: Scene) -> None:
         )
 
 
-def features():
+def features() -> Any:
     """The TFDS features of a record."""
     from tensorflow_datasets import features as tfds_features
 
@@ -221,7 +222,7 @@ def check_unique(scene_ids: Sequence[str]) -> None:
 class ShardSource:
     """Random access to the scenes of one split; see `open_shards`. Safe to use from threads."""
 
-    def __init__(self, folder: str, split: str, records):
+    def __init__(self, folder: str, split: str, records: Any):
         self.folder, self.split, self._records = folder, split, records
 
     def __len__(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -102,7 +101,6 @@ def heldout_batches(config: ConfigDict) -> list[dict[str, Any]]:
         num_threads=data.num_threads,
         prefetch=data.prefetch,
     )
-    batches: Iterator[dict[str, Any]] = itertools.islice(
-        loader, sizes.num_scenes // sizes.batch_size
-    )
-    return list(batches)
+    batches = list(itertools.islice(loader, sizes.num_scenes // sizes.batch_size))
+    loader.close()
+    return batches

@@ -74,6 +74,27 @@ class GroupNorm(nn.Module):
         return grouped.mean(axis=-1, keepdims=True)  # [R, G, 1]
 
 
+class PointwiseConv(nn.Module):
+    """1x1 convolution, computed as a matrix product: XLA compiles it in a fraction of the time.
+
+    The kernel is [1, 1, C, features], a convolution's, as the checkpoints have it.
+    """
+
+    features: int
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., C] -> [..., features]."""
+        shape = (1, 1, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = self.param("bias", ZEROS, (self.features,), self.param_dtype)
+        out = jnp.dot(x.astype(self.dtype), kernel[0, 0].astype(self.dtype))
+        return out + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 class ResNetBlock(nn.Module):
     """Residual unit: norm, SiLU, conv, plus time; norm, SiLU, conv; plus shortcut.
 
@@ -102,7 +123,7 @@ class ResNetBlock(nn.Module):
         h = norm(name="norm2")(h)
         h = nn.Conv(self.features, (3, 3), kernel_init=ZEROS, name="conv2", **types)(h)
         if x.shape[-1] != self.features:
-            x = nn.Conv(self.features, (1, 1), name="conv_shortcut", **types)(x)
+            x = PointwiseConv(self.features, name="conv_shortcut", **types)(x)
         return x + h
 
 
@@ -180,13 +201,13 @@ class SpatialTransformer(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, width = conditioning.tokens.shape[0], x.shape[-1]
         h = GroupNorm(self.num_groups, epsilon=1e-6, name="norm", **types)(x)
-        h = nn.Conv(width, (1, 1), name="proj_in", **types)(h)
+        h = PointwiseConv(width, name="proj_in", **types)(h)
         h = h.reshape(batch, -1, width)  # [B, M*h*w, C]
         h = TransformerBlock(
             self.num_heads, self.cape, self.attention_impl, name="transformer_blocks_0", **types
         )(h, conditioning)
         h = h.reshape(x.shape)
-        return x + nn.Conv(width, (1, 1), kernel_init=ZEROS, name="proj_out", **types)(h)
+        return x + PointwiseConv(width, ZEROS, name="proj_out", **types)(h)
 
 
 class Downsample(nn.Module):

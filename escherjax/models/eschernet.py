@@ -20,6 +20,7 @@ from escherjax.diffusion import samplers
 from escherjax.diffusion import schedule as schedule_lib
 from escherjax.diffusion.schedule import NoiseSchedule
 from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
+from escherjax.models.initialization import draw_parameters
 from escherjax.models.pixels import PixelCodec
 from escherjax.models.unet import UNet, UNetConfig
 from escherjax.models.vae import VAE, VAEConfig
@@ -57,27 +58,33 @@ class EscherNet:
         side = resolution // self.reduction
         return side, side, self.unet.config.in_channels
 
-    def init(self, key: jax.Array, resolution: int) -> Params:
-        """Random parameters; `resolution` only has to be one the latent space can shrink."""
-        unet_key, encoder_key, vae_key = jax.random.split(key, 3)
-        cameras = Cameras(jnp.broadcast_to(jnp.eye(4), (1, 1, 4, 4)))
-        poses = cape.poses(self.cape, cameras)
+    def parameter_shapes(self, resolution: int) -> Params:
+        """The parameter tree as ShapeDtypeStructs; `resolution` is any that the latents allow."""
+        key = jax.random.key(0)
         size = self.encoder.config.image_size
-        tokens = jnp.zeros((1, 1, 1, self.unet.config.cross_channels))
-        latents = jnp.zeros((1, 1, *self.latent_shape(resolution)))
-        params = {
-            "unet": self.unet.init(
-                unet_key, latents, jnp.zeros((1,), jnp.int32), tokens, poses, poses
-            )["params"],
-            "image_encoder": self.encoder.init(encoder_key, jnp.zeros((1, size, size, 3)))[
-                "params"
-            ],
-            "vae": {},
-        }
-        if isinstance(self.codec, VAE):
-            images = jnp.zeros((1, resolution, resolution, 3))
-            params["vae"] = self.codec.init(vae_key, images)["params"]
-        return params
+
+        def init() -> Params:
+            cameras = Cameras(jnp.broadcast_to(jnp.eye(4), (1, 1, 4, 4)))
+            poses = cape.poses(self.cape, cameras)
+            tokens = jnp.zeros((1, 1, 1, self.unet.config.cross_channels))
+            latents = jnp.zeros((1, 1, *self.latent_shape(resolution)))
+            times = jnp.zeros((1,), jnp.int32)
+            images = jnp.zeros((1, size, size, 3))
+            params = {
+                "unet": self.unet.init(key, latents, times, tokens, poses, poses)["params"],
+                "image_encoder": self.encoder.init(key, images)["params"],
+                "vae": {},
+            }
+            if isinstance(self.codec, VAE):
+                images = jnp.zeros((1, resolution, resolution, 3))
+                params["vae"] = self.codec.init(key, images)["params"]
+            return params
+
+        return jax.eval_shape(init)
+
+    def init(self, seed: int, resolution: int) -> Params:
+        """First parameters as host arrays, the same on any number of devices."""
+        return draw_parameters(self.parameter_shapes(resolution), seed)
 
     def encode_images(self, params: Params, images: jax.Array) -> jax.Array:
         """Tokens [..., L, D] of reference images [..., H, W, 3] in [-1, 1]."""

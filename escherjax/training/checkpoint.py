@@ -80,12 +80,23 @@ def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict) 
         "step": step,
         "data_position": step,
         "config": config_lib.to_json(config),
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        "versions": versions(),
     }
     arguments = ocp.args.Composite(
         state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
     )
     manager.save(step, args=arguments, force=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide what a step computes, of those installed as such."""
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
 
 
 def restore(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -52,7 +51,10 @@ def abstract_state(
     model: EscherNet, optimizer: optax.GradientTransformation, mesh: Mesh, config: ConfigDict
 ) -> TrainState:
     """The state as ShapeDtypeStructs with shardings: what a checkpoint is restored into."""
-    abstract = jax.eval_shape(_random_state(model, optimizer, config), jax.random.key(0))
+    abstract = jax.eval_shape(
+        lambda params: init_state(params, optimizer, config.ema.enabled),
+        model.parameter_shapes(config.resolution),
+    )
     return jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
         abstract,
@@ -71,22 +73,18 @@ def create_state(
 
     loaded: all parameters as host arrays to start from; None draws them from config.seed.
     """
-    random_state = _random_state(model, optimizer, config)
-    key = jax.random.key(config.seed)
-    shardings = sharding.state_shardings(mesh, jax.eval_shape(random_state, key))
     if loaded is None:
-        return jax.jit(random_state, out_shardings=shardings)(key)
-    placed = jax.tree.map(jax.device_put, loaded, {**shardings.params, **shardings.frozen})
+        loaded = model.init(config.seed, config.resolution)
+    shardings = jax.tree.map(
+        lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh, config)
+    )
+    placed = jax.tree.map(
+        lambda array, s: jax.make_array_from_callback(array.shape, s, lambda part: array[part]),
+        loaded,
+        {**shardings.params, **shardings.frozen},
+    )
     return jax.jit(
         lambda params: init_state(params, optimizer, config.ema.enabled),
         out_shardings=shardings,
         donate_argnums=0,
     )(placed)
-
-
-def _random_state(
-    model: EscherNet, optimizer: optax.GradientTransformation, config: ConfigDict
-) -> Callable[[jax.Array], TrainState]:
-    return lambda key: init_state(
-        model.init(key, config.resolution), optimizer, config.ema.enabled
-    )

@@ -22,13 +22,13 @@ from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet
 from escherjax.training import checkpoint, perf, sharding
 from escherjax.training.heldout import HeldOut
-from escherjax.training.init import initial_params
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import TrainState, abstract_state, create_state
 from escherjax.training.step import make_train_step
 from escherjax.training.watch import Watch
 from escherjax.training.writers import MetricWriter
 from escherjax.weights.names import count_parameters
+from escherjax.weights.pytorch import load_params
 
 log = logging.getLogger("escherjax.train")
 
@@ -47,7 +47,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     abstract = abstract_state(model, optimizer, mesh, config)
     source = sources.open_training_source(config)
     heldout = _heldout(model, config, mesh)
-    loaded = initial_params(config, model)
+    loaded = load_params(config.init.pipeline, model) if config.init.pipeline else None
     checkpoint.prepare_workdir(workdir, config)
     _log_setup(mesh, abstract)
 

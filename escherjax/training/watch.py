@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from tqdm import tqdm
 from escherjax.errors import TrainingError
 from escherjax.training import perf
 from escherjax.training.writers import MetricWriter
+
+log = logging.getLogger("escherjax.train")
 
 
 class Watch:
@@ -95,6 +98,15 @@ class Watch:
         if "peak_bytes_in_use" in memory:
             values["peak_device_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
         self._writer.write(step, values)
+        if self._bar.disable:  # no terminal: a line in the log instead of a bar
+            log.info(
+                "step %d of %d, loss %.4f, %.2f steps/s, %.0f s left",
+                step,
+                self._config.num_steps,
+                values["loss"],
+                rate,
+                (self._config.num_steps - step) / rate,
+            )
         self._start_window(step)
 
 

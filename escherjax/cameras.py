@@ -44,7 +44,7 @@ class Cameras:
     K: Array | None = None
 
     def __getitem__(self, index) -> Cameras:
-        """Selects along the leading axes, as an array would."""
+        """Selects along the leading axes, as an array would; None adds one."""
         return Cameras(self.c2w[index], None if self.K is None else self.K[index])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,39 +10,73 @@ from PIL import Image, ImageDraw, ImageFont
 
 _REFERENCE, _TARGET, _SAMPLE = (214, 96, 31), (110, 110, 110), (31, 105, 196)
 _GAP, _FRAME = 6, 3
+_MIN_TILE = 96  # smaller images are shown larger
+
+log = logging.getLogger(__name__)
 
 
 def scene_sheet(
     path: Path,
     references: np.ndarray,
     samples: np.ndarray,
-    targets: np.ndarray | None = None,
-    min_tile: int = 96,
+    targets: np.ndarray,
 ) -> None:
     """Writes one picture of B scenes: references on the left, samples below the true targets.
 
     references: [B, N, H, W, 3]; samples, targets: [B, M, H, W, 3], uint8. Orange frames are
     references, grey ones true views, blue ones samples. Small images are enlarged by a whole
-    number to at least `min_tile` pixels.
+    number.
     """
-    zoom = max(1, -(-min_tile // references.shape[2]))
+    zoom = max(1, -(-_MIN_TILE // references.shape[2]))
     rows = []
     for scene in range(references.shape[0]):
         refs = _strip(references[scene], _REFERENCE, zoom)
-        made = _strip(samples[scene], _SAMPLE, zoom)
-        if targets is None:
-            rows.append(_beside(refs, made))
-            continue
         true = _strip(targets[scene], _TARGET, zoom)
+        made = _strip(samples[scene], _SAMPLE, zoom)
         blank = np.full_like(refs, 255)
         rows.append(np.concatenate([_beside(refs, true), _beside(blank, made)]))
-    sheet = np.concatenate(
-        [np.pad(row, ((_GAP, 0), (_GAP, _GAP), (0, 0)), constant_values=255) for row in rows]
-    )
-    legend = [("reference", _REFERENCE), ("target", _TARGET), ("sample", _SAMPLE)]
-    if targets is None:
-        legend.pop(1)
-    _save(path, _with_legend(sheet, legend))
+    _save(path, _with_legend(_stacked(rows), _legend(with_targets=True)))
+
+
+def contact_sheet(
+    path: Path,
+    references: np.ndarray,
+    samples: np.ndarray,
+    targets: np.ndarray | None = None,
+    columns: int = 6,
+) -> None:
+    """Writes one picture of one scene: its references first, then its samples, row by row.
+
+    references: [N, H, W, 3]; samples, targets: [M, H, W, 3], uint8. Where true targets are given,
+    each row of samples stands under a row of them. Frames as in `scene_sheet`.
+    """
+    zoom = max(1, -(-_MIN_TILE // references.shape[1]))
+    blocks = [(references, _REFERENCE)]
+    for start in range(0, len(samples), columns):
+        if targets is not None:
+            blocks.append((targets[start : start + columns], _TARGET))
+        blocks.append((samples[start : start + columns], _SAMPLE))
+    rows = [
+        _strip(images[start : start + columns], color, zoom)
+        for images, color in blocks
+        for start in range(0, len(images), columns)
+    ]
+    _save(path, _with_legend(_stacked(rows), _legend(targets is not None)))
+
+
+def save_animation(folder: Path, images: np.ndarray, frames_per_sec: int = 15) -> list[Path]:
+    """Writes [M, H, W, 3] uint8 as a looping orbit.gif, and as orbit.mp4 where imageio is there."""
+    path = folder / "orbit.gif"
+    first, *rest = (Image.fromarray(image) for image in images)
+    first.save(path, save_all=True, append_images=rest, duration=1000 // frames_per_sec, loop=0)
+    try:
+        import imageio
+    except ImportError:
+        log.info("no orbit.mp4: it needs imageio (pip install 'escherjax[video]')")
+        return [path]
+    video = folder / "orbit.mp4"
+    imageio.mimwrite(video, list(images), fps=frames_per_sec, quality=8, macro_block_size=2)
+    return [path, video]
 
 
 def save_images(folder: Path, images: np.ndarray) -> list[Path]:
@@ -75,6 +110,24 @@ def _strip(images: np.ndarray, color: tuple[int, int, int], zoom: int) -> np.nda
 def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     gap = np.full((left.shape[0], 2 * _GAP, 3), 255, np.uint8)
     return np.concatenate([left, gap, right], axis=1)
+
+
+def _stacked(rows: list[np.ndarray]) -> np.ndarray:
+    """Rows of any width below each other, white around."""
+    width = max(row.shape[1] for row in rows)
+    return np.concatenate(
+        [
+            np.pad(
+                row, ((_GAP, 0), (_GAP, _GAP + width - row.shape[1]), (0, 0)), constant_values=255
+            )
+            for row in rows
+        ]
+    )
+
+
+def _legend(with_targets: bool) -> list[tuple[str, tuple[int, int, int]]]:
+    named = [("reference", _REFERENCE), ("true view", _TARGET), ("sample", _SAMPLE)]
+    return named if with_targets else [named[0], named[2]]
 
 
 def _with_legend(sheet: np.ndarray, legend: list[tuple[str, tuple[int, int, int]]]) -> np.ndarray:

@@ -14,7 +14,7 @@ from PIL import Image
 from escherjax import cameras as cameras_lib
 from escherjax import cape as cape_lib
 from escherjax.cameras import Cameras
-from escherjax.data.images import composite_and_resize
+from escherjax.data import images as images_lib
 from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet, Params
@@ -82,8 +82,8 @@ class Pipeline:
     ) -> np.ndarray:
         """New views of one scene, all targets jointly.
 
-        images: [N, H, W, 3] float in [0, 1], or a list of PIL images or paths (transparent pixels
-        become white). reference_cameras: c2w [N, 4, 4]; target_cameras: c2w [M, 4, 4].
+        images: [N, H, W, 3] float in [0, 1], or a list of PIL images or paths (composited on white,
+        cut to the central square). reference_cameras: c2w [N, 4, 4]; target_cameras: c2w [M, 4, 4].
         initial_latents: [M, h, w, C] standard normal, drawn from `seed` if None.
         Returns [M, H, W, 3] float32 in [0, 1].
         Raises UserError for empty or unequal views, bad poses, values outside [0, 1], NaN.
@@ -173,7 +173,11 @@ class Pipeline:
                 image.load()
             except OSError as error:
                 raise UserError(f"cannot read the image {image}: {error}") from error
-        return composite_and_resize(np.asarray(image), self.resolution, "white") / np.float32(255)
+        mode = "RGBA" if image.has_transparency_data else "RGB"
+        picture, _ = images_lib.square_crop(np.asarray(image.convert(mode)), np.eye(3))
+        flat = images_lib.on_background(picture, images_lib.WHITE)
+        resized = images_lib.resize_image(flat, self.resolution, self.resolution)
+        return resized / np.float32(255)
 
 
 def _checked_poses(cameras: Cameras, name: str) -> np.ndarray:

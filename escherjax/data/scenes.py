@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,17 +160,62 @@ def _read_zero123(folder: Path, files: list[str]) -> list[View]:
     return views
 
 
+def read_cameras(path: Path) -> np.ndarray:
+    """Poses [V, 4, 4] float32 (OpenCV axes) of a transforms.json; its pictures need not exist.
+
+    Raises UserError if the file cannot be read or a pose is missing or not rigid.
+    """
+    frames = _read_frames(path)[1]
+    c2w = np.stack([pose for _, pose, _ in frames]).astype(np.float32)
+    cameras.check_poses(c2w, str(path))
+    return c2w
+
+
+def write_transforms(
+    path: Path, c2w: np.ndarray, K: np.ndarray, size: int, file_names: Sequence[str]
+) -> None:
+    """Writes a transforms.json (nerfstudio) for square pictures of `size` pixels.
+
+    c2w: [V, 4, 4] OpenCV axes; K: [3, 3] of all of them; file_names: relative to the file's folder.
+    """
+    frames = [
+        {"file_path": name, "transform_matrix": pose.tolist()}
+        for name, pose in zip(file_names, cameras.opengl_from_opencv(c2w), strict=True)
+    ]
+    content = {
+        "camera_model": "PINHOLE",
+        "w": size,
+        "h": size,
+        "fl_x": float(K[0, 0]),
+        "fl_y": float(K[1, 1]),
+        "cx": float(K[0, 2]),
+        "cy": float(K[1, 2]),
+        "frames": frames,
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def _read_transforms(path: Path) -> list[View]:
     """Views of a transforms.json, in the file's order: camera-to-world with OpenGL axes."""
+    meta, frames = _read_frames(path)
+    views = []
+    for frame, c2w, where in frames:
+        intrinsics = functools.partial(_transforms_intrinsics, {**meta, **frame}, where)
+        views.append((_find_picture(path.parent, str(frame["file_path"]), where), c2w, intrinsics))
+    return views
+
+
+def _read_frames(path: Path) -> tuple[dict[str, Any], list[tuple[dict[str, Any], np.ndarray, str]]]:
+    """(top-level fields, (fields, c2w with OpenCV axes, how to name it) of each frame)."""
     try:
         meta = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from error
-    frames = meta.get("frames") if isinstance(meta, dict) else None
-    if not isinstance(frames, list) or not frames:
+    listed = meta.get("frames") if isinstance(meta, dict) else None
+    if not isinstance(listed, list) or not listed:
         raise UserError(f"{path} lists no frames.")
-    views = []
-    for number, frame in enumerate(frames):
+    frames = []
+    for number, frame in enumerate(listed):
         where = f"{path}: frame {number}"
         if not isinstance(frame, dict) or "file_path" not in frame:
             raise UserError(f"{where} has no file_path.")
@@ -185,10 +230,8 @@ def _read_transforms(path: Path) -> list[View]:
                 f"{where} ({frame['file_path']}) has no pose: transform_matrix is {pose.shape}; "
                 "needed 4 rows of 4 numbers."
             )
-        intrinsics = functools.partial(_transforms_intrinsics, {**meta, **frame}, where)
-        picture = _find_picture(path.parent, str(frame["file_path"]), where)
-        views.append((picture, cameras.opencv_from_opengl(pose), intrinsics))
-    return views
+        frames.append((frame, cameras.opencv_from_opengl(pose), where))
+    return meta, frames
 
 
 def _find_picture(folder: Path, name: str, where: str) -> Path:

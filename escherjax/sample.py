@@ -1,0 +1,164 @@
+"""Draws new views of a scene.
+
+    python -m escherjax.sample --weights runs/demo --views SCENE --references 0,5,9 \\
+        --targets orbit --num-views 24 --out out/
+
+SCENE is a folder of pictures with transforms.json, or a Zero123 render folder (000.png, 000.npy).
+TARGETS is a path (orbit, archimedean), 'all' for every camera of the scene (written beside the
+true views), or a transforms.json. Pictures, a contact sheet, the cameras and everything needed to
+repeat the run go to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from escherjax.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from escherjax.data.records import Scene
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m escherjax.sample",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--weights", required=True, type=Path, help="work directory, checkpoint, pipeline folder")
+    add("--views", required=True, type=Path, metavar="SCENE", help="scene folder")
+    add("--references", metavar="I,J,...", help="views to start from; default: the first three")
+    add("--targets", default="orbit", help="orbit, archimedean, all, or a transforms.json")
+    add("--num-views", type=int, default=24, help="length of a path")
+    add("--out", required=True, type=Path)
+    add("--steps", type=int, default=50, help="sampling steps")
+    add("--guidance", type=float, default=3.0, help="classifier-free guidance scale; 1: none")
+    add("--seed", type=int, default=0)
+    add("--sampler", default="ddim", help="ddim")
+    add("--dtype", default="float32", help="compute: float32 or bfloat16")
+    add("--cape", help="camera encoding of a pipeline folder whose name does not say it")
+    add("--max-radius", type=float, metavar="R",
+        help="scale the scene so that its farthest camera stands R from the origin")  # fmt: skip
+    arguments = parser.parse_args(argv)
+    if arguments.out.exists() and any(arguments.out.iterdir()):
+        raise UserError(f"--out {arguments.out} is not empty; name a new folder.")
+
+    from escherjax import cameras, pictures, pipeline
+    from escherjax.cameras import Cameras
+    from escherjax.data.loader import read_views
+    from escherjax.data.scenes import read_scene_folder, write_transforms
+
+    scene = read_scene_folder(arguments.views)
+    references = _reference_indices(arguments.references, scene)
+    pipe = pipeline.load(arguments.weights, arguments.dtype, arguments.cape)
+    images, c2w, K = read_views(scene, references, pipe.resolution, "white")
+    scale = 1.0
+    if arguments.max_radius is not None:
+        _, scale, _ = cameras.normalize_scene(scene.c2w, arguments.max_radius)
+        c2w[:, :3, 3] *= scale
+    target_c2w, true_images = _targets(arguments, scene, scale, pipe.resolution)
+
+    print(
+        f"{len(references)} references to {len(target_c2w)} views, {arguments.steps} steps",
+        file=sys.stderr,
+    )
+    started = time.perf_counter()
+    views = pipe.generate(
+        images / 255.0,
+        Cameras(c2w),
+        Cameras(target_c2w),
+        num_steps=arguments.steps,
+        guidance_scale=arguments.guidance,
+        seed=arguments.seed,
+        sampler=arguments.sampler,
+    )
+    elapsed = time.perf_counter() - started
+    views = pictures.to_uint8(views)
+
+    paths = pictures.save_images(arguments.out, views)
+    pictures.contact_sheet(arguments.out / "contact_sheet.png", images, views, true_images)
+    if arguments.targets in _presets():
+        pictures.save_animation(arguments.out, views)
+    names = [path.name for path in paths]
+    write_transforms(arguments.out / "transforms.json", target_c2w, K[0], pipe.resolution, names)
+    record = {
+        "command": ["python", "-m", "escherjax.sample", *argv],
+        "references": references.tolist(),
+        "num_views": len(views),
+        "resolution": pipe.resolution,
+        "cape": pipe.model.cape,
+        "scene_scale": scale,
+        "seconds": round(elapsed, 2),
+        **{name: getattr(arguments, name) for name in ("steps", "guidance", "seed", "sampler")},
+    }
+    (arguments.out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(arguments.out / "contact_sheet.png")
+    return 0
+
+
+def _presets() -> tuple[str, ...]:
+    from escherjax import trajectories
+
+    return trajectories.PRESETS
+
+
+def _reference_indices(text: str | None, scene: Scene) -> np.ndarray:
+    import numpy as np
+
+    if text is None:
+        return np.arange(min(3, scene.num_views))
+    try:
+        indices = np.array([int(part) for part in text.split(",")])
+    except ValueError as error:
+        raise UserError(f"--references {text!r}; needed numbers such as 0,5,9.") from error
+    if indices.min() < 0 or indices.max() >= scene.num_views:
+        raise UserError(
+            f"--references {text}: the scene has views 0 to {scene.num_views - 1}; choose of these."
+        )
+    return indices
+
+
+def _targets(
+    arguments: argparse.Namespace, scene: Scene, scale: float, resolution: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(c2w [M, 4, 4], true pictures [M, H, W, 3] uint8 where the scene has them)."""
+    import numpy as np
+
+    from escherjax import cameras, trajectories
+    from escherjax.data.loader import read_views
+    from escherjax.data.scenes import read_cameras
+
+    if arguments.targets == "all":
+        images, c2w, _ = read_views(scene, np.arange(scene.num_views), resolution, "white")
+        c2w[:, :3, 3] *= scale
+        return c2w, images
+    if arguments.targets in trajectories.PRESETS:
+        polar, _, radius = cameras.to_spherical(scene.c2w)
+        elevation = float(np.pi / 2 - np.median(polar))
+        radius = scale * float(np.median(radius))
+        return trajectories.trajectory(
+            arguments.targets, arguments.num_views, radius, elevation
+        ), None
+    path = Path(arguments.targets)
+    if not path.is_file():
+        raise UserError(
+            f"--targets {arguments.targets}: neither a path ({', '.join(trajectories.PRESETS)}), "
+            "nor 'all', nor a transforms.json that exists."
+        )
+    c2w = read_cameras(path)
+    c2w[:, :3, 3] *= scale
+    return c2w, None
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

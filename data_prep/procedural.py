@@ -1,10 +1,12 @@
-"""Writes procedural scenes, with exact cameras, as shards.
+"""Writes procedural scenes, with exact cameras, as shards or as scene folders.
 
 python -m data_prep.procedural --out shards --limit 1000 --resolution 64 --num-views 12
+python -m data_prep.procedural --out scenes --limit 2 --folders
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -23,6 +25,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--num-views", type=int, default=12, help="views of each scene")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes")
     parser.add_argument("--first-scene", type=int, default=0, help="number of the first scene")
+    parser.add_argument(
+        "--folders", action="store_true", help="write pictures with transforms.json, not shards"
+    )
     args = parser.parse_args(argv)
     args.limit = DEFAULT_SCENES if args.limit is None else args.limit
     importing.check_arguments(args)
@@ -31,6 +36,10 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(args, name)}: needed at least {lowest}."
             )
+
+    if args.folders:
+        _write_folders(args)
+        return
 
     import dataclasses
 
@@ -55,6 +64,29 @@ def main(argv: Sequence[str]) -> None:
             yield from importing.read_in_threads(encode, ids, args.workers)(range(len(block)))
 
     importing.import_scenes(args, "procedural", ids, read)
+
+
+def _write_folders(args: argparse.Namespace) -> None:
+    """One folder a scene: 000.png, ... with straight alpha, and transforms.json."""
+    from escherjax.data.images import encode_png
+    from escherjax.data.procedural import ProceduralSource
+    from escherjax.data.scenes import write_transforms
+
+    if args.out.exists() and any(args.out.iterdir()):
+        raise UserError(f"--out {args.out} is not empty; name a new folder.")
+    source = ProceduralSource(
+        args.seed, args.limit, args.num_views, args.resolution, args.first_scene
+    )
+    for scene in (source[i] for i in range(len(source))):
+        folder = args.out / scene.scene_id
+        folder.mkdir(parents=True)
+        names = [f"{view:03d}.png" for view in range(scene.num_views)]
+        for name, picture in zip(names, scene.images, strict=True):
+            (folder / name).write_bytes(encode_png(picture))
+        write_transforms(
+            folder / "transforms.json", scene.c2w, scene.K[0], args.resolution, names
+        )
+    print(args.out)
 
 
 if __name__ == "__main__":

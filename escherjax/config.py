@@ -51,10 +51,10 @@ def load_config(file_and_arg: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 def config_from_file(path: Path) -> Callable[[str], ConfigDict]:
     """The `get_config` function of a config file; variants use it to start from `base.py`."""
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".py":
         nearby = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         hint = f" Found in {path.parent}: {', '.join(nearby)}." if nearby else ""
-        raise UserError(f"--config: no file {path}.{hint}")
+        raise UserError(f"--config: {path} is no Python file.{hint}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -93,6 +93,11 @@ def check_config(config: ConfigDict) -> None:
         )
     cape.check_variant(config.cape)
     unet = config.unet
+    if len(unet.block_channels) != len(unet.attention):
+        raise UserError(
+            f"config.unet.block_channels = {unet.block_channels} and config.unet.attention = "
+            f"{unet.attention}; needed as many of one as of the other."
+        )
     for width, attends in zip(unet.block_channels, unet.attention, strict=True):
         if width % unet.norm_groups or width % unet.num_heads:
             raise UserError(
@@ -113,6 +118,13 @@ def check_config(config: ConfigDict) -> None:
             f"config.resolution = {config.resolution} is not a multiple of {reduction}, by which "
             f"the {config.latents.kind} latents shrink an image; take the next multiple."
         )
+
+
+def get_field(config: ConfigDict, path: str) -> Any:
+    """The value of a field by its path, such as "optimizer.peak_lr"."""
+    for part in path.split("."):
+        config = config[part]
+    return config
 
 
 def to_json(config: ConfigDict) -> str:

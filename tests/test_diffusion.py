@@ -13,6 +13,7 @@ from escherjax.errors import UserError
 
 SCHEDULE = NoiseSchedule.from_config()
 V_SCHEDULE = NoiseSchedule.from_config(prediction_type="v_prediction")
+X_SCHEDULE = NoiseSchedule.from_config(prediction_type="sample")
 
 
 def _noisy(rng, t, shape=(3, 2, 4, 6, 4)):
@@ -53,7 +54,7 @@ def test_schedule_is_read_back_as_written():
         ("rescale_betas_zero_snr", True),
         ("trained_betas", [0.1, 0.2]),
         ("beta_schedule", "squaredcos_cap_v2"),
-        ("prediction_type", "sample"),
+        ("prediction_type", "flow"),
         ("beta_end", 1.5),
         ("steps_offset", -1),
         ("num_train_timesteps", 1),
@@ -92,14 +93,15 @@ def test_noise_level_belongs_to_the_scene_and_is_shared_by_its_views(rng):
     np.testing.assert_array_equal(schedule.add_noise(SCHEDULE, x, noise, per_view), noisy)
 
 
-@pytest.mark.parametrize("made", [SCHEDULE, V_SCHEDULE], ids=["epsilon", "v"])
+@pytest.mark.parametrize("made", [SCHEDULE, V_SCHEDULE, X_SCHEDULE], ids=["epsilon", "v", "x"])
 def test_the_training_target_converts_back_to_noise_and_sample(made, rng):
     t = jnp.array([0, 300, 999])
     x, noise, noisy = _noisy(rng, t)
     target = schedule.training_target(made, x, noise, t)
     claimed_noise = schedule.noise_from_prediction(made, target, t, noisy)
     claimed_x = schedule.sample_from_prediction(made, target, t, noisy)
-    np.testing.assert_allclose(claimed_noise, noise, atol=1e-5)
+    # From x alone, noise is what is left over: rounding divided by sqrt(1 - abar_0) = 0.03.
+    np.testing.assert_allclose(claimed_noise, noise, atol=2e-5)
     np.testing.assert_allclose(claimed_x, x, atol=2e-5)
 
 
@@ -156,21 +158,26 @@ def test_ddim_with_the_true_noise_recovers_the_sample(rng):
     assert float(jnp.abs(left - clean).max()) > 1e-2  # abar_0 is not 1: a trace of noise stays
 
 
-def test_v_and_epsilon_predictions_sample_alike(rng):
+def test_v_epsilon_and_x_predictions_sample_alike(rng):
     x = jnp.asarray(rng.normal(size=(2, 3, 4, 4, 4)), jnp.float32)
 
     def epsilon(latents, t):
         return jnp.tanh(latents) * 0.5
 
+    def sample(latents, t):
+        abar = jnp.asarray(SCHEDULE.alphas_cumprod)[t].reshape(-1, 1, 1, 1, 1)
+        return (latents - jnp.sqrt(1 - abar) * epsilon(latents, t)) / jnp.sqrt(abar)
+
     def v(latents, t):
         abar = jnp.asarray(SCHEDULE.alphas_cumprod)[t].reshape(-1, 1, 1, 1, 1)
-        noise = epsilon(latents, t)
-        clean = (latents - jnp.sqrt(1 - abar) * noise) / jnp.sqrt(abar)
+        noise, clean = epsilon(latents, t), sample(latents, t)
         return jnp.sqrt(abar) * noise - jnp.sqrt(1 - abar) * clean
 
     by_epsilon = samplers.sample_ddim(SCHEDULE, epsilon, x, 4)
     by_v = samplers.sample_ddim(V_SCHEDULE, v, x, 4)
+    by_x = samplers.sample_ddim(X_SCHEDULE, sample, x, 4)
     np.testing.assert_allclose(by_v, by_epsilon, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(by_x, by_epsilon, rtol=1e-4, atol=1e-4)
 
 
 def test_sampling_in_16_bits_keeps_float32_latents(rng):

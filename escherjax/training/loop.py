@@ -70,6 +70,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
         writer = MetricWriter(workdir, start)
         watch = Watch(config, writer, start, flops)
 
+        num_bad = 0
         try:
             for step in range(start, config.num_steps + 1):  # `step` updates are done
                 last = step == config.num_steps or sigterm.is_set()
@@ -83,6 +84,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
                 waiting = time.perf_counter()
                 batch = next(batches)
                 watch.waited_for_data(time.perf_counter() - waiting)
+                num_bad = _name_bad_records(batches.bad_records, num_bad)
                 scene_ids = batch.pop("scene_ids")
                 state, metrics = train_step(state, sharding.put_batch(mesh, batch))
                 watch.dispatched(step + 1, metrics, scene_ids)
@@ -91,6 +93,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
             watch.close()
             writer.close()
             batches.close()
+    if num_bad:
+        log.warning("%d rows were left out for bad records, named above", num_bad)
     if step < config.num_steps:
         log.info("stopped by SIGTERM at step %d and saved; start again to continue", step)
         return errors.EXIT_PREEMPTED
@@ -147,6 +151,13 @@ def _report(
         path = workdir / "samples" / f"step_{step:08d}.png"
         heldout.draw_picture(params, path)
         log.info("step %d, held-out samples: %s", step, path)
+
+
+def _name_bad_records(bad_records: list[tuple[str, str]], known: int) -> int:
+    """Logs the bad records that are new; returns how many there are now."""
+    for scene_id, reason in bad_records[known:]:
+        log.warning("scene %s is left out of its batch: %s", scene_id, reason)
+    return len(bad_records)
 
 
 def _log_setup(mesh: Mesh, abstract: TrainState) -> None:

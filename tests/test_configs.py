@@ -1,0 +1,105 @@
+import pytest
+
+from escherjax import config as config_lib
+from escherjax.config import load_config
+from escherjax.errors import UserError
+from escherjax.models import eschernet
+from escherjax.weights.names import count_parameters
+
+# arXiv 2402.03908, section 4 and appendix; what the paper leaves open is the released code's.
+PAPER = {
+    "num_steps": 100_000,
+    "batch_size": 672,
+    "resolution": 256,
+    "num_references": 3,
+    "num_targets": 3,
+    "dtype": "bfloat16",
+    "param_dtype": "float32",
+    "conditioning_dropout": 0.1,
+    "optimizer.peak_lr": 1e-4,
+    "optimizer.initial_lr": 1e-5,
+    "optimizer.final_lr": 1e-5,
+    "optimizer.warmup_steps": 1000,
+    "optimizer.decay_steps": 100_000,
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.999,
+    "optimizer.eps": 1e-8,
+    "optimizer.weight_decay": 0.01,
+    "optimizer.max_grad_norm": 0.5,
+    "diffusion.num_train_timesteps": 1000,
+    "diffusion.beta_schedule": "scaled_linear",
+    "diffusion.beta_start": 0.00085,
+    "diffusion.beta_end": 0.012,
+    "diffusion.prediction_type": "epsilon",
+    "latents.kind": "vae",
+    "latents.vae.scaling_factor": 0.18215,
+    "encoder.image_size": 224,
+    "data.with_replacement": True,
+    "data.background": "zero123",
+    "guidance_scale": 3.0,
+}
+
+
+@pytest.mark.parametrize("cape", ["6dof", "4dof"])
+def test_the_full_size_configs_are_the_papers(cape):
+    config = load_config(f"configs/{cape}.py")
+    assert config.cape == cape
+    found = {key: config_lib.get_field(config, key) for key in PAPER}
+    assert found == PAPER
+
+
+def test_the_full_size_network_has_the_originals_parameters():
+    shapes = eschernet.from_config(load_config("configs/6dof.py")).parameter_shapes(256)
+    counts = {name: count_parameters(tree) for name, tree in shapes.items()}
+    assert counts == {"unet": 859_520_964, "image_encoder": 27_866_496, "vae": 83_653_863}
+
+
+@pytest.mark.parametrize("name", ["6dof", "4dof", "small", "demo", "6dof.py:smoke"])
+def test_every_config_loads_and_describes_a_network(name):
+    config = load_config(f"configs/{name}" if ".py" in name else f"configs/{name}.py")
+    shapes = eschernet.from_config(config).parameter_shapes(config.resolution)
+    assert count_parameters(shapes["unet"]) > 10_000
+
+
+def test_overrides_change_one_field_and_keep_its_type():
+    config = load_config(
+        "configs/6dof.py",
+        ["--config.batch_size=8", "--config.optimizer.peak_lr", "1", "--config.remat=true",
+         "--config.unet.block_channels=(320,640)", "--config.unet.attention=(True,True)",
+         "--config.data.source=shards/a=b"],
+    )  # fmt: skip
+    assert (config.batch_size, config.optimizer.peak_lr, config.remat) == (8, 1.0, True)
+    assert config.unet.block_channels == (320, 640) and config.data.source == "shards/a=b"
+    changes = config_lib.differences(load_config("configs/6dof.py"), config)
+    assert len(changes) == 6
+
+
+def test_json_keeps_every_value():
+    config = load_config("configs/small.py")
+    again = config_lib.from_json(config_lib.to_json(config))
+    assert again.to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides", "reason"),
+    [
+        ("configs/5dof.py", [], "Found in configs: 4dof.py, 6dof.py"),
+        ("configs/6dof.py:tiny", [], "needed 'smoke'"),
+        ("README.md", [], "README.md"),
+        ("configs/6dof.py", ["--config.batchsize=3"], "Did you mean config.batch_size"),
+        ("configs/6dof.py", ["--config.optimizer.peak=3"], "Did you mean config.optimizer.peak_lr"),
+        ("configs/6dof.py", ["--config.batch_size=many"], "needed int, such as 672"),
+        ("configs/6dof.py", ["--config.batch_size=1.5"], "needed int"),
+        ("configs/6dof.py", ["--config.optimizer=3"], "is a group"),
+        ("configs/6dof.py", ["--config.batch_size"], "has no value"),
+        ("configs/6dof.py", ["--batch_size=3"], "unknown argument"),
+        ("configs/6dof.py", ["--config.num_steps=0"], "at least 1"),
+        ("configs/6dof.py", ["--config.accumulation_steps=5"], "not a multiple"),
+        ("configs/6dof.py", ["--config.unet.block_channels=(100,)",
+                             "--config.unet.attention=(True,)"], "norm_groups"),
+        ("configs/6dof.py", ["--config.unet.attention=(True,)"], "attention"),
+    ],
+)  # fmt: skip
+def test_wrong_configs_say_what_is_needed(file, overrides, reason):
+    with pytest.raises(UserError, match=reason):
+        load_config(file, overrides)

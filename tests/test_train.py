@@ -1,0 +1,209 @@
+"""The training command as users run it: on one CPU device, in a process of its own."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_arguments, tiny_config
+
+from escherjax import config as config_lib
+from escherjax.data.images import encode_png
+from escherjax.data.procedural import ProceduralSource
+from escherjax.data.records import write_scenes
+from escherjax.errors import TrainingError, UserError
+from escherjax.models import eschernet
+from escherjax.train import main
+from escherjax.training import checkpoint, sharding
+from escherjax.training.loop import train
+from escherjax.training.optimizer import make_optimizer
+from escherjax.training.state import abstract_state
+
+# Enough steps that a signal sent after the first checkpoint arrives before the end.
+LONG = {"num_steps": 60, "checkpoint_every_steps": 10, "log_every_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One device, and a compilation cache that the runs of this file share."""
+    cache = tmp_path_factory.mktemp("cache")
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+    }
+
+
+def start(workdir, environment, **changes):
+    command = [sys.executable, "-m", "escherjax.train", "--config", "configs/6dof.py:smoke",
+               "--workdir", str(workdir), *tiny_arguments(**{**LONG, **changes})]  # fmt: skip
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+
+
+def final_state(workdir):
+    config = checkpoint.read_config(workdir)
+    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
+    abstract = abstract_state(model, optimizer, sharding.single_device_mesh(), config)
+    with checkpoint.open_manager(workdir) as manager:
+        state, position = checkpoint.restore(manager, abstract)
+    assert position == int(state.step)
+    return state
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, environment):
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    code, output = finish(start(workdir, environment))
+    assert code == 0, output
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)]
+)
+def test_resume_continues_bitwise(tmp_path, environment, unbroken, stop, code):
+    """A run that was killed, or asked to stop, ends with the bits of one that never was."""
+    workdir = tmp_path / "run"
+    process = start(workdir, environment)
+    wait_for(workdir / "checkpoints" / "10", process)
+    process.send_signal(stop)
+    stopped, output = finish(process)
+    assert stopped == code, output
+    reached = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*[0-9]"))
+    assert 10 <= reached < LONG["num_steps"]
+
+    code, output = finish(start(workdir, environment))
+    assert code == 0 and f"continuing from checkpoint {reached}" in output, output
+    ours, theirs = final_state(workdir), final_state(unbroken)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+    def losses(folder):
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return [(row["step"], row["loss"]) for row in map(json.loads, lines)]
+
+    assert losses(workdir) == losses(unbroken)
+    assert [step for step, _ in losses(workdir)] == list(range(5, 61, 5))
+
+
+def test_work_directory_holds_what_is_promised(unbroken):
+    rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    promised = {"step", "loss", "lr", "grad_norm", "steps_per_sec", "target_views_per_sec",
+                "data_wait_frac"}  # fmt: skip
+    assert all(promised <= row.keys() for row in rows)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert list(unbroken.glob("events.out.tfevents.*"))
+    config = checkpoint.read_config(unbroken)
+    assert config_lib.differences(config, tiny_config(**LONG)) == []
+    steps = sorted(int(path.name) for path in (unbroken / "checkpoints").iterdir())
+    assert steps == [40, 50, 60]
+    record = json.loads(next((unbroken / "checkpoints/60/record").glob("metadata")).read_text())
+    assert record["step"] == record["data_position"] == 60 and "jax" in record["versions"]
+
+
+def test_a_wrong_command_exits_with_2_and_one_message(tmp_path, environment):
+    code, output = finish(start(tmp_path / "run", environment, resolutoin=3))
+    assert code == 2
+    assert "Did you mean config.resolution?" in output and "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def shards_with(folder, broken=(), num_scenes=8):
+    """Shards of small scenes, of which those in `broken` have a picture cut short."""
+    rendered = ProceduralSource(0, num_scenes, 6, 16)
+    scenes = []
+    for index in range(num_scenes):
+        scene = rendered[index]
+        images = [encode_png(image) for image in scene.images]
+        if index in broken:
+            images = [data[:60] for data in images]
+        scenes.append(dataclasses.replace(scene, images=images))
+    write_scenes(folder, scenes, "train", 2)
+    return folder
+
+
+ON_ALL_DEVICES = {"mesh__data": 1, "mesh__fsdp": -1, "batch_size": 8, "num_steps": 3}
+
+
+def test_bad_records_are_skipped_and_named_or_stop_the_run(tmp_path, caplog):
+    shards = shards_with(tmp_path / "shards", broken=[3])
+    fields = {**ON_ALL_DEVICES, "data__source": shards, "num_steps": 2}
+    with pytest.raises(UserError, match="procedural-0-0000003"):
+        train(tiny_config(**fields), tmp_path / "stop")
+    with caplog.at_level("WARNING"):
+        assert train(tiny_config(**fields, data__on_bad_record="skip"), tmp_path / "skip") == 0
+    assert "scene procedural-0-0000003 is left out" in caplog.text
+    assert "2 rows were left out" in caplog.text  # once in each of the two batches of all scenes
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_scenes(tmp_path):
+    fields = {**ON_ALL_DEVICES, "optimizer__initial_lr": 1e30, "optimizer__peak_lr": 1e30}
+    with pytest.raises(TrainingError, match=r"update [23] gave loss nan.*procedural-42-00000"):
+        train(tiny_config(**fields), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"batch_size": 12}, "does not divide over data x fsdp = 8 devices"),
+        ({"mesh__data": 3}, "does not divide 8 devices"),
+        ({"mesh__fsdp": 2}, "uses 2 of 8 devices"),
+        ({"mesh__model": 2}, "only the axes data and fsdp"),
+        ({"data__source": "nowhere"}, "nowhere"),
+        ({"data__source": ""}, "config.data.source is empty"),
+        ({"data__num_views": 3, "data__with_replacement": False}, "2 references"),
+        ({"eval_every_steps": 5, "eval__num_scenes": 7}, "not a multiple"),
+        ({"init__pipeline": "nowhere"}, "nowhere"),
+        ({"cape": "5dof"}, "needed one of 6dof"),
+        ({"unet__num_heads": 16, "cape": "6dof"}, "divisible by 4"),
+        ({"resolution": 17}, "not a multiple of 2"),
+        ({"dtype": "float16"}, "bfloat16"),
+        ({"min_references": 3}, "above config.num_references"),
+    ],
+)
+def test_wrong_configs_are_refused_before_anything_is_written(tmp_path, changes, reason):
+    overrides = tiny_arguments(**{**ON_ALL_DEVICES, **changes})
+    arguments = ["--config", "configs/6dof.py:smoke", "--workdir", str(tmp_path / "run")]
+    with pytest.raises(UserError, match=reason):
+        main([*arguments, *overrides])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_work_directory_of_another_config_is_refused_and_kept(tmp_path):
+    workdir = tmp_path / "run"
+    checkpoint.prepare_workdir(workdir, tiny_config(**ON_ALL_DEVICES))
+    before = (workdir / "config.json").read_text()
+    with pytest.raises(UserError, match="seed: 42 -> 7"):
+        train(tiny_config(**ON_ALL_DEVICES, seed=7), workdir)
+    assert (workdir / "config.json").read_text() == before
+    longer = tiny_config(**{**ON_ALL_DEVICES, "num_steps": 99})
+    checkpoint.check_workdir(workdir, longer)  # more steps of the same run are welcome
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    with pytest.raises(UserError, match="not a training run"):
+        train(longer, tmp_path / "photos")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file"):
+        train(longer, tmp_path / "file")

@@ -101,8 +101,8 @@ def base() -> ConfigDict:
     c.data.with_replacement = True  # draw the N + M views of a scene with replacement (paper)
     c.data.background = "zero123"  # zero123: only alpha = 0 turns white (released code); white
     c.data.on_bad_record = "stop"  # stop: refuse to go on; skip: leave the scene out, count it
-    c.data.num_threads = 16  # reading and decoding, on each host
-    c.data.prefetch = 64  # records decoded ahead
+    c.data.num_threads = 16  # on each host; each makes whole batches
+    c.data.prefetch = 16  # batches made ahead, on each host
     c.data.num_scenes = 1024  # procedural only
     c.data.num_views = 12  # procedural only: views rendered of each scene
 
@@ -136,7 +136,7 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.latents.kind, c.latents.patch = "pixels", 2
     c.optimizer.warmup_steps, c.optimizer.peak_lr = 5, 1e-3
     c.data.source, c.data.num_scenes = "procedural", 64
-    c.data.num_threads, c.data.prefetch = 2, 8
+    c.data.num_threads, c.data.prefetch = 2, 4
     c.eval.num_scenes, c.eval.batch_size, c.eval.num_sampling_steps = 8, 8, 5
     c.eval.num_references = (c.num_references,)
     return c

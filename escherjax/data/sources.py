@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from escherjax.data.loader import LoaderConfig, make_loader
+from escherjax.data.loader import BatchIterator, LoaderConfig, make_loader
 from escherjax.data.procedural import ProceduralSource
 from escherjax.data.records import open_shards
 from escherjax.errors import UserError
@@ -20,10 +20,13 @@ FIRST_HELDOUT_SCENE = 1 << 30
 def open_training_source(config: ConfigDict) -> Any:
     """The scenes to train on: `config.data.source` is a folder of shards or "procedural".
 
-    Raises UserError if there are none.
+    Raises UserError if there are none, or if their views are known to be too few.
     """
     data = config.data
+    loader = _training_loader(config)
+    loader.validate()
     if data.source == "procedural":
+        loader.check_views(data.num_views, "config.data.num_views: every procedural scene")
         return ProceduralSource(config.seed, data.num_scenes, data.num_views, config.resolution)
     if not data.source:
         raise UserError(
@@ -33,26 +36,30 @@ def open_training_source(config: ConfigDict) -> Any:
     return open_shards(data.source, data.split)
 
 
-def training_batches(source: Any, config: ConfigDict, position: int) -> Any:
+def training_batches(source: Any, config: ConfigDict, position: int) -> BatchIterator:
     """This host's share of every batch from the one numbered `position` on; see the loader."""
     return make_loader(
         source,
-        LoaderConfig(
-            resolution=config.resolution,
-            num_references=(config.min_references or config.num_references, config.num_references),
-            num_targets=config.num_targets,
-            with_replacement=config.data.with_replacement,
-            background=config.data.background,
-            on_bad_record=config.data.on_bad_record,
-            seed=config.seed,
-            shuffle=True,
-        ),
+        _training_loader(config),
         config.batch_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         start_step=position,
         num_threads=config.data.num_threads,
         prefetch=config.data.prefetch,
+    )
+
+
+def _training_loader(config: ConfigDict) -> LoaderConfig:
+    return LoaderConfig(
+        resolution=config.resolution,
+        num_references=(config.min_references or config.num_references, config.num_references),
+        num_targets=config.num_targets,
+        with_replacement=config.data.with_replacement,
+        background=config.data.background,
+        on_bad_record=config.data.on_bad_record,
+        seed=config.seed,
+        shuffle=True,
     )
 
 

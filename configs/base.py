@@ -75,7 +75,7 @@ def base() -> ConfigDict:
     c.diffusion.beta_schedule = "scaled_linear"
     c.diffusion.beta_start = 0.00085
     c.diffusion.beta_end = 0.012
-    c.diffusion.prediction_type = "epsilon"  # what the network predicts: epsilon, v_prediction, sample
+    c.diffusion.prediction_type = "epsilon"  # predicts epsilon, v_prediction or sample
 
     c.optimizer = ConfigDict()  # AdamW with a joint gradient clip
     c.optimizer.peak_lr = 1e-4  # (paper)

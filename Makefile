@@ -16,9 +16,9 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed  ## trains a small network on procedural scenes and draws new views, CPU
 	$(RUN) -m escherjax.train --config configs/demo.py --workdir $(DEMO_DIR)
 	rm -rf $(DEMO_DIR)/new_views $(DEMO_DIR)/scene
-	$(RUN) -m data_prep.procedural --out $(DEMO_DIR)/scene --folders --seed 42 --limit 1 \
+	$(RUN) -m data_prep.procedural --out $(DEMO_DIR)/scene --folders --seed 5 --limit 1 \
 		--num-views 9 --resolution 32
-	$(RUN) -m escherjax.sample --weights $(DEMO_DIR) --views $(DEMO_DIR)/scene/procedural-42-0000000 \
+	$(RUN) -m escherjax.sample --weights $(DEMO_DIR) --views $(DEMO_DIR)/scene/procedural-5-0000000 \
 		--references 0,1,2 --targets all --guidance 1 --out $(DEMO_DIR)/new_views
 	@echo "Look at $(DEMO_DIR)/new_views/contact_sheet.png: new views below the true ones."
 

@@ -1,9 +1,9 @@
-"""An EscherNet of 40M parameters that learns from scratch in ten minutes on one H200.
+"""An EscherNet of 47M parameters for 64 x 64 pixels, sized to learn from scratch on one GPU.
 
     python -m escherjax.train --config configs/small.py --workdir runs/small
 
-Scenes are rendered at start (20,480 of them, about a minute); pixels at 64 x 64 stand in for the
-VAE, so that everything is learned here. docs/learning.md shows what to expect.
+20,480 scenes are rendered at the start (4 GB of host memory); pixels stand in for the VAE, so that
+everything is learned here. N is drawn from 1 to 4 for each scene.
 """
 
 from pathlib import Path

@@ -79,6 +79,41 @@ def save_animation(folder: Path, images: np.ndarray, frames_per_sec: int = 15) -
     return [path, video]
 
 
+def line_chart(path: Path, x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> None:
+    """Writes one curve as a PNG: values y over x, both [n], y on a logarithmic axis.
+
+    The values are light; their mean over a twentieth of the points about each is dark.
+    """
+    width, height, left, bottom, margin = 640, 360, 70, 40, 20
+    reach = max(1, len(y) // 20)
+    smooth = [y[max(0, i - reach) : i + reach + 1].mean() for i in range(len(y))]
+    y, smooth = np.log10(np.maximum(y, 1e-12)), np.log10(np.maximum(smooth, 1e-12))
+    low, high = float(y.min()) - 0.05, float(y.max()) + 0.05
+
+    def place(step: float, value: float) -> tuple[float, float]:
+        right = left + (step - x[0]) / max(x[-1] - x[0], 1) * (width - left - margin)
+        down = margin + (high - value) / (high - low) * (height - bottom - margin)
+        return right, down
+
+    image = Image.new("RGB", (width, height), "white")
+    drawing, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    for tick in np.linspace(low, high, 5):
+        start, end = place(x[0], tick), place(x[-1], tick)
+        drawing.line([start, end], fill=(225, 225, 225))
+        drawing.text((8, start[1] - 8), f"{10**tick:.3g}", fill="black", font=font)
+    for tick in np.linspace(x[0], x[-1], 5):
+        position, text = place(tick, low), f"{tick:.0f}"
+        half = drawing.textlength(text, font=font) / 2
+        drawing.text((position[0] - half, position[1] + 4), text, fill="black", font=font)
+    for values, color, thickness in ((y, (190, 210, 235), 1), (smooth, _SAMPLE, 3)):
+        drawing.line(
+            [place(*point) for point in zip(x, values, strict=True)], fill=color, width=thickness
+        )
+    drawing.text((left, 2), y_name, fill="black", font=font)
+    drawing.text((width - 60, height - 18), x_name, fill="black", font=font)
+    _save(path, np.asarray(image))
+
+
 def save_images(folder: Path, images: np.ndarray) -> list[Path]:
     """Writes [M, H, W, 3] uint8 as 000.png, 001.png, ... and returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from tiny import tiny_arguments, tiny_config
 
 from escherjax import config as config_lib
@@ -113,6 +114,7 @@ def test_work_directory_holds_what_is_promised(unbroken):
     assert all(promised <= row.keys() for row in rows)
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert list(unbroken.glob("events.out.tfevents.*"))
+    assert Image.open(unbroken / "loss.png").size == (640, 360)
     config = checkpoint.read_config(unbroken)
     assert config_lib.differences(config, tiny_config(**LONG)) == []
     steps = sorted(int(path.name) for path in (unbroken / "checkpoints").iterdir())

@@ -223,6 +223,19 @@ def test_state_is_born_split_over_fsdp():
     )
 
 
+def test_a_state_can_start_from_given_parameters():
+    """As from a folder of weights: nothing is drawn, and the average starts there too."""
+    config = tiny_config(mesh__fsdp=8, unet__block_channels="(64,)")
+    mesh = sharding.make_mesh(config.mesh, config.batch_size)
+    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
+    given = jax.tree.map(lambda x: x + 1, model.init(9, config.resolution))
+    state = create_state(model, optimizer, mesh, config, given)
+    expected = {name: given[name] for name in ("unet", "image_encoder")}
+    assert largest_difference(state.params, expected) == 0
+    assert largest_difference(state.ema, expected) == 0
+    assert int(state.step) == 0
+
+
 def test_flop_count_equals_hand_count():
     def program(x, kernel, w):
         y = jax.lax.conv_general_dilated(

@@ -89,6 +89,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
                 state, metrics = train_step(state, sharding.put_batch(mesh, batch))
                 watch.dispatched(step + 1, metrics, scene_ids)
             manager.wait_until_finished()
+            writer.draw_loss()
         finally:
             watch.close()
             writer.close()

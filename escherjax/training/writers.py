@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 from tensorboardX import SummaryWriter
+
+from escherjax import pictures
 
 
 class MetricWriter:
@@ -23,6 +26,7 @@ class MetricWriter:
         path = workdir / "metrics.jsonl"
         if path.exists():
             _truncate(path, start_step)
+        self._path = path
         self._file = path.open("a")
         self._board = SummaryWriter(str(workdir), purge_step=start_step + 1)
 
@@ -34,6 +38,16 @@ class MetricWriter:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         self._board.flush()
+
+    def draw_loss(self) -> None:
+        """Draws the loss of the whole run as `loss.png` beside metrics.jsonl."""
+        if not self._active:
+            return
+        rows = [json.loads(line) for line in self._path.read_text().splitlines()]
+        points = np.array([(row["step"], row["loss"]) for row in rows if "loss" in row])
+        if len(points) > 1:
+            picture = self._path.with_name("loss.png")
+            pictures.line_chart(picture, points[:, 0], points[:, 1], "step", "training loss")
 
     def close(self) -> None:
         if self._active:

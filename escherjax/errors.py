@@ -37,4 +37,7 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     except TrainingError as error:
         print(f"stopped: {error}", file=sys.stderr)
         sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
     sys.exit(EXIT_OK if code is None else code)

@@ -36,17 +36,20 @@ def make_batch(rng, size=8, num_views=4, resolution=16):
     }
 
 
-def run_steps(config, batches, mesh=None):
-    """(host state, losses) after a step on each batch, from a fresh state."""
+def stepper(config, mesh=None):
+    """A function from batches to (host state, losses) after a step on each, from a fresh state."""
     mesh = mesh or sharding.make_mesh(config.mesh, config.batch_size, config.accumulation_steps)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    state = create_state(model, optimizer, mesh, config)
     step = make_train_step(model, optimizer, config, mesh)
-    losses = []
-    for batch in batches:
-        state, metrics = step(state, sharding.put_batch(mesh, batch))
-        losses.append(float(metrics["loss"]))
-    return jax.tree.map(np.asarray, state), losses
+
+    def run(batches):
+        state, losses = create_state(model, optimizer, mesh, config), []
+        for batch in batches:
+            state, metrics = step(state, sharding.put_batch(mesh, batch))
+            losses.append(float(metrics["loss"]))
+        return jax.tree.map(np.asarray, state), losses
+
+    return run
 
 
 def largest_difference(a, b):
@@ -160,17 +163,21 @@ EXACT = {"optimizer__eps": 1e-4}
 
 
 @pytest.fixture(scope="module")
-def on_one_device(two_batches):
-    return run_steps(tiny_config(**EXACT), two_batches, sharding.single_device_mesh())
+def one_device():
+    return stepper(tiny_config(**EXACT), sharding.single_device_mesh())
+
+
+@pytest.fixture(scope="module")
+def on_one_device(one_device, two_batches):
+    return one_device(two_batches)
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
 def test_eight_devices_equal_one(two_batches, on_one_device, data, fsdp):
     """Sums in another order: losses to 1e-6, parameters to 2e-5 after two updates."""
     state, losses = on_one_device
-    many, many_losses = run_steps(
-        tiny_config(**EXACT, mesh__data=data, mesh__fsdp=fsdp), two_batches
-    )
+    run = stepper(tiny_config(**EXACT, mesh__data=data, mesh__fsdp=fsdp))
+    many, many_losses = run(two_batches)
     np.testing.assert_allclose(many_losses, losses, atol=1e-6)
     assert largest_difference(many.params, state.params) < 2e-5
     assert largest_difference(many.ema, state.ema) < 2e-5
@@ -178,26 +185,24 @@ def test_eight_devices_equal_one(two_batches, on_one_device, data, fsdp):
 
 def test_accumulation_equals_one_large_batch(two_batches, on_one_device):
     state, losses = on_one_device
-    split, split_losses = run_steps(
-        tiny_config(**EXACT, accumulation_steps=4), two_batches, sharding.single_device_mesh()
-    )
+    run = stepper(tiny_config(**EXACT, accumulation_steps=4), sharding.single_device_mesh())
+    split, split_losses = run(two_batches)
     np.testing.assert_allclose(split_losses, losses, atol=1e-6)
     assert largest_difference(split.params, state.params) < 2e-5
 
 
-def test_a_skipped_scene_changes_nothing(two_batches):
+def test_a_skipped_scene_changes_nothing(one_device, two_batches):
     """valid = 0 leaves a scene out of loss and gradient, whatever its row holds."""
     batch = {k: v.copy() for k, v in two_batches[0].items()}
     batch["valid"][3] = 0
     other = {k: v.copy() for k, v in batch.items()}
     other["target_images"][3] = 0
     other["ref_images"][3] = 255
-    mesh = sharding.single_device_mesh()
-    a, a_losses = run_steps(tiny_config(), [batch], mesh)
-    b, b_losses = run_steps(tiny_config(), [other], mesh)
+    a, a_losses = one_device([batch])
+    b, b_losses = one_device([other])
     assert a_losses == b_losses
     assert largest_difference(a.params, b.params) == 0
-    _, all_losses = run_steps(tiny_config(), [two_batches[0]], mesh)
+    _, all_losses = one_device([two_batches[0]])
     assert all_losses != a_losses
 
 

@@ -67,6 +67,11 @@ def read_config(workdir: Path) -> ConfigDict:
         raise UserError(f"{path} is not readable JSON ({error}); restore it or retrain.") from error
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run in `workdir` would continue rather than start."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+
+
 def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
     """The manager of `workdir/checkpoints`; keep: how many of the newest to keep, None for all."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)

@@ -47,7 +47,9 @@ def train(config: ConfigDict, workdir: Path) -> int:
     abstract = abstract_state(model, optimizer, mesh, config)
     source = sources.open_training_source(config)
     heldout = _heldout(model, config, mesh)
-    loaded = load_params(config.init.pipeline, model) if config.init.pipeline else None
+    loaded = None
+    if config.init.pipeline and not checkpoint.has_checkpoint(workdir):
+        loaded = load_params(config.init.pipeline, model)
     checkpoint.prepare_workdir(workdir, config)
     _log_setup(mesh, abstract)
 

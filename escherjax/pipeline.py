@@ -82,10 +82,11 @@ class Pipeline:
     ) -> np.ndarray:
         """New views of one scene, all targets jointly.
 
-        images: [N, H, W, 3] float in [0, 1], or a list of PIL images or paths (composited on white,
-        cut to the central square). reference_cameras: c2w [N, 4, 4]; target_cameras: c2w [M, 4, 4].
+        images: [N, H, H, 3] float in [0, 1] of any size, or a list of PIL images or paths
+        (composited on white, cut to the central square). reference_cameras: c2w [N, 4, 4];
+        target_cameras: c2w [M, 4, 4].
         initial_latents: [M, h, w, C] standard normal, drawn from `seed` if None.
-        Returns [M, H, W, 3] float32 in [0, 1].
+        Returns [M, R, R, 3] float32 in [0, 1], R = `resolution`.
         Raises UserError for empty or unequal views, bad poses, values outside [0, 1], NaN.
         """
         if sampler not in SAMPLERS:
@@ -159,6 +160,11 @@ class Pipeline:
             raise UserError(
                 f"reference images have shape {pixels.shape}; needed [N, H, W, 3] with N >= 1."
             )
+        if pixels.shape[1] != pixels.shape[2]:
+            raise UserError(
+                f"reference images are {pixels.shape[1]} x {pixels.shape[2]} pixels; needed square "
+                "ones. Cut them, or pass PIL images or paths, which are cut to the central square."
+            )
         if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
             raise UserError(
                 f"reference images span [{pixels.min():.3g}, {pixels.max():.3g}]; needed finite "
@@ -181,6 +187,8 @@ class Pipeline:
 
 
 def _checked_poses(cameras: Cameras, name: str) -> np.ndarray:
+    if not isinstance(cameras, Cameras):
+        raise UserError(f"{name} are a {type(cameras).__name__}; needed Cameras(c2w).")
     c2w = np.asarray(cameras.c2w, np.float32)
     cameras_lib.check_poses(c2w, name)
     if c2w.ndim != 3 or len(c2w) == 0:

@@ -38,11 +38,12 @@ def main(argv: Sequence[str]) -> int:
     add("--weights", required=True, type=Path, help="work directory, checkpoint, pipeline folder")
     add("--views", required=True, type=Path, metavar="SCENE", help="scene folder")
     add("--references", metavar="I,J,...", help="views to start from; default: the first three")
-    add("--targets", default="orbit", help="orbit, archimedean, all, or a transforms.json")
-    add("--num-views", type=int, default=24, help="length of a path")
+    add("--targets", default="orbit",
+        help="orbit, archimedean, all, or a transforms.json (default %(default)s)")  # fmt: skip
+    add("--num-views", type=int, default=24, help="length of a path (default %(default)s)")
     add("--out", required=True, type=Path)
-    add("--steps", type=int, default=50, help="sampling steps")
-    add("--guidance", type=float, default=3.0, help="classifier-free guidance scale; 1: none")
+    add("--steps", type=int, default=50, help="sampling steps (default %(default)s)")
+    add("--guidance", type=float, default=3.0, help="scale, 1 for none (default %(default)s)")
     add("--seed", type=int, default=0)
     add("--sampler", default="ddim", help="ddim")
     add("--dtype", default="float32", help="compute: float32 or bfloat16")

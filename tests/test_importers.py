@@ -132,7 +132,7 @@ DAMAGES = {
     "no picture": "view 001 has no picture",
     "truncated picture": "001.png cannot be decoded",
     "no image file": "001.png cannot be decoded",
-    "pose is text": "001.npy cannot be read",
+    "pose is text": "001.npy is no whole .npy file",
     "empty views": "3 views are empty",
     "mixed sizes": "mixes picture sizes",
     "NaN pose": "pose of view 1 holds NaN",

@@ -150,6 +150,8 @@ def test_wrong_input_is_refused_with_the_reason(tiny_pipe, tmp_path):
     for arguments, reason in [
         ((images[:1], cameras, targets), "one camera for each image"),
         ((images[:0], cameras, targets), "N >= 1"),
+        ((images[:, :8], cameras, targets), "needed square"),
+        ((images, cameras.c2w, targets), "needed Cameras"),
         (([], cameras, targets), "N >= 1"),
         ((images * 255, cameras, targets), "divide 8-bit values by 255"),
         ((images, bad_pose, targets), "view 1 holds NaN"),

@@ -80,7 +80,8 @@ def unbroken(tmp_path_factory, environment):
 
 
 @pytest.mark.parametrize(
-    ("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)]
+    ("stop", "code"),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75), (signal.SIGINT, 75)],
 )
 def test_resume_continues_bitwise(tmp_path, environment, unbroken, stop, code):
     """A run that was killed, or asked to stop, ends with the bits of one that never was."""
@@ -158,6 +159,13 @@ def test_bad_records_are_skipped_and_named_or_stop_the_run(tmp_path, caplog):
     assert "2 rows were left out" in caplog.text  # once in each of the two batches of all scenes
 
 
+def test_a_batch_without_a_single_good_scene_stops_the_run(tmp_path):
+    shards = shards_with(tmp_path / "shards", broken=range(8))
+    fields = {**ON_ALL_DEVICES, "data__source": shards, "data__on_bad_record": "skip"}
+    with pytest.raises(UserError, match="every scene of the batch for update 1"):
+        train(tiny_config(**fields), tmp_path / "run")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_scenes(tmp_path):
     fields = {**ON_ALL_DEVICES, "optimizer__initial_lr": 1e30, "optimizer__peak_lr": 1e30}
     with pytest.raises(TrainingError, match=r"update [23] gave loss nan.*procedural-42-00000"):
@@ -177,6 +185,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_scenes(tmp_p
         ({"data__num_views": 3, "data__with_replacement": False}, "2 references"),
         ({"eval_every_steps": 5, "eval__num_scenes": 7}, "not a multiple"),
         ({"init__pipeline": "nowhere"}, "nowhere"),
+        ({"latents__kind": "vae", "resolution": 16}, "config.init.pipeline is empty"),
         ({"cape": "5dof"}, "needed one of 6dof"),
         ({"unet__num_heads": 16, "cape": "6dof"}, "divisible by 4"),
         ({"resolution": 17}, "not a multiple of 2"),
@@ -195,6 +204,9 @@ def test_wrong_configs_are_refused_before_anything_is_written(tmp_path, changes,
 def test_a_work_directory_of_another_config_is_refused_and_kept(tmp_path):
     workdir = tmp_path / "run"
     checkpoint.prepare_workdir(workdir, tiny_config(**ON_ALL_DEVICES))
+    # Until there is a checkpoint, nothing can be lost.
+    checkpoint.check_workdir(workdir, tiny_config(**ON_ALL_DEVICES, seed=7))
+    (workdir / "checkpoints" / "2").mkdir(parents=True)
     before = (workdir / "config.json").read_text()
     with pytest.raises(UserError, match="seed: 42 -> 7"):
         train(tiny_config(**ON_ALL_DEVICES, seed=7), workdir)

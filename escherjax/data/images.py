@@ -32,7 +32,8 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
             return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(
-            f"{name} cannot be decoded ({error}); needed a whole PNG, JPEG or WebP file."
+            f"{name} cannot be decoded ({type(error).__name__}); needed a whole PNG, JPEG or WebP "
+            "file."
         ) from error
 
 

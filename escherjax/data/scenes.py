@@ -7,6 +7,7 @@ intrinsics are converted here, once; nothing is scaled or moved.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -93,6 +94,7 @@ def read_scene_folder(
             f"{folder} is no scene folder: needed transforms.json, transforms_{split}.json, or "
             f"000.png with 000.npy"
             + (f"; it has {', '.join(other)}: choose that split." if other else ".")
+            + _nested_hint(folder, split)
         )
     encoded, c2w, K, sizes = [], [], [], []
     for path, pose, intrinsics_of in views:
@@ -117,6 +119,15 @@ def read_scene_folder(
     )
     validate_scene(scene)
     return scene
+
+
+def _nested_hint(folder: Path, split: str) -> str:
+    """Names scene folders further down, for whoever named their parent."""
+    below = []
+    for layout in ("transforms", "zero123"):
+        with contextlib.suppress(UserError):
+            below += [str(path) for _, path in find_scene_folders(folder, layout, split)]
+    return f" Below it are scenes: {', '.join(below[:3])}." if below else ""
 
 
 def _view_number(name: str) -> int | None:
@@ -149,7 +160,10 @@ def _read_zero123(folder: Path, files: list[str]) -> list[View]:
         try:
             w2c = np.load(poses[number], allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{poses[number]} cannot be read ({error}).") from error
+            raise UserError(
+                f"{poses[number]} is no whole .npy file of numbers; needed a world-to-camera "
+                "matrix."
+            ) from error
         if w2c.shape not in ((3, 4), (4, 4)) or w2c.dtype.kind != "f":
             raise UserError(
                 f"{poses[number]} holds {w2c.dtype} {w2c.shape}; needed a float world-to-camera "

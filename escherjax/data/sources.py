@@ -82,7 +82,14 @@ def heldout_batches(config: ConfigDict) -> list[dict[str, Any]]:
             config.seed, sizes.num_scenes, num_views, config.resolution, FIRST_HELDOUT_SCENE
         )
     else:
-        source = open_shards(data.source, data.heldout_split)
+        try:
+            source = open_shards(data.source, data.heldout_split)
+        except UserError as error:
+            raise UserError(
+                f"no held-out scenes to evaluate on: {error} Import with --heldout, or set "
+                "config.data.heldout_split=train to look at training scenes, or "
+                "config.eval_every_steps=0 and config.sample_every_steps=0 to do without."
+            ) from error
     if len(source) < sizes.num_scenes:
         raise UserError(
             f"{data.source} has {len(source)} scenes in split {data.heldout_split!r}; "

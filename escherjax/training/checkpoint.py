@@ -26,12 +26,14 @@ _VERSIONED = ("escherjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Checks that a run of `config` may start or continue in `workdir`; changes nothing.
 
-    Raises UserError if it holds something else, or the run of a config that differs in more than
-    how long it runs and what it reports.
+    Raises UserError if it holds something else, or a checkpoint of a config that differs in more
+    than how long it runs and what it reports.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir} is a file; name a folder that exists or can be made.")
     if (workdir / "config.json").exists():
+        if not has_checkpoint(workdir):
+            return  # a run that never got anywhere; nothing to protect
         changes = config_lib.differences(read_config(workdir), config)
         if changes:
             listed = "\n  ".join(changes)

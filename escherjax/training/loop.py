@@ -18,8 +18,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from escherjax import errors
 from escherjax.data import sources
+from escherjax.errors import UserError
 from escherjax.models import eschernet
-from escherjax.models.eschernet import EscherNet
+from escherjax.models.eschernet import EscherNet, Params
 from escherjax.training import checkpoint, perf, sharding
 from escherjax.training.heldout import HeldOut
 from escherjax.training.optimizer import make_optimizer
@@ -36,8 +37,8 @@ log = logging.getLogger("escherjax.train")
 def train(config: ConfigDict, workdir: Path) -> int:
     """Runs or continues the training of `config` in `workdir`.
 
-    Returns the exit code: 0 done, 75 stopped by SIGTERM after saving. Raises UserError for input
-    that cannot work, TrainingError if the loss stops being finite.
+    Returns the exit code: 0 done, 75 stopped by SIGTERM or Ctrl-C after saving. Raises UserError
+    for input that cannot work, TrainingError if the loss stops being finite.
     """
     enable_compilation_cache()
     checkpoint.check_workdir(workdir, config)
@@ -47,9 +48,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     abstract = abstract_state(model, optimizer, mesh, config)
     source = sources.open_training_source(config)
     heldout = _heldout(model, config, mesh)
-    loaded = None
-    if config.init.pipeline and not checkpoint.has_checkpoint(workdir):
-        loaded = load_params(config.init.pipeline, model)
+    loaded = None if checkpoint.has_checkpoint(workdir) else _initial_params(config, model)
     checkpoint.prepare_workdir(workdir, config)
     _log_setup(mesh, abstract)
 
@@ -58,7 +57,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     with (
         checkpoint.open_manager(workdir, config.keep_checkpoints) as manager,
         logging_redirect_tqdm(),
-        _sigterm() as sigterm,
+        _stop_signals() as stop,
     ):
         restored = checkpoint.restore(manager, abstract)
         if restored:
@@ -71,11 +70,12 @@ def train(config: ConfigDict, workdir: Path) -> int:
         batches = sources.training_batches(source, config, position)
         writer = MetricWriter(workdir, start)
         watch = Watch(config, writer, start, flops)
+        log.info("compiling the training step: seconds if small, minutes for the full network")
 
         num_bad = 0
         try:
             for step in range(start, config.num_steps + 1):  # `step` updates are done
-                last = step == config.num_steps or sigterm.is_set()
+                last = step == config.num_steps or stop.is_set()
                 if step > start and (last or _is_due(config, step)):
                     with watch.paused():
                         _report(config, step, state, heldout, writer, workdir)
@@ -99,7 +99,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     if num_bad:
         log.warning("%d rows were left out for bad records, named above", num_bad)
     if step < config.num_steps:
-        log.info("stopped by SIGTERM at step %d and saved; start again to continue", step)
+        log.info("stopped by a signal at step %d; start again to continue", step)
         return errors.EXIT_PREEMPTED
     log.info("done: %s", workdir)
     return errors.EXIT_OK
@@ -110,6 +110,19 @@ def enable_compilation_cache() -> None:
     if not jax.config.jax_compilation_cache_dir:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(cache / "escherjax" / "xla"))
+
+
+def _initial_params(config: ConfigDict, model: EscherNet) -> Params | None:
+    """All parameters that a new run starts from, or None for random ones."""
+    if config.init.pipeline:
+        return load_params(config.init.pipeline, model)
+    if config.latents.kind == "vae":
+        raise UserError(
+            "config.init.pipeline is empty, but config.latents.kind = 'vae' trains on the latents "
+            "of a frozen VAE, which random weights cannot make. Name a folder of weights, or set "
+            "config.latents.kind=pixels."
+        )
+    return None
 
 
 def _heldout(model: EscherNet, config: ConfigDict, mesh: Mesh) -> HeldOut | None:
@@ -186,11 +199,21 @@ def _log_setup(mesh: Mesh, abstract: TrainState) -> None:
 
 
 @contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, so that the loop can save and leave."""
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM or Ctrl-C sets, so that the loop can save and leave.
+
+    A second Ctrl-C interrupts at once.
+    """
     noticed = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
+
+    def notice(number: int, _: object) -> None:
+        if number == signal.SIGINT and noticed.is_set():
+            raise KeyboardInterrupt
+        noticed.set()
+
+    previous = {n: signal.signal(n, notice) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield noticed
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

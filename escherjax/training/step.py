@@ -87,7 +87,8 @@ def make_train_step(
     """The jitted step: (state, batch) -> (state, metrics); the old state's memory is reused.
 
     metrics: scalars "loss", "lr", "grad_norm", "grad_norm_unet", "grad_norm_image_encoder", and
-    "scene_losses" [B], by which a broken scene can be named.
+    "scene_losses" [B], by which a broken scene can be named, and "valid_scenes", how many of them
+    were not left out.
     """
     num_micro = config.accumulation_steps
     schedule = learning_rate(config.optimizer)
@@ -120,6 +121,7 @@ def make_train_step(
             "grad_norm": optax.global_norm(grads),
             **{f"grad_norm_{name}": optax.global_norm(grads[name]) for name in grads},
             "scene_losses": losses,
+            "valid_scenes": jnp.sum(batch["valid"]),
         }
         new_state = TrainState(
             step=state.step + 1, params=params, frozen=state.frozen, ema=ema, opt_state=opt_state

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from escherjax.errors import TrainingError
+from escherjax.errors import TrainingError, UserError
 from escherjax.training import perf
 from escherjax.training.writers import MetricWriter
 
@@ -33,6 +33,7 @@ class Watch:
         self._step_flops, self._peak = step_flops, perf.peak_flops()
         self._pending: tuple[int, dict[str, Any], list[str]] | None = None
         self._data_wait_sec = 0.0
+        self._warm = False
         self._start_window(start_step)
         self._bar = tqdm(
             total=config.num_steps,
@@ -55,11 +56,19 @@ class Watch:
         self._pending = (step, metrics, scene_ids)
 
     def settle(self) -> None:
-        """Waits for the update in flight. Raises TrainingError if its loss is not finite."""
+        """Waits for the update in flight.
+
+        Raises TrainingError if its loss is not finite, UserError if all its scenes were left out.
+        """
         if self._pending is None:
             return
         step, metrics, scene_ids = self._pending
         self._pending = None
+        if float(metrics["valid_scenes"]) == 0:
+            raise UserError(
+                f"every scene of the batch for update {step} was left out as a bad record, so "
+                "there is nothing to learn from; the reasons are named above. Mend the data."
+            )
         loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (np.isfinite(loss) and np.isfinite(grad_norm)):
             raise TrainingError(_describe_break(step, loss, grad_norm, metrics, scene_ids))
@@ -67,6 +76,9 @@ class Watch:
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if step % self._config.log_every_steps == 0 or step == self._config.num_steps:
             self._log(step, metrics)
+        if not self._warm:  # the first update was compiled; keep that out of the rates to come
+            self._warm = True
+            self._start_window(step)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -86,7 +98,8 @@ class Watch:
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
         elapsed = max(time.perf_counter() - self._window_start, 1e-9)
         rate = (step - self._window_step) / elapsed
-        values = {k: float(v) for k, v in metrics.items() if k != "scene_losses"}
+        hidden = ("scene_losses", "valid_scenes")
+        values = {k: float(v) for k, v in metrics.items() if k not in hidden}
         values["steps_per_sec"] = rate
         values["target_views_per_sec"] = (
             rate * self._config.batch_size * self._config.num_targets

@@ -120,13 +120,6 @@ def check_config(config: ConfigDict) -> None:
         )
 
 
-def get_field(config: ConfigDict, path: str) -> Any:
-    """The value of a field by its path, such as "optimizer.peak_lr"."""
-    for part in path.split("."):
-        config = config[part]
-    return config
-
-
 def to_json(config: ConfigDict) -> str:
     """The resolved config as indented JSON, keys sorted."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"

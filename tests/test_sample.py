@@ -68,7 +68,7 @@ def test_sampling_a_path_writes_everything_needed_to_repeat_it(workdir, scene, t
     assert capsys.readouterr().out.strip() == str(out / "contact_sheet.png")
     assert [Image.open(out / f"{i:03d}.png").size for i in range(4)] == [(16, 16)] * 4
     with Image.open(out / "orbit.gif") as animation:
-        assert animation.n_frames >= 1
+        assert animation.size == (16, 16)
     record = json.loads((out / "run.json").read_text())
     assert record["references"] == [0, 1, 2] and record["steps"] == 2 and record["num_views"] == 4
     written = read_cameras(out / "transforms.json")

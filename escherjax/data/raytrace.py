@@ -63,10 +63,6 @@ def _dot(a, b):
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def _choose(condition, new, old):
-    return tuple(jnp.where(condition, a, b) for a, b in zip(new, old, strict=True))
-
-
 def _tag(distance, tag):
     """Writes a small number into the last bits of distances: the winner of a max says who it is."""
     bits = jax.lax.bitcast_convert_type(distance, jnp.int32)

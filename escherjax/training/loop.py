@@ -53,7 +53,9 @@ def train(config: ConfigDict, workdir: Path) -> int:
     _log_setup(mesh, abstract)
 
     train_step = make_train_step(model, optimizer, config, mesh)
-    flops = perf.train_step_flops(model, abstract.params, abstract.frozen, config)
+    flops = 0.0  # only MFU needs it, and tracing the full network takes seconds
+    if perf.peak_flops():
+        flops = perf.train_step_flops(model, abstract.params, abstract.frozen, config)
     with (
         checkpoint.open_manager(workdir, config.keep_checkpoints) as manager,
         logging_redirect_tqdm(),

@@ -64,12 +64,17 @@ class Watch:
             return
         step, metrics, scene_ids = self._pending
         self._pending = None
-        if float(metrics["valid_scenes"]) == 0:
+        valid, loss, grad_norm = (
+            float(x)
+            for x in jax.device_get(
+                [metrics[name] for name in ("valid_scenes", "loss", "grad_norm")]
+            )
+        )
+        if valid == 0:
             raise UserError(
                 f"every scene of the batch for update {step} was left out as a bad record, so "
                 "there is nothing to learn from; the reasons are named above. Mend the data."
             )
-        loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (np.isfinite(loss) and np.isfinite(grad_norm)):
             raise TrainingError(_describe_break(step, loss, grad_norm, metrics, scene_ids))
         self._bar.update(step - self._bar.n)

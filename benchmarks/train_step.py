@@ -22,11 +22,14 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
     parser.add_argument("--steps", type=int, default=10, help="timed steps, after 3 for warm-up")
+    parser.add_argument("--kernels", action="store_true",
+        help="add the GPU kernels that the step spends its time in")  # fmt: skip
     arguments, overrides = parser.parse_known_args(argv)
 
     import jax
     import numpy as np
 
+    from benchmarks.kernels import busiest_kernels
     from escherjax.cameras import from_spherical
     from escherjax.config import load_config
     from escherjax.models import eschernet
@@ -79,6 +82,15 @@ def main(argv: Sequence[str]) -> int:
         jax.block_until_ready(metrics)
         if step >= 3:
             times.append(time.perf_counter() - started)
+    kernels = {}
+    if arguments.kernels:
+
+        def step_once():
+            nonlocal state
+            state, metrics = train_step(state, batch)
+            return metrics
+
+        kernels = busiest_kernels(step_once)
     median = statistics.median(times)
     memory = jax.local_devices()[0].memory_stats() or {}
     peak = perf.peak_flops()
@@ -104,6 +116,7 @@ def main(argv: Sequence[str]) -> int:
                 "peak_device_memory_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
                 "init_sec": init_sec,
                 "first_step_sec": compile_sec,
+                **kernels,
             },
             indent=2,
         )

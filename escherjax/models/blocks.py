@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from escherjax.cape import Poses
+from escherjax.models.activations import gelu
 from escherjax.models.attention import Attention
 
 ZEROS = nn.initializers.zeros
@@ -140,7 +141,7 @@ class _GEGLUProjection(nn.Module):
             2 * self.features, dtype=self.dtype, param_dtype=self.param_dtype, name="proj"
         )(x)
         value, gate = jnp.split(both, 2, axis=-1)
-        return value * nn.gelu(gate, approximate=False)
+        return value * gelu(gate)
 
 
 class FeedForward(nn.Module):

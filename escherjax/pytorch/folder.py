@@ -95,7 +95,7 @@ def _read_facts(folder: Path, cape: str | None, problems: list[str]) -> dict[str
             problems.append(f"{path}: cannot be read ({error})")
             stored = {}
         if not isinstance(stored, dict):
-            problems.append(f"{path}: is no JSON object")
+            problems.append(f"{path}: holds a {type(stored).__name__}; needed a JSON object")
             stored = {}
         found = [
             f"{path}: {field} = {stored.get(field)!r}; needed {needed!r}"
@@ -124,8 +124,9 @@ def _wrong_sizes(path: Path, facts: dict[str, Any]) -> list[str]:
     resolution, latents = facts.get("resolution"), facts.get("latents")
     if not _is_size(resolution):
         problems.append(f"{path}: resolution = {resolution!r}; needed a number of pixels")
-    kind = latents.get("kind") if isinstance(latents, dict) else None
-    if kind != "vae" and not (kind == "pixels" and _is_size(latents.get("patch"))):
+    fields = latents if isinstance(latents, dict) else {}
+    is_pixels = fields.get("kind") == "pixels" and _is_size(fields.get("patch"))
+    if fields.get("kind") != "vae" and not is_pixels:
         problems.append(
             f'{path}: latents = {latents!r}; needed {{"kind": "vae"}} or {{"kind": "pixels", '
             '"patch": pixels}'
@@ -170,7 +171,10 @@ def _read_network(
         for tensor in sorted(map(str, report.get(kind) or ()))
     ]
     problems += found
-    return None if found else network.to(torch_dtype).eval()
+    if found:
+        return None
+    # transformers' argument for the dtype has changed its name, so it is set afterwards.
+    return network.to(torch_dtype) if network_class is ConvNextV2Model else network
 
 
 def _read_scheduler(folder: Path, problems: list[str]) -> DDIMScheduler | None:

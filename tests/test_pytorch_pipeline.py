@@ -211,6 +211,30 @@ def test_stored_names_of_older_libraries_are_read(tmp_path):
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_first_names_of_the_encoder_are_read(tmp_path):
+    folder = write_folder(tmp_path, seed=0)
+    expected = load(folder).image_encoder.state_dict()
+    path = folder / "image_encoder" / "model.safetensors"
+    tensors = {
+        name.replace("grn.weight", "grn.gamma").replace("grn.bias", "grn.beta"): tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+    for name, tensor in load(folder).image_encoder.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_weights_under_other_names_are_pointed_out(tmp_path):
+    folder = write_folder(tmp_path, seed=0)
+    unet = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    unet.rename(unet.with_suffix(".fp16.safetensors"))
+    encoder = folder / "image_encoder" / "model.safetensors"
+    encoder.rename(encoder.with_name("pytorch_model.bin"))
+    with pytest.raises(UserError, match="pass variant=") as refused:
+        load(folder)
+    assert "pytorch_model.bin, a pickle, which is not opened" in str(refused.value)
+
+
 def test_every_problem_of_a_folder_is_listed(tmp_path):
     folder = write_folder(tmp_path, seed=0)
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"

@@ -36,6 +36,9 @@ CONVENTIONS = {
     "camera_handedness": "right",
     "world_up": "z",
 }
+# ConvNeXt V2's response normalisation, as it was named at first.
+OLD_ENCODER_NAMES = {r"grn\.gamma$": "grn.weight", r"grn\.beta$": "grn.bias"}
+
 PUBLISHED_FACTS = {**CONVENTIONS, "resolution": 256, "latents": {"kind": "vae"}}
 
 
@@ -149,8 +152,9 @@ def _read_network(
     if not folder.is_dir():
         problems.append(f"{folder}: this folder is missing")
         return None
-    options: dict[str, Any] = {}
-    if network_class is not ConvNextV2Model:
+    if network_class is ConvNextV2Model:
+        options: dict[str, Any] = {"key_mapping": OLD_ENCODER_NAMES}
+    else:
         # Unless told, diffusers looks for accelerate, does without and warns.
         options = {"low_cpu_mem_usage": is_accelerate_available(), "torch_dtype": torch_dtype}
     try:
@@ -163,7 +167,7 @@ def _read_network(
             **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        problems.append(f"{folder}: {error}")
+        problems.append(f"{folder}: {error}{_other_files(folder)}")
         return None
     found = [
         f"{folder}: {kind} {tensor}"
@@ -175,6 +179,21 @@ def _read_network(
         return None
     # transformers' argument for the dtype has changed its name, so it is set afterwards.
     return network.to(torch_dtype) if network_class is ConvNextV2Model else network
+
+
+def _other_files(folder: Path) -> str:
+    """What to do with the weights that lie in a folder under other names; empty if none do."""
+    variants = sorted(path.name for path in folder.glob("*.*.safetensors"))
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    hint = ""
+    if variants:
+        hint += f" (found {', '.join(variants)}: pass variant=, such as variant='fp16')"
+    if pickles:
+        hint += (
+            f" (found {', '.join(pickles)}, a pickle, which is not opened as it can run any code; "
+            "python -m escherjax.export writes the folder as safetensors)"
+        )
+    return hint
 
 
 def _read_scheduler(folder: Path, problems: list[str]) -> DDIMScheduler | None:

@@ -121,6 +121,13 @@ def test_one_camera_for_all_views_is_plain_attention(folder, rng, cape):
     np.testing.assert_allclose(out, stock(latents, 10, tokens).sample, atol=2e-5)
 
 
+def test_guidance_of_one_or_less_is_none(pipe, rng):
+    views = inputs(rng)
+    unguided = generate(pipe, *views, guidance_scale=1.0)
+    np.testing.assert_array_equal(generate(pipe, *views, guidance_scale=0.5), unguided)
+    assert np.abs(generate(pipe, *views, guidance_scale=1.5) - unguided).max() > 1e-3
+
+
 def test_seed_and_generator_draw_the_same(pipe, rng):
     views = inputs(rng)
     first = generate(pipe, *views, seed=3)
@@ -233,6 +240,14 @@ def test_weights_under_other_names_are_pointed_out(tmp_path):
     with pytest.raises(UserError, match="pass variant=") as refused:
         load(folder)
     assert "pytorch_model.bin, a pickle, which is not opened" in str(refused.value)
+
+
+def test_a_variant_of_the_weights_is_read_by_its_name(folder, tmp_path):
+    pipe = load(folder)
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    again = load(tmp_path, variant="fp16")
+    assert torch.equal(again.unet.conv_in.weight, pipe.unet.conv_in.weight)
 
 
 def test_every_problem_of_a_folder_is_listed(tmp_path):

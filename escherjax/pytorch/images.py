@@ -1,0 +1,65 @@
+"""Reference images as the tensors that the encoder takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from escherjax.errors import UserError
+
+
+def read_images(images: Any, resolution: int) -> torch.Tensor:
+    """Reference images float32 [N, 3, H, H] in [-1, 1].
+
+    images: [N, H, H, 3] float in [0, 1], array or tensor; or a list of PIL images or paths, which
+    are cut to the central square, composited on white and resized to `resolution`.
+    Raises UserError for another shape or range, or a file that is no picture.
+    """
+    if isinstance(images, Sequence):
+        images = np.stack([_read_picture(each, resolution) for each in images] or [np.empty(0)])
+    pixels = torch.as_tensor(images).float()
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
+        raise UserError(
+            f"reference images have shape {tuple(pixels.shape)}; needed [N, H, H, 3] with N >= 1."
+        )
+    if pixels.shape[1] != pixels.shape[2]:
+        raise UserError(
+            f"reference images are {pixels.shape[1]} x {pixels.shape[2]} pixels; needed square "
+            "ones. Cut them, or pass PIL images or paths, which are cut to the central square."
+        )
+    if not torch.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
+        raise UserError(
+            f"reference images span [{pixels.min():.3g}, {pixels.max():.3g}]; needed finite values "
+            "in [0, 1] (divide 8-bit values by 255)."
+        )
+    return pixels.movedim(-1, 1) * 2 - 1
+
+
+def _read_picture(picture: Any, resolution: int) -> np.ndarray:
+    """A PIL image or the path of one as float32 [resolution, resolution, 3] in [0, 1]."""
+    if isinstance(picture, (str, Path)):
+        try:
+            picture = Image.open(picture)
+            picture.load()
+        except OSError as error:
+            raise UserError(f"cannot read the image {picture}: {error}") from error
+    if not isinstance(picture, Image.Image):
+        raise UserError(
+            f"a reference image is a {type(picture).__name__}; needed a PIL image or a path, or "
+            "all images as one array [N, H, H, 3]."
+        )
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.crop((left, top, left + side, top + side))
+    if square.has_transparency_data:
+        square = square.convert("RGBA")
+        white = Image.new("RGB", square.size, "white")
+        white.paste(square, mask=square.getchannel("A"))
+        square = white
+    resized = square.convert("RGB").resize((resolution, resolution), Image.Resampling.BILINEAR)
+    return np.asarray(resized) / np.float32(255)

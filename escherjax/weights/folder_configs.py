@@ -6,9 +6,10 @@ and we do not compute is refused by name; fields that change no number are ignor
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from escherjax.errors import UserError
 from escherjax.models.convnextv2 import ConvNeXtV2Config
@@ -62,6 +63,7 @@ _ENCODER_FIXED = {"hidden_act": "gelu", "model_type": "convnextv2", "num_channel
 _MAX_SIZE = 2**16
 _MAX_LAYERS = 128  # of one level or stage
 _MAX_LEVELS = 8
+_FLOAT32_RANGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 _DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # -> has attention
 _UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -178,8 +180,8 @@ def _sizes(
 def _positive(fields: Fields, name: str, problems: list[str], default: float) -> float:
     value = fields.get(name, default)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value <= sys.float_info.max:
-        problems.append(f"{name} = {quoted(value)}; needed a positive number")
+    if not is_number or not _FLOAT32_RANGE[0] <= value <= _FLOAT32_RANGE[1]:
+        problems.append(f"{name} = {quoted(value)}; needed a positive number that float32 holds")
         return default
     return float(value)
 

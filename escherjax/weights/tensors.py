@@ -180,13 +180,14 @@ def _list_shards(path: Path, problems: list[str]) -> list[StoredTensor]:
     index = strict_json.read_object(path, problems)
     if index is None:
         return []
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    files = index.get("weight_map")
+    if not isinstance(files, dict) or not files:
         problems.append(f"{path}: weight_map is missing; needed tensor names -> files beside it")
         return []
+    weight_map = {n: file if isinstance(file, str) else ascii(file) for n, file in files.items()}
     found: dict[str, StoredTensor] = {}
     shards = {}
-    for file_name in sorted(set(map(_hashable, weight_map.values()))):
+    for file_name in sorted(set(weight_map.values())):
         shard = _shard_path(path, file_name, problems)
         tensors = None if shard is None else list_tensors(shard, problems)
         if tensors is not None:
@@ -205,10 +206,6 @@ def _list_shards(path: Path, problems: list[str]) -> list[StoredTensor]:
         if file_name in shards and name not in found:
             problems.append(f"{path}: tensor {shown(name)} is not in {file_name}, as it says")
     return list(found.values())
-
-
-def _hashable(value: Any) -> str:
-    return value if isinstance(value, str) else ascii(value)
 
 
 def _shard_path(index: Path, file_name: str, problems: list[str]) -> Path | None:

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from escherjax.errors import UserError
-from escherjax.weights import pickles, pytorch
+from escherjax.weights import names, pickles, pytorch
 from tests import tiny_encoder
 from tests.tiny_encoder import read, write_config, write_shards, write_single
 
@@ -102,6 +102,17 @@ def test_pickles_are_read_by_torch(tmp_path, tensors, dtype, zipped):
     write_single(tmp_path, tensors)
     path.write_bytes(b"never opened")
     assert_equal(read(tmp_path), tensors)
+
+
+def test_values_from_a_pickle_do_not_change_with_its_file(tmp_path, tensors):
+    torch = pytest.importorskip("torch")
+    write_config(tmp_path)
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({name: torch.tensor(tensor) for name, tensor in tensors.items()}, path)
+    params = pytorch.read_component(tmp_path, "image_encoder")[1]
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert_equal(names.torch_from_tree(params), tensors)
 
 
 def test_sharded_pickles_are_read(tmp_path, tensors):

@@ -300,7 +300,7 @@ def test_unreadable_configs_are_refused(folder, content):
         ("unet", {"cross_attention_dim": 10**30}, "needed a positive integer, at most 65536"),
         ("vae", {"block_out_channels": [32] * 9}, "needed a list of positive integers, up to 8"),
         ("vae", {"scaling_factor": 10**400}, "needed a positive number that float32 holds"),
-        ("image_encoder", {"layer_norm_eps": 1e-300}, "needed a positive number that float32 holds"),
+        ("image_encoder", {"layer_norm_eps": 1e-300}, "needed a positive number that float32"),
         ("vae", {"scaling_factor": "0.2"}, "scaling_factor = '0.2'; needed a positive number"),
         ("vae", {"out_channels": 4}, "out_channels differs from in_channels"),
         ("image_encoder", {"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),

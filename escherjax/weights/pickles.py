@@ -95,9 +95,10 @@ def _reader(tensor: Any) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         import torch
 
-        plain = tensor.detach().contiguous()
-        if plain.dtype == torch.bfloat16:
-            return plain.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return plain.numpy()
+        # A copy: the tensor itself is the mapped file, and would change with it.
+        copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+        if copied.dtype == torch.bfloat16:
+            return copied.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return copied.numpy()
 
     return read

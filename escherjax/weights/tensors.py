@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import ml_dtypes
@@ -213,8 +213,11 @@ def _shard_path(index: Path, file_name: str, problems: list[str]) -> Path | None
     kind = ".bin" if ".bin." in index.name else ".safetensors"
     folder = index.parent
     path = folder / file_name
-    plain = all(pure(file_name).name == file_name for pure in (PurePosixPath, PureWindowsPath))
-    plain = plain and file_name.isprintable() and len(file_name.encode()) <= _MAX_FILE_NAME
+    plain = (
+        PureWindowsPath(file_name).name == file_name  # which knows both slashes and drives
+        and file_name.isprintable()
+        and len(file_name.encode()) <= _MAX_FILE_NAME
+    )
     if not plain or not file_name.endswith(kind):
         fault = f"names {shown(file_name)}; needed a {kind} file in its own folder"
     elif not path.is_file():

@@ -157,7 +157,7 @@ def test_pickles_of_other_things_are_refused(tmp_path, tensors):
     assert "holds a list; needed tensors by name" in refusal(tmp_path)
     torch.save({"step": 7, "state_dict": {}, "s": torch.eye(2).to_sparse(), 8: torch.eye(2)}, path)
     message = refusal(tmp_path)
-    for found in ("8 is a Tensor; needed", "step is a int", "state_dict is a dict", "s is a Tensor; needed a dense"):
+    for found in ("8 is a Tensor", "step is a int", "state_dict is a dict", "s is a Tensor"):
         assert found in message
     huge = torch.zeros(1).expand(2**40)  # four bytes that claim to be four terabytes
     torch.save({**{n: torch.tensor(t) for n, t in tensors.items()}, "layernorm.bias": huge}, path)

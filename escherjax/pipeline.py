@@ -219,7 +219,9 @@ def _load_pipeline_folder(folder: Path, dtype: str, cape: str | None) -> Pipelin
                 f"cape= (one of {', '.join(cape_lib.VARIANTS)})."
             )
         cape = named[0]
-    stored = pytorch.read_pipeline_folder(folder)
+    stored = pytorch.read_pipeline_folder(folder, jax.device_put)
+    if stored.vae is None:
+        raise UserError(f"{folder} has no vae/; needed one.")
     model = eschernet.from_parts(
         stored.unet,
         stored.image_encoder,
@@ -228,4 +230,4 @@ def _load_pipeline_folder(folder: Path, dtype: str, cape: str | None) -> Pipelin
         cape_lib.check_variant(cape),
         jnp.dtype(dtype),
     )
-    return Pipeline(model, jax.device_put(stored.params), DEFAULT_RESOLUTION)
+    return Pipeline(model, stored.params, DEFAULT_RESOLUTION)

@@ -35,7 +35,7 @@ def tiny():
 def encoded(golden):
     """(arrays of the original, our tokens, our intermediate maps as NCHW of image 0)."""
     _, folder, arrays = golden
-    config, params = pytorch.read_component(folder / "image_encoder", "image_encoder")
+    config, params, _ = pytorch.read_component(folder / "image_encoder", "image_encoder")
     images = (arrays["image_encoder/images_u8"].astype(np.float32) / 255 - 0.5) / 0.5
     apply = jax.jit(lambda p, x: ConvNeXtV2(config).apply({"params": p}, x, mutable=True))
     tokens, state = apply(params, np.moveaxis(images, 1, -1))

@@ -1,9 +1,9 @@
-"""Tensor names both ways, and pipeline folders, whole and broken."""
+"""Pipeline folders, whole and broken."""
 
 import json
 import shutil
 
-import jax.numpy as jnp
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -23,83 +23,6 @@ FILES = {
     "vae": "vae/diffusion_pytorch_model.safetensors",
     "image_encoder": "image_encoder/model.safetensors",
 }
-
-
-@pytest.mark.parametrize(
-    "torch_name, shape, path, our_shape",
-    [
-        ("conv_in.weight", (8, 4, 3, 3), "conv_in/kernel", (3, 3, 4, 8)),
-        ("conv_in.bias", (8,), "conv_in/bias", (8,)),
-        ("conv_norm_out.weight", (8,), "conv_norm_out/scale", (8,)),
-        ("time_embedding.linear_1.weight", (9, 8), "time_embedding/linear_1/kernel", (8, 9)),
-        (
-            "down_blocks.0.attentions.1.transformer_blocks.0.attn1.to_out.0.weight",
-            (8, 6),
-            "down_blocks_0/attentions_1/transformer_blocks_0/attn1/to_out_0/kernel",
-            (6, 8),
-        ),
-        ("mid_block.ff.net.0.proj.weight", (8, 6), "mid_block/ff/net_0/proj/kernel", (6, 8)),
-        (
-            "encoder.stages.1.downsampling_layer.0.weight",
-            (8,),
-            "encoder/stages_1/downsampling_layer_0/scale",
-            (8,),
-        ),
-        (
-            "encoder.stages.0.layers.2.dwconv.weight",
-            (8, 1, 7, 7),
-            "encoder/stages_0/layers_2/dwconv/kernel",
-            (7, 7, 1, 8),
-        ),
-        (
-            "encoder.stages.0.layers.2.grn.weight",
-            (1, 1, 1, 8),
-            "encoder/stages_0/layers_2/grn/weight",
-            (1, 1, 1, 8),
-        ),
-    ],
-)
-def test_names_and_layouts_both_ways(torch_name, shape, path, our_shape, rng):
-    tensor = rng.standard_normal(shape).astype(np.float32)
-    ours = names.path_from_torch(torch_name, tensor.ndim)
-    assert "/".join(ours) == path
-    assert names.torch_from_path(ours) == torch_name
-    array = names.array_from_torch(ours, tensor)
-    assert array.shape == our_shape
-    assert names.torch_shape(ours, array.shape) == shape
-    np.testing.assert_array_equal(names.array_to_torch(ours, array), tensor)
-
-
-def test_linear_kernels_are_transposed_and_convolutions_moved():
-    matrix = np.arange(6.0).reshape(2, 3)
-    assert names.array_from_torch(("a", "kernel"), matrix)[2, 1] == matrix[1, 2]
-    filters = np.arange(120.0).reshape(2, 3, 4, 5)
-    assert names.array_from_torch(("a", "kernel"), filters)[3, 4, 2, 1] == filters[1, 2, 3, 4]
-
-
-@pytest.mark.parametrize("part", FILES)
-def test_state_dicts_make_the_round_trip(golden, part):
-    _, folder, _ = golden
-    tensors = load_file(folder / FILES[part])
-    again = names.torch_from_tree(names.tree_from_torch(tensors))
-    assert again.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(again[name], tensor, err_msg=name)
-
-
-@pytest.mark.parametrize(
-    "part, shapes, config, count",
-    [
-        ("unet", pytorch.unet_shapes, UNetConfig(), 859_520_964),
-        ("vae", pytorch.vae_shapes, VAEConfig(), 83_653_863),
-        ("image_encoder", pytorch.encoder_shapes, ConvNeXtV2Config(), 27_866_496),
-    ],
-)
-def test_full_size_has_the_published_tensors(golden_dir, part, shapes, config, count):
-    published = json.loads((golden_dir / "full-state-dict-shapes.json").read_text())[part]
-    tree = shapes(config)
-    assert names.count_parameters(tree) == count
-    assert names.torch_shapes(tree) == {name: tuple(shape) for name, shape in published.items()}
 
 
 def test_reads_a_pipeline_folder(golden):
@@ -142,6 +65,14 @@ def rewrite(path, change):
     save_file(tensors if changed is None else changed, path)
 
 
+def assert_same(params, expected):
+    """Two trees have the same leaves, bit for bit."""
+    ours, theirs = names.torch_from_tree(params), names.torch_from_tree(expected)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[name], tensor, err_msg=name)
+
+
 def refusal(folder):
     with pytest.raises(UserError) as caught:
         pytorch.read_pipeline_folder(folder)
@@ -166,7 +97,7 @@ def test_every_wrong_tensor_is_listed_at_once(folder):
         "tensor conv_norm_out.bias is [3]; needed [16]",
         "tensor class_embedding.weight [2, 3] is surplus",
         "tensor time_embedding.linear_1.bias has values that are not finite",
-        "tensor time_embedding.linear_2.bias is I32; needed a float type",
+        "tensor time_embedding.linear_2.bias is I32; it does not hold floating-point numbers",
         "tensor quant_conv.bias has values that are not finite",
     ):
         assert part in message
@@ -186,9 +117,7 @@ def test_old_names_of_vae_attention_are_read(folder):
         return renamed
 
     rewrite(folder / FILES["vae"], change)
-    after = pytorch.read_pipeline_folder(folder).params["vae"]
-    for name, tensor in names.torch_from_tree(before).items():
-        np.testing.assert_array_equal(names.torch_from_tree(after)[name], tensor)
+    assert_same(pytorch.read_pipeline_folder(folder).params["vae"], before)
 
 
 def test_a_tensor_under_old_and_new_name_is_refused(folder):
@@ -200,48 +129,132 @@ def test_a_tensor_under_old_and_new_name_is_refused(folder):
     assert "is stored twice" in refusal(folder)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
-def test_other_float_types_keep_their_values(folder, dtype):
+def test_the_oldest_vae_attention_is_read_from_convolutions(folder):
+    before = pytorch.read_pipeline_folder(folder).params["vae"]
+
+    def change(tensors):
+        reshaped = 0
+        for name, tensor in tensors.items():
+            if ".attentions.0.to_" in name and name.endswith(".weight"):
+                tensors[name] = tensor[:, :, None, None]
+                reshaped += 1
+        assert reshaped == 8
+
+    rewrite(folder / FILES["vae"], change)
+    assert_same(pytorch.read_pipeline_folder(folder).params["vae"], before)
+
+
+@pytest.mark.parametrize("axes", [1, 4])
+def test_old_names_of_response_norms_are_read(folder, axes):
+    before = pytorch.read_pipeline_folder(folder).params["image_encoder"]
+
+    def change(tensors):
+        old = {}
+        for name, tensor in tensors.items():
+            if ".grn." in name:
+                name = name.replace("grn.weight", "grn.gamma").replace("grn.bias", "grn.beta")
+                tensor = tensor.reshape(tensor.shape[-axes:])
+            old[name] = tensor
+        assert len(old.keys() - tensors.keys()) == 10
+        return old
+
+    rewrite(folder / FILES["image_encoder"], change)
+    pipeline = pytorch.read_pipeline_folder(folder)
+    assert_same(pipeline.params["image_encoder"], before)
+    assert "encoder.stages.0.layers.0.grn.weight" in pipeline.stored.dtypes["image_encoder"]
+
+
+@pytest.mark.parametrize("dtype, word", [(np.float16, "F16"), (ml_dtypes.bfloat16, "BF16")])
+def test_half_precision_keeps_its_values_and_is_remembered(folder, dtype, word):
     def change(tensors):
         return {name: tensor.astype(dtype) for name, tensor in tensors.items()}
 
     rewrite(folder / FILES["image_encoder"], change)
-    ours = pytorch.read_pipeline_folder(folder).params["image_encoder"]["layernorm"]["scale"]
-    stored = load_file(folder / FILES["image_encoder"])["layernorm.weight"]
-    assert ours.dtype == np.float32
-    np.testing.assert_array_equal(ours, stored.astype(np.float32))
+    pipeline = pytorch.read_pipeline_folder(folder)
+    ours = names.torch_from_tree(pipeline.params["image_encoder"])
+    stored = load_file(folder / FILES["image_encoder"])
+    assert pipeline.stored.dtypes["image_encoder"] == dict.fromkeys(stored, word)
+    assert set(pipeline.stored.dtypes["unet"].values()) == {"F32"}
+    for name, tensor in stored.items():
+        assert ours[name].dtype == np.float32
+        np.testing.assert_array_equal(ours[name], tensor.astype(np.float32))
+
+
+def test_float64_is_refused_with_the_reason(folder):
+    def change(tensors):
+        tensors["conv_in.bias"] = tensors["conv_in.bias"].astype(np.float64)
+
+    rewrite(folder / FILES["unet"], change)
+    assert "tensor conv_in.bias is F64; float32 cannot hold its values" in refusal(folder)
 
 
 def test_classifier_checkpoints_give_their_encoder(folder):
     before = pytorch.read_component(folder / "image_encoder", "image_encoder")[1]
+    head = {"classifier.weight": np.zeros((5, 48)), "classifier.bias": np.zeros(5)}
 
     def change(tensors):
-        prefixed = {f"convnextv2.{name}": tensor for name, tensor in tensors.items()}
-        return {**prefixed, "classifier.weight": np.zeros((5, 48), np.float32)}
+        return {**{f"convnextv2.{name}": tensor for name, tensor in tensors.items()}, **head}
 
     rewrite(folder / FILES["image_encoder"], change)
-    config, after = pytorch.read_component(folder / "image_encoder", "image_encoder")
+    config, after, report = pytorch.read_component(folder / "image_encoder", "image_encoder")
     assert config.widths == (16, 24, 32, 48)
-    np.testing.assert_array_equal(after["layernorm"]["scale"], before["layernorm"]["scale"])
-    assert names.count_parameters(after) == names.count_parameters(before)
+    assert_same(after, before)
+    assert report == pytorch.LoadReport(
+        component="image_encoder",
+        source=folder / FILES["image_encoder"],
+        loaded=len(names.torch_from_tree(before)),
+        ignored=("classifier.bias", "classifier.weight"),
+    )
 
 
-@pytest.mark.parametrize("part", FILES)
-def test_pickles_are_refused_unopened(folder, part):
-    path = folder / FILES[part]
-    path.rename(path.with_suffix(".bin"))
-    message = refusal(folder)
-    assert f"{path}: is missing, found only {path.stem}.bin, a pickle" in message
-    assert "can run any code" in message and "python -c" in message
+def test_an_averaged_unet_is_read_where_there_is_no_other(folder):
+    before = pytorch.read_pipeline_folder(folder)
+    (folder / "unet").rename(folder / "unet_ema")
+    path = folder / "unet_ema/config.json"
+    average = {"decay": 0.9999, "optimization_step": 7, "power": 2 / 3, "use_ema_warmup": False}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **average}))
+    after = pytorch.read_pipeline_folder(folder)
+    assert_same(after.params["unet"], before.params["unet"])
+    assert after.unet == before.unet
+    assert after.stored.configs["unet"].items() >= average.items()
+    assert after.reports[0].source.parent == folder / "unet_ema"
+    shutil.copytree(folder / "unet_ema", folder / "unet")
+    assert pytorch.read_pipeline_folder(folder).reports[0].source.parent == folder / "unet"
 
 
-def test_a_single_file_of_another_name_is_read_and_several_refused(folder):
-    path = folder / FILES["unet"]
-    half = path.with_name("diffusion_pytorch_model.fp16.safetensors")
-    path.rename(half)
-    assert pytorch.read_pipeline_folder(folder).unet.cross_channels == 48
-    shutil.copyfile(half, path.with_name("other.safetensors"))
-    assert f"found {half.name}, other.safetensors" in refusal(folder)
+def test_what_a_folder_says_beside_its_values_is_kept(golden_dir, folder):
+    assert pytorch.read_pipeline_folder(folder).facts is None
+    assert pytorch.read_pipeline_folder(folder).stored.model_index == {}
+    shutil.copyfile(
+        golden_dir / "eschernet-4dof-tiny/model_index.json", folder / "model_index.json"
+    )
+    (folder / "escherjax.json").write_text('{"format": 1, "cape": "4dof"}')
+    pipeline = pytorch.read_pipeline_folder(folder)
+    assert pipeline.facts == {"format": 1, "cape": "4dof"}
+    assert pipeline.stored.model_index["unet"] == ["unet_2d_condition", "UNet2DConditionModel"]
+    for part in ("unet", "vae", "image_encoder"):
+        fields = json.loads((folder / part / "config.json").read_text())
+        assert pipeline.stored.configs[part] == fields
+        assert pipeline.stored.dtypes[part].keys() == load_file(folder / FILES[part]).keys()
+    assert pipeline.stored.configs["scheduler"] == pipeline.scheduler
+
+
+def test_a_model_on_pixels_has_no_vae(folder):
+    facts = {"format": 1, "latents": {"kind": "pixels", "patch": 2}}
+    (folder / "escherjax.json").write_text(json.dumps(facts))
+    assert "escherjax.json says latents are pixels" in refusal(folder)
+    shutil.rmtree(folder / "vae")
+    pipeline = pytorch.read_pipeline_folder(folder)
+    assert pipeline.vae is None and pipeline.params["vae"] == {}
+    assert pipeline.stored.configs.keys() == {"unet", "image_encoder", "scheduler"}
+    (folder / "escherjax.json").unlink()
+    assert f"{folder / 'vae'}: this folder is missing" in refusal(folder)
+
+
+def test_arrays_are_placed_as_they_are_read(folder):
+    params = pytorch.read_pipeline_folder(folder, jax.device_put).params
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    assert_same(params, pytorch.read_pipeline_folder(folder).params)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 1000, -7])
@@ -283,6 +296,11 @@ def test_unreadable_configs_are_refused(folder, content):
         ("unet", {"down_block_types": ["DownBlock2D"]}, "down_block_types has 1 entries"),
         ("unet", {"up_block_types": ["UpBlock2D"] * 4}, "does not mirror"),
         ("vae", {"act_fn": "relu"}, "act_fn = 'relu' is not supported"),
+        ("unet", {"layers_per_block": 10**9}, "needed a positive integer, at most 128"),
+        ("unet", {"cross_attention_dim": 10**30}, "needed a positive integer, at most 65536"),
+        ("vae", {"block_out_channels": [32] * 9}, "needed a list of positive integers, up to 8"),
+        ("vae", {"scaling_factor": 10**400}, "needed a positive number that float32 holds"),
+        ("image_encoder", {"layer_norm_eps": 1e-300}, "needed a positive number that float32"),
         ("vae", {"scaling_factor": "0.2"}, "scaling_factor = '0.2'; needed a positive number"),
         ("vae", {"out_channels": 4}, "out_channels differs from in_channels"),
         ("image_encoder", {"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
@@ -311,6 +329,17 @@ def model_of(pipeline, codec=None, **changes):
     )
 
 
+def test_load_params_needs_no_scheduler_but_a_vae_for_a_model_with_one(folder):
+    model = model_of(pytorch.read_pipeline_folder(folder))
+    shutil.rmtree(folder / "scheduler")
+    assert pytorch.load_params(folder, model)["vae"]
+    assert "scheduler_config.json" in refusal(folder)
+    shutil.rmtree(folder / "vae")
+    (folder / "escherjax.json").write_text('{"latents": {"kind": "pixels", "patch": 2}}')
+    with pytest.raises(UserError, match="are of a model on pixels, without a VAE"):
+        pytorch.load_params(folder, model)
+
+
 def test_load_params_wants_the_sizes_of_the_model(folder):
     pipeline = pytorch.read_pipeline_folder(folder)
     params = pytorch.load_params(folder, model_of(pipeline))
@@ -318,7 +347,3 @@ def test_load_params_wants_the_sizes_of_the_model(folder):
     assert pytorch.load_params(folder, model_of(pipeline, PixelCodec(4)))["vae"] == {}
     with pytest.raises(UserError, match=r"encoder.depths is \(1, 1, 2, 1\) there, \(1, 1, 1, 1\)"):
         pytorch.load_params(folder, model_of(pipeline, depths=(1, 1, 1, 1)))
-
-
-def test_count_parameters_counts_elements():
-    assert names.count_parameters({"a": jnp.zeros((2, 3)), "b": {"c": np.zeros(())}}) == 7

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from escherjax.errors import UserError
 from escherjax.models.convnextv2 import ConvNeXtV2Config
 from escherjax.models.unet import UNetConfig
 from escherjax.models.vae import VAEConfig
+from escherjax.weights.strict_json import quoted
 
 Fields = Mapping[str, Any]
 
@@ -56,6 +59,12 @@ _VAE_FIXED = {
 }
 _ENCODER_FIXED = {"hidden_act": "gelu", "model_type": "convnextv2", "num_channels": 3}
 
+# Larger numbers are no network of today: they would only keep us busy for hours before the refusal.
+_MAX_SIZE = 2**16
+_MAX_LAYERS = 128  # of one level or stage
+_MAX_LEVELS = 8
+_FLOAT32_RANGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
 _DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # -> has attention
 _UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 
@@ -79,7 +88,7 @@ def unet_config(fields: Fields) -> UNetConfig:
     sizes = {
         "in_channels": _size(fields, "in_channels", problems, 4),
         "out_channels": _size(fields, "out_channels", problems, 4),
-        "layers_per_block": _size(fields, "layers_per_block", problems, 2),
+        "layers_per_block": _size(fields, "layers_per_block", problems, 2, _MAX_LAYERS),
         "num_heads": _size(fields, heads, problems, 8),
         "cross_channels": _size(fields, "cross_attention_dim", problems),
         "norm_groups": _size(fields, "norm_num_groups", problems, 32),
@@ -97,7 +106,7 @@ def vae_config(fields: Fields) -> VAEConfig:
     sizes = {
         "in_channels": _size(fields, "in_channels", problems, 3),
         "latent_channels": _size(fields, "latent_channels", problems, 4),
-        "layers_per_block": _size(fields, "layers_per_block", problems, 1),
+        "layers_per_block": _size(fields, "layers_per_block", problems, 1, _MAX_LAYERS),
         "norm_groups": _size(fields, "norm_num_groups", problems, 32),
     }
     if _size(fields, "out_channels", problems, 3) != sizes["in_channels"]:
@@ -111,7 +120,7 @@ def encoder_config(fields: Fields) -> ConvNeXtV2Config:
     """Sizes in a transformers ConvNextV2 `config.json`; UserError if it is another network."""
     problems = _other_values(fields, _ENCODER_FIXED)
     config = {
-        "depths": _sizes(fields, "depths", problems),
+        "depths": _sizes(fields, "depths", problems, _MAX_LAYERS),
         "widths": _sizes(fields, "hidden_sizes", problems),
         "patch_size": _size(fields, "patch_size", problems, 4),
         "image_size": _size(fields, "image_size", problems, 224),
@@ -128,36 +137,51 @@ def _refuse(problems: list[str]) -> None:
 
 def _other_values(fields: Fields, fixed: Fields) -> list[str]:
     return [
-        f"{name} = {fields[name]!r} is not supported; needed {value!r}"
+        f"{name} = {quoted(fields[name])} is not supported; needed {value!r}"
         for name, value in fixed.items()
         if name in fields and fields[name] != value
     ]
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _is_size(value: Any, limit: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= limit
 
 
-def _size(fields: Fields, name: str, problems: list[str], default: int | None = None) -> int:
+def _size(
+    fields: Fields,
+    name: str,
+    problems: list[str],
+    default: int | None = None,
+    limit: int = _MAX_SIZE,
+) -> int:
     value = fields.get(name, default)
-    if not _is_size(value):
-        problems.append(f"{name} = {value!r}; needed a positive integer")
+    if not _is_size(value, limit):
+        needed = f"a positive integer, at most {limit}"
+        problems.append(f"{name} = {quoted(value)}; needed {needed}")
         return 0
     return value
 
 
-def _sizes(fields: Fields, name: str, problems: list[str]) -> tuple[int, ...]:
+def _sizes(
+    fields: Fields, name: str, problems: list[str], limit: int = _MAX_SIZE
+) -> tuple[int, ...]:
     value = fields.get(name)
-    if not isinstance(value, list) or not value or not all(map(_is_size, value)):
-        problems.append(f"{name} = {value!r}; needed a list of positive integers")
+    if (
+        not isinstance(value, list)
+        or not 0 < len(value) <= _MAX_LEVELS
+        or not all(_is_size(entry, limit) for entry in value)
+    ):
+        needed = f"a list of positive integers, up to {_MAX_LEVELS} of at most {limit}"
+        problems.append(f"{name} = {quoted(value)}; needed {needed}")
         return ()
     return tuple(value)
 
 
 def _positive(fields: Fields, name: str, problems: list[str], default: float) -> float:
     value = fields.get(name, default)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-        problems.append(f"{name} = {value!r}; needed a positive number")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not _FLOAT32_RANGE[0] <= value <= _FLOAT32_RANGE[1]:
+        problems.append(f"{name} = {quoted(value)}; needed a positive number that float32 holds")
         return default
     return float(value)
 
@@ -168,7 +192,7 @@ def _block_types(
     """Which levels have attention, by the names of their block types."""
     value = fields.get(name)
     if not isinstance(value, list) or not all(isinstance(v, str) and v in known for v in value):
-        problems.append(f"{name} = {value!r}; needed a list of {' or '.join(known)}")
+        problems.append(f"{name} = {quoted(value)}; needed a list of {' or '.join(known)}")
         return ()
     channels = fields.get("block_out_channels")
     if isinstance(channels, list) and len(value) != len(channels):

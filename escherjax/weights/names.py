@@ -30,8 +30,11 @@ _LIST_ENTRY = re.compile(r"(.+)_(\d+)")
 _NUMBERED_NAMES = frozenset({"linear_1", "linear_2"})
 _RESPONSE_NORM = "grn"  # ConvNeXt V2's global response normalisation
 
+_OLD_RESPONSE_NORM_NAMES = {"gamma": "weight", "beta": "bias"}
+
 # How the attention of early Stable Diffusion autoencoders names its projections.
 _OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_VAE_ATTENTION_KERNEL = re.compile(r".*mid_block\.attentions\.\d+\.(to_[qkv]|to_out\.0)\.weight")
 
 
 def path_from_torch(name: str, num_axes: int) -> Path:
@@ -110,6 +113,31 @@ def current_vae_name(name: str) -> str:
     if ".attentions." not in name:
         return name
     return ".".join(_OLD_ATTENTION_NAMES.get(part, part) for part in name.split("."))
+
+
+def current_encoder_name(name: str) -> str | None:
+    """Renames an image encoder's tensor; None for the head of a classifier.
+
+    Classifiers keep the encoder under a prefix, and files from before transformers 4.46 call the
+    weight and bias of the response norms gamma and beta.
+    """
+    if name.startswith("classifier."):
+        return None
+    parts = name.removeprefix("convnextv2.").split(".")
+    if _is_response_norm(parts):
+        parts[-1] = _OLD_RESPONSE_NORM_NAMES.get(parts[-1], parts[-1])
+    return ".".join(parts)
+
+
+def older_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The other shape in which files hold the tensor `name` of today's `shape`; None: no other.
+
+    The elements and their order are the same. The oldest autoencoders have 1x1 convolutions for
+    the linear maps of their attention, and some response norms one axis for four.
+    """
+    if _VAE_ATTENTION_KERNEL.fullmatch(name):
+        return (*shape, 1, 1)
+    return shape[-1:] if _is_response_norm(name.split(".")) else None
 
 
 def count_parameters(params: Any) -> int:

@@ -1,18 +1,20 @@
-"""Reading PyTorch pipeline folders, as diffusers writes them, without PyTorch.
+"""Reading PyTorch pipeline folders, as diffusers writes them.
 
-    folder/unet/           config.json, diffusion_pytorch_model.safetensors
-    folder/vae/            config.json, diffusion_pytorch_model.safetensors
+    folder/model_index.json
+    folder/escherjax.json  what we add (cameras, resolution); optional
+    folder/unet/           config.json, diffusion_pytorch_model.safetensors; else folder/unet_ema/
+    folder/vae/            config.json, diffusion_pytorch_model.safetensors; none for pixel models
     folder/image_encoder/  config.json, model.safetensors
     folder/scheduler/      scheduler_config.json
 
-Only safetensors files are read: opening a pickle (.bin, .pt, .ckpt) can run any code. Every tensor
-is checked against the network that config.json describes before anything is returned.
+`layouts` says which other names are known for the weights. Every tensor is checked against the
+network that config.json describes before anything is returned.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,69 +23,122 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import SafetensorError, safe_open
 
 from escherjax.errors import UserError
 from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
 from escherjax.models.eschernet import EscherNet
 from escherjax.models.unet import UNet, UNetConfig
 from escherjax.models.vae import VAE, VAEConfig
-from escherjax.weights import folder_configs, names
+from escherjax.weights import folder_configs, layouts, names, strict_json, tensors
+from escherjax.weights.stored import StoredFormat
+from escherjax.weights.strict_json import shown
 
 Params = dict[str, Any]
+Place = Callable[[np.ndarray], Any]
 
-_FLOAT_TYPES = ("F16", "BF16", "F32", "F64")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Why a type is not read; the others hold no real numbers.
+_TYPE_REFUSALS = {
+    "F64": "float32 cannot hold its values",
+    "F8_E4M3": "8-bit weights need scales to be read",
+    "F8_E5M2": "8-bit weights need scales to be read",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What was read of one network: component is "unet", "vae" or "image_encoder".
+
+    source: the file of weights, or the index of its shards. loaded: number of tensors read.
+    ignored: stored names of tensors that the network has no place for, such as a classifier's head.
+    """
+
+    component: str
+    source: Path
+    loaded: int
+    ignored: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelineFolder:
     """What a pipeline folder holds.
 
-    scheduler: the fields of scheduler_config.json. params: {"unet", "vae", "image_encoder"}, trees
-    of float32 numpy arrays in our names and layouts.
+    vae: None for a model on pixels, whose folder has none. scheduler: the fields of
+    scheduler_config.json. params: {"unet", "vae", "image_encoder"}, trees of float32 arrays in our
+    names and layouts; "vae" is empty for a model on pixels. stored: how it was written. facts: the
+    fields of escherjax.json, unchecked; None where the folder has none. reports: one for each
+    network read.
     """
 
     unet: UNetConfig
-    vae: VAEConfig
+    vae: VAEConfig | None
     image_encoder: ConvNeXtV2Config
     scheduler: dict[str, Any]
     params: Params
+    stored: StoredFormat
+    facts: dict[str, Any] | None
+    reports: tuple[LoadReport, ...]
 
 
-def read_pipeline_folder(folder: str | Path) -> PipelineFolder:
+def read_pipeline_folder(
+    folder: str | Path, place: Place = np.asarray, needs_scheduler: bool = True
+) -> PipelineFolder:
     """Reads and checks a whole pipeline folder.
 
-    Half-precision tensors become float32, which keeps their values. Raises one UserError that
-    lists everything wrong: missing or unreadable files, networks we do not compute, and every
-    missing, surplus, mis-shaped or non-finite tensor.
+    Half-precision tensors become float32, which keeps their values. place: called with each array
+    as it is read, and what it returns is kept; `jax.device_put` so never holds a network twice.
+    needs_scheduler: False where only the parameters are of use; `scheduler` is then empty if
+    there is none. Raises one UserError that lists everything wrong: missing or unreadable files,
+    networks we do not compute, and every missing, surplus, mis-shaped or non-finite tensor.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; needed a pipeline folder. Correct the path.")
     problems: list[str] = []
-    parts = {name: _read_component(folder / name, name, problems) for name in _COMPONENTS}
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", problems)
+    facts = _read_optional(folder / "escherjax.json", problems)
+    model_index = _read_optional(folder / "model_index.json", problems) or {}
+    parts = {"unet": _read_component(_unet_folder(folder), "unet", place, problems)}
+    if not _is_on_pixels(facts):
+        parts["vae"] = _read_component(folder / "vae", "vae", place, problems)
+    elif (folder / "vae").exists():
+        problems.append(f"{folder / 'vae'}: is there, but escherjax.json says latents are pixels")
+    encoder = _read_component(folder / "image_encoder", "image_encoder", place, problems)
+    parts["image_encoder"] = encoder
+    scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    read_scheduler = strict_json.read_object if needs_scheduler else _read_optional
+    scheduler = read_scheduler(scheduler_file, problems) or {}
     _refuse(folder, problems)
+    read = {name: part for name, part in parts.items() if part is not None}
     return PipelineFolder(
+        unet=read["unet"].config,
+        vae=read["vae"].config if "vae" in read else None,
+        image_encoder=read["image_encoder"].config,
         scheduler=scheduler,
-        params={name: params for name, (_, params) in parts.items()},
-        **{name: config for name, (config, _) in parts.items()},
+        params={"vae": {}, **{name: part.params for name, part in read.items()}},
+        stored=StoredFormat(
+            model_index=model_index,
+            configs={**{n: part.fields for n, part in read.items()}, "scheduler": scheduler},
+            dtypes={name: part.dtypes for name, part in read.items()},
+        ),
+        facts=facts,
+        reports=tuple(part.report for part in read.values()),
     )
 
 
-def read_component(folder: str | Path, component: str) -> tuple[Any, Params]:
+def read_component(
+    folder: str | Path, component: str, place: Place = np.asarray
+) -> tuple[Any, Params, LoadReport]:
     """Reads one network from its own folder, such as Stable Diffusion's `unet/`.
 
-    component: "unet", "vae" or "image_encoder". Returns (config, params); raises UserError as
-    `read_pipeline_folder` does.
+    component: "unet", "vae" or "image_encoder". place: as for `read_pipeline_folder`. Returns
+    (config, params, report); raises UserError as `read_pipeline_folder` does.
     """
     if component not in _COMPONENTS:
         raise UserError(f"component = {component!r}; needed one of {', '.join(_COMPONENTS)}.")
     problems: list[str] = []
-    config, params = _read_component(Path(folder), component, problems)
+    part = _read_component(Path(folder), component, place, problems)
     _refuse(Path(folder), problems)
-    return config, params
+    assert part is not None  # without problems there is a part
+    return part.config, part.params, part.report
 
 
 def load_params(folder: str | Path, model: EscherNet) -> Params:
@@ -91,13 +146,18 @@ def load_params(folder: str | Path, model: EscherNet) -> Params:
 
     Raises UserError as `read_pipeline_folder` does, or naming the sizes in which the two differ.
     """
-    pipeline = read_pipeline_folder(folder)
-    pairs = [
+    pipeline = read_pipeline_folder(folder, needs_scheduler=False)
+    pairs: list[tuple[str, Any, Any]] = [
         ("unet", pipeline.unet, model.unet),
         ("encoder", pipeline.image_encoder, model.encoder),
     ]
     params = dict(pipeline.params)
     if isinstance(model.codec, VAE):
+        if pipeline.vae is None:
+            raise UserError(
+                f"The weights in {folder} are of a model on pixels, without a VAE; this model has "
+                "one. Set latents.kind = 'pixels', or take another folder."
+            )
         pairs.append(("vae", pipeline.vae, model.codec))
     else:
         params["vae"] = {}
@@ -116,27 +176,34 @@ def load_params(folder: str | Path, model: EscherNet) -> Params:
     return params
 
 
+@functools.lru_cache
 def unet_shapes(config: UNetConfig) -> Params:
     """Our parameter tree of a U-Net as `jax.ShapeDtypeStruct`s."""
     return _shapes(
         UNet(config, cape="none"),
-        jnp.zeros((1, 1, 1, 1, config.in_channels)),
-        jnp.zeros((1,), jnp.int32),
-        jnp.zeros((1, 1, 1, config.cross_channels)),
+        _floats(1, 1, 1, 1, config.in_channels),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+        _floats(1, 1, 1, config.cross_channels),
         {},
         {},
     )
 
 
+@functools.lru_cache
 def vae_shapes(config: VAEConfig) -> Params:
     """Our parameter tree of an autoencoder as `jax.ShapeDtypeStruct`s."""
     side = 2 ** len(config.block_channels)
-    return _shapes(VAE(config), jnp.zeros((1, side, side, config.in_channels)))
+    return _shapes(VAE(config), _floats(1, side, side, config.in_channels))
 
 
+@functools.lru_cache
 def encoder_shapes(config: ConvNeXtV2Config) -> Params:
     """Our parameter tree of an image encoder as `jax.ShapeDtypeStruct`s."""
-    return _shapes(ConvNeXtV2(config), jnp.zeros((1, config.image_size, config.image_size, 3)))
+    return _shapes(ConvNeXtV2(config), _floats(1, config.image_size, config.image_size, 3))
+
+
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def _shapes(module: Any, *args: Any) -> Params:
@@ -147,34 +214,40 @@ def _shapes(module: Any, *args: Any) -> Params:
 class _Component:
     """How one network is stored.
 
-    rename: a stored tensor name to today's name, or None for a tensor of no use here.
+    stems: names of the weights without suffixes. rename: a stored tensor name to today's name, or
+    None for a tensor of no use here.
     """
 
-    weights_file: str
+    stems: tuple[str, ...]
     config: Callable[[folder_configs.Fields], Any]
     shapes: Callable[[Any], Params]
     rename: Callable[[str], str | None]
 
 
-def _encoder_name(name: str) -> str | None:
-    """The published ConvNeXt V2 classifiers have a prefix and a head; EscherNet has neither."""
-    return None if name.startswith("classifier.") else name.removeprefix("convnextv2.")
-
-
+_DIFFUSERS_STEMS = ("diffusion_pytorch_model",)
 _COMPONENTS = {
-    "unet": _Component(
-        "diffusion_pytorch_model.safetensors", folder_configs.unet_config, unet_shapes, str
-    ),
+    "unet": _Component(_DIFFUSERS_STEMS, folder_configs.unet_config, unet_shapes, str),
     "vae": _Component(
-        "diffusion_pytorch_model.safetensors",
-        folder_configs.vae_config,
-        vae_shapes,
-        names.current_vae_name,
+        _DIFFUSERS_STEMS, folder_configs.vae_config, vae_shapes, names.current_vae_name
     ),
     "image_encoder": _Component(
-        "model.safetensors", folder_configs.encoder_config, encoder_shapes, _encoder_name
+        ("model", "pytorch_model"),
+        folder_configs.encoder_config,
+        encoder_shapes,
+        names.current_encoder_name,
     ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """One network as it was read. dtypes: today's PyTorch name -> stored type."""
+
+    config: Any
+    params: Params
+    fields: dict[str, Any]
+    dtypes: dict[str, str]
+    report: LoadReport
 
 
 def _refuse(folder: Path, problems: list[str]) -> None:
@@ -187,103 +260,95 @@ def _refuse(folder: Path, problems: list[str]) -> None:
         )
 
 
-def _read_component(folder: Path, name: str, problems: list[str]) -> tuple[Any, Params]:
-    """(config, params) of one network; what is wrong is added to `problems`."""
+def _unet_folder(folder: Path) -> Path:
+    """The U-Net's folder, or where diffusers keeps its average if that is all there is."""
+    usual, averaged = folder / "unet", folder / "unet_ema"
+    return averaged if averaged.is_dir() and not usual.exists() else usual
+
+
+def _is_on_pixels(facts: dict[str, Any] | None) -> bool:
+    latents = (facts or {}).get("latents")
+    return isinstance(latents, dict) and latents.get("kind") == "pixels"
+
+
+def _read_optional(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    return strict_json.read_object(path, problems) if path.exists() else None
+
+
+def _read_component(
+    folder: Path, name: str, place: Place, problems: list[str]
+) -> _Part | None:
+    """One network, or None; what is wrong is added to `problems`."""
     component = _COMPONENTS[name]
     if not folder.is_dir():
         problems.append(f"{folder}: this folder is missing")
-        return None, {}
-    weights = _find_weights(folder, component.weights_file, problems)
-    fields = _read_json(folder / "config.json", problems)
-    if not fields or weights is None:
-        return None, {}
+        return None
+    source = layouts.find_weights(folder, component.stems, problems)
+    listed = None if source is None else tensors.list_tensors(source, problems)
+    fields = strict_json.read_object(folder / "config.json", problems)
+    if fields is None:
+        return None
     try:
         config = component.config(fields)
     except UserError as error:
         problems.append(f"{folder / 'config.json'}: {error}")
-        return None, {}
+        return None
+    if source is None or listed is None:
+        return None
+    renamed = [(component.rename(tensor.name), tensor) for tensor in listed]
+    kept = [(today, tensor) for today, tensor in renamed if today is not None]
+    ignored = tuple(sorted(tensor.name for today, tensor in renamed if today is None))
     expected = names.torch_shapes(component.shapes(config))
-    return config, _read_tensors(weights, expected, component.rename, problems)
+    params = _read_params(source, kept, expected, place, problems)
+    dtypes = {today: tensor.dtype for today, tensor in kept}
+    return _Part(config, params, fields, dtypes, LoadReport(name, source, len(kept), ignored))
 
 
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
-    """The object in a JSON file; empty, with a problem added, where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        problems.append(f"{path}: cannot be read ({error.strerror})")
-        return {}
-    except ValueError as error:
-        problems.append(f"{path}: is not JSON ({error})")
-        return {}
-    if not isinstance(content, dict) or not content:
-        problems.append(f"{path}: needed a JSON object with fields")
-        return {}
-    return content
-
-
-def _find_weights(folder: Path, file_name: str, problems: list[str]) -> Path | None:
-    """The safetensors file of a component: of the usual name, or the only one there."""
-    usual = folder / file_name
-    if usual.is_file():
-        return usual
-    others = sorted(folder.glob("*.safetensors"))
-    if len(others) == 1:
-        return others[0]
-    pickles = sorted(p for p in folder.iterdir() if p.suffix in _PICKLES)
-    if others:
-        found = ", ".join(path.name for path in others)
-        problems.append(f"{usual}: is missing, found {found}; merge or rename to {file_name}")
-    elif pickles:
-        source = pickles[0]
-        problems.append(
-            f"{usual}: is missing, found only {source.name}, a pickle, which is not opened because "
-            "it can run any code. If you trust it, convert it where PyTorch is installed:\n"
-            '    python -c "import torch, safetensors.torch as s; '
-            f"s.save_file({{k: v.contiguous() for k, v in torch.load('{source}', "
-            f"map_location='cpu', weights_only=True).items()}}, '{usual}')\""
-        )
-    else:
-        problems.append(f"{usual}: is missing")
-    return None
-
-
-def _read_tensors(
-    path: Path,
+def _read_params(
+    source: Path,
+    stored: list[tuple[str, tensors.StoredTensor]],
     expected: dict[str, tuple[int, ...]],
-    rename: Callable[[str], str | None],
+    place: Place,
     problems: list[str],
 ) -> Params:
-    """Our tree of the tensors in a file, float32; every deviation from `expected` is a problem."""
-    params: dict[names.Path, np.ndarray] = {}
+    """Our tree of (today's name, tensor)s; every deviation from `expected` is a problem."""
+    params: dict[names.Path, Any] = {}
     seen: set[str] = set()
-    try:
-        with safe_open(path, framework="numpy") as file:
-            for stored in sorted(file.keys()):
-                name = rename(stored)
-                if name is None:
-                    continue
-                where = f"{path}: tensor {stored}"
-                header = file.get_slice(stored)
-                shape = tuple(header.get_shape())
-                if name not in expected:
-                    problems.append(f"{where} {list(shape)} is surplus")
-                elif name in seen:
-                    problems.append(f"{where} is stored twice, under an old and a new name")
-                elif shape != expected[name]:
-                    problems.append(f"{where} is {list(shape)}; needed {list(expected[name])}")
-                elif header.get_dtype() not in _FLOAT_TYPES:
-                    problems.append(f"{where} is {header.get_dtype()}; needed a float type")
-                else:
-                    array = np.asarray(file.get_tensor(stored)).astype(np.float32)
-                    if not np.isfinite(array).all():
-                        problems.append(f"{where} has values that are not finite")
-                    ours = names.path_from_torch(name, array.ndim)
-                    params[ours] = names.array_from_torch(ours, array)
-                seen.add(name)
-    except (SafetensorError, OSError) as error:
-        problems.append(f"{path}: is not a whole safetensors file ({error})")
-        return {}
+    for name, tensor in stored:
+        where = f"{tensor.source}: tensor {shown(tensor.name)}"
+        if name not in expected:
+            problems.append(f"{where} {list(tensor.shape)} is surplus")
+            continue
+        shape = expected[name]
+        if name in seen:
+            problems.append(f"{where} is stored twice, under an old and a new name")
+        elif tensor.shape not in (shape, names.older_shape(name, shape)):
+            problems.append(f"{where} is {list(tensor.shape)}; needed {list(shape)}")
+        elif tensor.dtype not in tensors.NUMPY_TYPES:
+            reason = _TYPE_REFUSALS.get(tensor.dtype, "it does not hold floating-point numbers")
+            needed = "F32, F16 or BF16 (convert it where it was made)"
+            problems.append(f"{where} is {shown(tensor.dtype)}; {reason}; needed {needed}")
+        else:
+            path = names.path_from_torch(name, len(shape))
+            array = _read_float32(tensor, where, problems)
+            if array is not None:
+                params[path] = place(names.array_from_torch(path, array.reshape(shape)))
+        seen.add(name)
     for name in sorted(expected.keys() - seen):
-        problems.append(f"{path}: tensor {name} {list(expected[name])} is missing")
+        problems.append(f"{source}: tensor {name} {list(expected[name])} is missing")
     return traverse_util.unflatten_dict(params)
+
+
+def _read_float32(
+    tensor: tensors.StoredTensor, where: str, problems: list[str]
+) -> np.ndarray | None:
+    """The values, or None where they cannot be read or are not all finite."""
+    try:
+        array = tensor.read().astype(np.float32, copy=False)
+    except OSError as error:
+        problems.append(f"{where} cannot be read ({error})")
+        return None
+    if not np.isfinite(array).all():
+        problems.append(f"{where} has values that are not finite")
+        return None
+    return array

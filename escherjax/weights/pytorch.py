@@ -29,6 +29,7 @@ from escherjax.models.eschernet import EscherNet
 from escherjax.models.unet import UNet, UNetConfig
 from escherjax.models.vae import VAE, VAEConfig
 from escherjax.weights import folder_configs, names
+from escherjax.weights.stored import StoredFormat
 
 Params = dict[str, Any]
 
@@ -40,15 +41,19 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 class PipelineFolder:
     """What a pipeline folder holds.
 
-    scheduler: the fields of scheduler_config.json. params: {"unet", "vae", "image_encoder"}, trees
-    of float32 numpy arrays in our names and layouts.
+    vae: None for a model on pixels, whose folder has none. scheduler: the fields of
+    scheduler_config.json. params: {"unet", "vae", "image_encoder"}, trees of float32 numpy arrays
+    in our names and layouts; "vae" is empty for a model on pixels. stored: how it was written.
+    facts: the fields of escherjax.json, unchecked; None where the folder has none.
     """
 
     unet: UNetConfig
-    vae: VAEConfig
+    vae: VAEConfig | None
     image_encoder: ConvNeXtV2Config
     scheduler: dict[str, Any]
     params: Params
+    stored: StoredFormat
+    facts: dict[str, Any] | None
 
 
 def read_pipeline_folder(folder: str | Path) -> PipelineFolder:
@@ -62,13 +67,26 @@ def read_pipeline_folder(folder: str | Path) -> PipelineFolder:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; needed a pipeline folder. Correct the path.")
     problems: list[str] = []
-    parts = {name: _read_component(folder / name, name, problems) for name in _COMPONENTS}
+    facts = _read_optional(folder / "escherjax.json", problems)
+    names_read = [name for name in _COMPONENTS if name != "vae" or not _is_on_pixels(facts)]
+    dtypes: dict[str, dict[str, str]] = {name: {} for name in names_read}
+    parts = {
+        name: _read_component(folder / name, name, problems, dtypes[name]) for name in names_read
+    }
     scheduler = _read_json(folder / "scheduler" / "scheduler_config.json", problems)
+    configs = {name: _read_json(folder / name / "config.json", []) for name in names_read}
+    stored = StoredFormat(
+        model_index=_read_optional(folder / "model_index.json", problems) or {},
+        configs={**configs, "scheduler": scheduler},
+        dtypes=dtypes,
+    )
     _refuse(folder, problems)
     return PipelineFolder(
         scheduler=scheduler,
-        params={name: params for name, (_, params) in parts.items()},
-        **{name: config for name, (config, _) in parts.items()},
+        params={"vae": {}, **{name: params for name, (_, params) in parts.items()}},
+        stored=stored,
+        facts=facts,
+        **{"vae": None, **{name: config for name, (config, _) in parts.items()}},
     )
 
 
@@ -81,7 +99,7 @@ def read_component(folder: str | Path, component: str) -> tuple[Any, Params]:
     if component not in _COMPONENTS:
         raise UserError(f"component = {component!r}; needed one of {', '.join(_COMPONENTS)}.")
     problems: list[str] = []
-    config, params = _read_component(Path(folder), component, problems)
+    config, params = _read_component(Path(folder), component, problems, {})
     _refuse(Path(folder), problems)
     return config, params
 
@@ -187,8 +205,19 @@ def _refuse(folder: Path, problems: list[str]) -> None:
         )
 
 
-def _read_component(folder: Path, name: str, problems: list[str]) -> tuple[Any, Params]:
-    """(config, params) of one network; what is wrong is added to `problems`."""
+def _is_on_pixels(facts: dict[str, Any] | None) -> bool:
+    latents = (facts or {}).get("latents")
+    return isinstance(latents, dict) and latents.get("kind") == "pixels"
+
+
+def _read_optional(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    return _read_json(path, problems) if path.exists() else None
+
+
+def _read_component(
+    folder: Path, name: str, problems: list[str], dtypes: dict[str, str]
+) -> tuple[Any, Params]:
+    """(config, params) of one network; fills dtypes; what is wrong is added to `problems`."""
     component = _COMPONENTS[name]
     if not folder.is_dir():
         problems.append(f"{folder}: this folder is missing")
@@ -203,7 +232,7 @@ def _read_component(folder: Path, name: str, problems: list[str]) -> tuple[Any, 
         problems.append(f"{folder / 'config.json'}: {error}")
         return None, {}
     expected = names.torch_shapes(component.shapes(config))
-    return config, _read_tensors(weights, expected, component.rename, problems)
+    return config, _read_tensors(weights, expected, component.rename, problems, dtypes)
 
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -253,6 +282,7 @@ def _read_tensors(
     expected: dict[str, tuple[int, ...]],
     rename: Callable[[str], str | None],
     problems: list[str],
+    dtypes: dict[str, str],
 ) -> Params:
     """Our tree of the tensors in a file, float32; every deviation from `expected` is a problem."""
     params: dict[names.Path, np.ndarray] = {}
@@ -278,6 +308,7 @@ def _read_tensors(
                     array = np.asarray(file.get_tensor(stored)).astype(np.float32)
                     if not np.isfinite(array).all():
                         problems.append(f"{where} has values that are not finite")
+                    dtypes[name] = header.get_dtype()
                     ours = names.path_from_torch(name, array.ndim)
                     params[ours] = names.array_from_torch(ours, array)
                 seen.add(name)

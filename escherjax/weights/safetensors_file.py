@@ -61,9 +61,10 @@ def write(
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in ordered:
-            array = np.ascontiguousarray(read(name), DTYPES[specs[name].dtype])
-            if array.shape != specs[name].shape:
-                raise ValueError(f"{name} has shape {array.shape}, not {specs[name].shape}")
+            array, spec = read(name), specs[name]
+            if array.shape != spec.shape:
+                raise ValueError(f"{name} has shape {array.shape}, not {spec.shape}")
+            array = np.ascontiguousarray(array, DTYPES[spec.dtype])
             file.write(array.reshape(-1).view(np.uint8))
         file.flush()
         os.fsync(file.fileno())

@@ -124,7 +124,7 @@ def _make_whole(folder: Path, fill: Callable[[Path], None]) -> None:
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror or error}), and nothing of it was kept. "
-            "Make room, or name a folder on another disk."
+            "Remove the cause, or name a folder elsewhere."
         ) from error
 
 

@@ -37,7 +37,7 @@ def test_streamed_files_are_the_librarys_byte_for_byte(rng, tmp_path):
         "b.weight": rng.standard_normal((3, 5)).astype(np.float32),
         "a": rng.standard_normal(7).astype(np.float16),
         "c": rng.standard_normal((2, 1, 3)).astype(ml_dtypes.bfloat16),
-        "d": np.float32(2.5).reshape(()),
+        "d": np.array(2.5, np.float32),
         "e": np.zeros((0, 4), np.float32),
         "é": np.ones(1, np.float16),
     }

@@ -62,7 +62,8 @@ def test_the_file_says_which_cameras_are_meant():
         ("latents", "vae"), ("latents", {"kind": "vae", "patch": 2}), ("latents", {}),
         ("latents", {"kind": "pixels"}), ("latents", {"kind": "pixels", "patch": 0}),
         ("weights", "average"), ("weights", ["ema"]), ("trained_steps", -1),
-        ("trained_steps", 1.5), ("guidance_scale", None), ("guidance_scale", float("nan")), ("guidance_scale", float("inf")),
+        ("trained_steps", 1.5), ("guidance_scale", None), ("guidance_scale", float("nan")),
+        ("guidance_scale", float("inf")),
         ("guidance_scale", -1.0), ("guidance_scale", True),
     ],
 )  # fmt: skip

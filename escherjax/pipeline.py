@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,41 +13,54 @@ import numpy as np
 from PIL import Image
 
 from escherjax import cameras as cameras_lib
-from escherjax import cape as cape_lib
 from escherjax.cameras import Cameras
 from escherjax.data import images as images_lib
 from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet, Params
+from escherjax.models.pixels import PixelCodec
 from escherjax.training import checkpoint, sharding
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
-from escherjax.weights import pytorch
+from escherjax.weights import facts as facts_lib
+from escherjax.weights import pytorch, writing
+from escherjax.weights.facts import Facts
+from escherjax.weights.stored import StoredFormat
 
 SAMPLERS = ("ddim",)
 
-DEFAULT_RESOLUTION = 256  # of views made with a pipeline folder (EscherNet, section 4)
 
-
-def load(weights: str | Path, dtype: str = "float32", cape: str | None = None) -> Pipeline:
+def load(
+    path: str | Path,
+    dtype: str = "float32",
+    cape: str | None = None,
+    weights: str | None = None,
+) -> Pipeline:
     """Loads a training work directory, one checkpoint in it, or a pipeline folder of PyTorch.
 
-    dtype: compute dtype, "float32" or "bfloat16". cape: camera encoding of a pipeline folder; None
-    reads it from a folder name that contains "6dof" or "4dof". From a work directory the averaged
-    parameters are taken where the run kept an average.
+    dtype: compute dtype, "float32" or "bfloat16". cape: camera encoding of a pipeline folder,
+    before what its escherjax.json says; without that file, None reads it from a folder name that
+    contains "6dof" or "4dof". weights: of a work directory, "ema" for the averaged parameters or
+    "raw"; None takes the average where the run kept one.
     Raises UserError if the folder is none of these, or its weights do not fit together.
     """
-    path = Path(weights)
+    path = Path(path)
+    if weights not in (None, "ema", "raw"):
+        raise UserError(f"weights = {weights!r}; needed 'ema', 'raw' or None.")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype = {dtype!r}; needed 'float32' or 'bfloat16'.")
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; needed a training work directory, one of its "
                         "checkpoints, or a pipeline folder.")
     if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
-        return _load_workdir(path, None, dtype, cape)
+        return _load_workdir(path, None, dtype, cape, weights)
     if path.parent.name == "checkpoints" and path.name.isdigit():
-        return _load_workdir(path.parent.parent, int(path.name), dtype, cape)
+        return _load_workdir(path.parent.parent, int(path.name), dtype, cape, weights)
     if (path / "unet").is_dir():
+        if weights is not None:
+            raise UserError(
+                f"{path} is a pipeline folder, which holds one set of weights; leave out weights."
+            )
         return _load_pipeline_folder(path, dtype, cape)
     raise UserError(
         f"{path} holds neither checkpoints/ beside a config.json (a training work directory) nor "
@@ -58,11 +72,21 @@ class Pipeline:
     """A network with its parameters; every method is a pure function of its arguments.
 
     model: sizes and modules; params: {"unet", "image_encoder", "vae"}; resolution: side in pixels
-    of the views it makes.
+    of the views it makes; facts: what the weights expect of cameras, None if nothing but the model
+    is known; stored: how the folder was written that they were read from, None for no folder.
     """
 
-    def __init__(self, model: EscherNet, params: Params, resolution: int):
+    def __init__(
+        self,
+        model: EscherNet,
+        params: Params,
+        resolution: int,
+        facts: Facts | None = None,
+        stored: StoredFormat | None = None,
+    ):
         self.model, self.params, self.resolution = model, params, resolution
+        self.facts = facts or _facts_of_model(model, resolution)
+        self.stored = stored
         self._encode_images = jax.jit(model.encode_images)
         self._encode_latents = jax.jit(model.encode_latents)
         self._decode_latents = jax.jit(model.decode_latents)
@@ -152,6 +176,17 @@ class Pipeline:
             target_cameras,
         )
 
+    def save_torch(self, folder: str | Path, dtype: str | None = None) -> None:
+        """Writes a PyTorch pipeline folder, whole or not at all, that `load` reads again.
+
+        folder: empty, or not there yet. dtype: "float32", "float16" or "bfloat16"; None writes
+        every tensor in the type it was read in, and in float32 a network that was trained since,
+        so that no value changes. Raises UserError as `writing.save_pipeline_folder` does.
+        """
+        writing.save_pipeline_folder(
+            folder, self.model, self.params, self.facts, self.stored, dtype
+        )
+
     def _reference_pixels(self, images: np.ndarray | Sequence[Any]) -> np.ndarray:
         if not hasattr(images, "ndim"):
             images = np.stack([self._read(image) for image in images]) if len(images) else images
@@ -196,7 +231,9 @@ def _checked_poses(cameras: Cameras, name: str) -> np.ndarray:
     return c2w
 
 
-def _load_workdir(workdir: Path, step: int | None, dtype: str, cape: str | None) -> Pipeline:
+def _load_workdir(
+    workdir: Path, step: int | None, dtype: str, cape: str | None, weights: str | None
+) -> Pipeline:
     config = checkpoint.read_config(workdir).copy_and_resolve_references()
     if cape not in (None, config.cape):
         raise UserError(f"cape = {cape!r}, but {workdir} was trained with {config.cape!r}.")
@@ -206,28 +243,39 @@ def _load_workdir(workdir: Path, step: int | None, dtype: str, cape: str | None)
     model = eschernet.from_config(config)
     mesh = sharding.single_device_mesh()
     abstract = abstract_state(model, make_optimizer(config.optimizer), mesh, config)
-    params = checkpoint.restore_sampling_params(workdir, abstract, step)
-    return Pipeline(model, params, config.resolution)
+    step = checkpoint.find_step(workdir, step)
+    weights = weights or ("ema" if config.ema.enabled else "raw")
+    params = checkpoint.restore_sampling_params(workdir, abstract, step, weights)
+    facts = dataclasses.replace(
+        _facts_of_model(model, config.resolution),
+        translation_unit="that of the scenes it was trained on",
+        num_references=(config.min_references or config.num_references, config.num_references),
+        num_targets=config.num_targets,
+        weights=weights,
+        trained_steps=step,
+        guidance_scale=config.guidance_scale,
+    )
+    return Pipeline(model, params, config.resolution, facts)
 
 
 def _load_pipeline_folder(folder: Path, dtype: str, cape: str | None) -> Pipeline:
-    if cape is None:
-        named = [name for name in ("6dof", "4dof") if name in folder.resolve().name.lower()]
-        if len(named) != 1:
-            raise UserError(
-                f"{folder} does not say which camera encoding its weights were trained with; pass "
-                f"cape= (one of {', '.join(cape_lib.VARIANTS)})."
-            )
-        cape = named[0]
-    stored = pytorch.read_pipeline_folder(folder, jax.device_put)
-    if stored.vae is None:
-        raise UserError(f"{folder} has no vae/; needed one.")
+    if not (folder / facts_lib.FILE_NAME).exists():
+        facts_lib.of_folder(folder, None, cape)  # refuses before gigabytes are read
+    read = pytorch.read_pipeline_folder(folder, jax.device_put)
+    facts = facts_lib.of_folder(folder, read.facts, cape)
+    latents = read.vae if facts.patch is None else PixelCodec(facts.patch)
+    assert latents is not None  # only a folder on pixels is read without vae/
     model = eschernet.from_parts(
-        stored.unet,
-        stored.image_encoder,
-        stored.vae,
-        stored.scheduler,
-        cape_lib.check_variant(cape),
-        jnp.dtype(dtype),
+        read.unet, read.image_encoder, latents, read.scheduler, facts.cape, jnp.dtype(dtype)
     )
-    return Pipeline(model, stored.params, DEFAULT_RESOLUTION)
+    if facts.resolution % model.reduction:
+        raise UserError(
+            f"{folder / facts_lib.FILE_NAME}: resolution = {facts.resolution}; needed a multiple "
+            f"of {model.reduction}, by which latents shrink an image."
+        )
+    return Pipeline(model, read.params, facts.resolution, facts, read.stored)
+
+
+def _facts_of_model(model: EscherNet, resolution: int) -> Facts:
+    patch = model.codec.patch if isinstance(model.codec, PixelCodec) else None
+    return Facts(model.cape, resolution, patch=patch)

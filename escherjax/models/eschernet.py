@@ -19,6 +19,7 @@ from escherjax.cameras import Cameras
 from escherjax.diffusion import samplers
 from escherjax.diffusion import schedule as schedule_lib
 from escherjax.diffusion.schedule import NoiseSchedule
+from escherjax.errors import UserError
 from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
 from escherjax.models.initialization import draw_parameters
 from escherjax.models.pixels import PixelCodec
@@ -217,15 +218,27 @@ def from_config(config: ConfigDict) -> EscherNet:
 def from_parts(
     unet: UNetConfig,
     encoder: ConvNeXtV2Config,
-    vae: VAEConfig,
+    latents: VAEConfig | PixelCodec,
     scheduler: dict[str, Any],
     cape_variant: str,
     dtype: Any,
 ) -> EscherNet:
-    """The network that a pipeline folder's config files describe, computing in `dtype`."""
+    """The network that a pipeline folder's config files describe, computing in `dtype`.
+
+    Raises UserError if the widths of latents or tokens are not the U-Net's.
+    """
+    pairs = [
+        ("unet.in_channels", unet.in_channels, "latent channels", latents.latent_channels),
+        ("unet.out_channels", unet.out_channels, "latent channels", latents.latent_channels),
+        ("unet.cross_channels", unet.cross_channels, "the encoder's last width",
+         encoder.widths[-1]),
+    ]  # fmt: skip
+    problems = [f"{a} is {x}, {b} {y}" for a, x, b, y in pairs if x != y]
+    if problems:
+        raise UserError(f"The networks do not fit together: {'; '.join(problems)}. Needed equals.")
     return EscherNet(
         unet=UNet(unet, cape=cape_variant, dtype=dtype),
         encoder=ConvNeXtV2(encoder, dtype=dtype),
-        codec=VAE(vae, dtype=dtype),
+        codec=latents if isinstance(latents, PixelCodec) else VAE(latents, dtype=dtype),
         schedule=schedule_lib.from_diffusers(scheduler),
     )

@@ -125,20 +125,35 @@ def restore(
     return restored["state"], restored["record"]["data_position"]
 
 
-def restore_sampling_params(workdir: Path, abstract: TrainState, step: int | None) -> Params:
-    """All parameters for drawing views, the average where one was kept; no optimizer bytes read.
+def find_step(workdir: Path, step: int | None = None) -> int:
+    """The step of a whole checkpoint, the newest for None.
 
     Raises UserError if there is no checkpoint, or none of that step.
     """
     with open_manager(workdir) as manager:
         steps = sorted(manager.all_steps())
-        if not steps:
-            raise UserError(f"{workdir} has no checkpoint yet; train until the first is saved.")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise UserError(f"{workdir} has no checkpoint {step}; it has {steps}.")
-    wanted: dict[str, Any] = {"frozen": abstract.frozen}
-    wanted["ema" if abstract.ema else "params"] = abstract.ema or abstract.params
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoint yet; train until the first is saved.")
+    if step not in (None, *steps):
+        raise UserError(f"{workdir} has no checkpoint {step}; it has {steps}.")
+    return steps[-1] if step is None else step
+
+
+def restore_sampling_params(
+    workdir: Path, abstract: TrainState, step: int, weights: str
+) -> Params:
+    """All parameters for drawing views; no optimizer bytes read.
+
+    step: of a checkpoint there is (`find_step`). weights: "ema" for the average, "raw".
+    Raises UserError if the run kept no average and it is asked for.
+    """
+    if weights == "ema" and not abstract.ema:
+        raise UserError(
+            f"{workdir} kept no average of its parameters (config.ema.enabled was off); take the "
+            "raw ones."
+        )
+    trained = {"ema": {"ema": abstract.ema}, "raw": {"params": abstract.params}}[weights]
+    wanted: dict[str, Any] = {"frozen": abstract.frozen, **trained}
     restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
         (workdir / "checkpoints" / str(step) / "state").resolve(),
         args=ocp.args.PyTreeRestore(
@@ -147,4 +162,4 @@ def restore_sampling_params(workdir: Path, abstract: TrainState, step: int | Non
             partial_restore=True,
         ),
     )
-    return {**restored["frozen"], **restored["ema" if abstract.ema else "params"]}
+    return {part: params for kind in wanted for part, params in restored[kind].items()}

@@ -1,7 +1,8 @@
-"""Sizes of a network from the `config.json` files of a PyTorch pipeline folder.
+"""Sizes of a network from the `config.json` files of a PyTorch pipeline folder, and back.
 
 diffusers and transformers describe many more networks than this one. Whatever such a file asks for
-and we do not compute is refused by name; fields that change no number are ignored.
+and we do not compute is refused by name; fields that change no number are ignored. Files that we
+write say each of these values, so that another default cannot change what they mean.
 """
 
 from __future__ import annotations
@@ -67,6 +68,9 @@ _FLOAT32_RANGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).ma
 
 _DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # -> has attention
 _UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+_VAE_DOWN_BLOCK, _VAE_UP_BLOCK = "DownEncoderBlock2D", "UpDecoderBlock2D"
+
+_LAYOUT = {"_diffusers_version": "0.18.2"}  # whose fields and tensor names these are
 
 
 def unet_config(fields: Fields) -> UNetConfig:
@@ -101,8 +105,8 @@ def vae_config(fields: Fields) -> VAEConfig:
     """Sizes in a diffusers AutoencoderKL `config.json`; UserError if it is another network."""
     problems = _other_values(fields, _VAE_FIXED)
     channels = _sizes(fields, "block_out_channels", problems)
-    _block_types(fields, "down_block_types", {"DownEncoderBlock2D": False}, problems)
-    _block_types(fields, "up_block_types", {"UpDecoderBlock2D": False}, problems)
+    _block_types(fields, "down_block_types", {_VAE_DOWN_BLOCK: False}, problems)
+    _block_types(fields, "up_block_types", {_VAE_UP_BLOCK: False}, problems)
     sizes = {
         "in_channels": _size(fields, "in_channels", problems, 3),
         "latent_channels": _size(fields, "latent_channels", problems, 4),
@@ -128,6 +132,75 @@ def encoder_config(fields: Fields) -> ConvNeXtV2Config:
     }
     _refuse(problems)
     return ConvNeXtV2Config(**config)
+
+
+def unet_fields(config: UNetConfig, sample_size: int) -> dict[str, Any]:
+    """The `config.json` of a diffusers UNet2DConditionModel; sample_size: side of the latents."""
+    down = {has_attention: name for name, has_attention in _DOWN_BLOCKS.items()}
+    up = {has_attention: name for name, has_attention in _UP_BLOCKS.items()}
+    return {
+        **_LAYOUT,
+        **_UNET_FIXED,
+        "_class_name": "UNet2DConditionModel",
+        "attention_head_dim": config.num_heads,
+        "block_out_channels": list(config.block_channels),
+        "cross_attention_dim": config.cross_channels,
+        "down_block_types": [down[attends] for attends in config.attention],
+        "in_channels": config.in_channels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_groups,
+        "out_channels": config.out_channels,
+        "sample_size": sample_size,
+        "up_block_types": [up[attends] for attends in reversed(config.attention)],
+    }
+
+
+def vae_fields(config: VAEConfig, sample_size: int) -> dict[str, Any]:
+    """The `config.json` of a diffusers AutoencoderKL; sample_size: side of the images."""
+    num_levels = len(config.block_channels)
+    return {
+        **_LAYOUT,
+        **_VAE_FIXED,
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": list(config.block_channels),
+        "down_block_types": [_VAE_DOWN_BLOCK] * num_levels,
+        "in_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_groups,
+        "out_channels": config.in_channels,
+        "sample_size": sample_size,
+        "scaling_factor": config.scaling_factor,
+        "up_block_types": [_VAE_UP_BLOCK] * num_levels,
+    }
+
+
+def encoder_fields(config: ConvNeXtV2Config) -> dict[str, Any]:
+    """The `config.json` of a transformers ConvNextV2Model with weights in float32."""
+    return {
+        **_ENCODER_FIXED,
+        "architectures": ["ConvNextV2Model"],
+        "depths": list(config.depths),
+        "drop_path_rate": 0.0,
+        "hidden_sizes": list(config.widths),
+        "image_size": config.image_size,
+        "layer_norm_eps": config.final_norm_eps,
+        "num_stages": len(config.depths),
+        "patch_size": config.patch_size,
+        "torch_dtype": "float32",
+    }
+
+
+def model_index(has_vae: bool) -> dict[str, Any]:
+    """The `model_index.json` of a pipeline: which library's class reads each folder."""
+    index: dict[str, Any] = {
+        **_LAYOUT,
+        "_class_name": "EscherNetPipeline",
+        "image_encoder": ["transformers", "ConvNextV2Model"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+    }
+    return index | ({"vae": ["diffusers", "AutoencoderKL"]} if has_vae else {})
 
 
 def _refuse(problems: list[str]) -> None:

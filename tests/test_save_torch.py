@@ -1,0 +1,106 @@
+"""Work directories and their checkpoints as PyTorch pipeline folders."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+import escherjax
+from escherjax.errors import UserError
+from escherjax.models import eschernet
+from escherjax.training import checkpoint, sharding
+from escherjax.training.optimizer import make_optimizer
+from escherjax.training.state import create_state
+
+
+def write_workdir(folder, **changes):
+    """A work directory with checkpoints 2 and 4, whose raw and averaged parameters all differ."""
+    config = tiny_config(**changes)
+    checkpoint.prepare_workdir(folder, config)
+    model = eschernet.from_config(config)
+    state = create_state(
+        model, make_optimizer(config.optimizer), sharding.single_device_mesh(), config
+    )
+    with checkpoint.open_manager(folder) as manager:
+        for step in (2, 4):
+            state = state.replace(
+                step=np.int32(step),
+                params=jax.tree.map(lambda a, step=step: a + step, state.params),
+                ema=jax.tree.map(lambda a, step=step: a - step, state.ema),
+            )
+            checkpoint.save(manager, state, config)
+    return state
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(work directory, state of its last checkpoint)."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, write_workdir(folder, min_references=1)
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("weights", [None, "ema", "raw"])
+def test_a_work_directory_and_its_folder_hold_the_same_network(run, weights, tmp_path):
+    folder, state = run
+    pipe = escherjax.load(folder, weights=weights)
+    trained = state.params if weights == "raw" else state.ema
+    assert_equal(pipe.params, {**trained, "vae": {}})
+    pipe.save_torch(tmp_path / "out")
+    again = escherjax.load(tmp_path / "out")
+    assert_equal(again.params, pipe.params)
+    assert again.facts == pipe.facts and again.resolution == pipe.resolution == 16
+    assert again.model.codec == pipe.model.codec
+    content = json.loads((tmp_path / "out" / "escherjax.json").read_text())
+    assert content["weights"] == (weights or "ema") and content["trained_steps"] == 4
+    assert content["num_references"] == [1, 2] and content["num_targets"] == 2
+    assert content["latents"] == {"kind": "pixels", "patch": 2}
+
+
+def test_a_checkpoint_is_exported_by_its_folder(run, tmp_path):
+    folder, state = run
+    pipe = escherjax.load(folder / "checkpoints" / "2", weights="raw")
+    assert pipe.facts.trained_steps == 2
+    bias = state.params["unet"]["conv_in"]["bias"]  # 0 at initialisation, + 2, + 4
+    assert_equal(pipe.params["unet"]["conv_in"]["bias"], bias - 4)
+
+
+def test_weights_that_are_not_there_are_refused(run, tmp_path):
+    folder, _ = run
+    with pytest.raises(UserError, match="weights = 'best'; needed 'ema', 'raw' or None"):
+        escherjax.load(folder, weights="best")
+    write_workdir(tmp_path / "raw", ema__enabled=False)
+    assert escherjax.load(tmp_path / "raw").facts.weights == "raw"
+    with pytest.raises(UserError, match="kept no average"):
+        escherjax.load(tmp_path / "raw", weights="ema")
+    escherjax.load(tmp_path / "raw").save_torch(tmp_path / "out")
+    with pytest.raises(UserError, match="holds one set of weights"):
+        escherjax.load(tmp_path / "out", weights="raw")
+
+
+def test_cape_goes_before_the_file_of_a_folder(run, tmp_path, caplog):
+    escherjax.load(run[0]).save_torch(tmp_path / "out")
+    pipe = escherjax.load(tmp_path / "out", cape="none")
+    assert pipe.model.cape == pipe.facts.cape == "none"
+    assert "says cape = '6dof'; going on with 'none'" in caplog.text
+    with pytest.raises(UserError, match="was trained with '6dof'"):
+        escherjax.load(run[0], cape="none")
+
+
+def test_facts_that_do_not_fit_the_networks_are_refused(run, tmp_path):
+    escherjax.load(run[0]).save_torch(tmp_path / "out")
+    file = tmp_path / "out" / "escherjax.json"
+    content = json.loads(file.read_text())
+    for change, reason in [
+        ({"latents": {"kind": "pixels", "patch": 4}}, "unet.in_channels is 12, latent channels 48"),
+        ({"resolution": 17}, "resolution = 17; needed a multiple of 2"),
+        ({"camera_axes": "opencv"}, "camera_axes = 'opencv' is not supported"),
+    ]:
+        file.write_text(json.dumps({**content, **change}))
+        with pytest.raises(UserError, match=reason):
+            escherjax.load(tmp_path / "out")

@@ -7,18 +7,22 @@ batches drawn, so that any number of hosts can go on from it.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from escherjax import config as config_lib
 from escherjax.errors import UserError
 from escherjax.models.eschernet import Params
-from escherjax.training.state import TrainState
+from escherjax.training.state import TRAINED, TrainState
 
 _VERSIONED = ("escherjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -67,6 +71,18 @@ def read_config(workdir: Path) -> ConfigDict:
         return config_lib.from_json(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not readable JSON ({error}); restore it or retrain.") from error
+
+
+def locate(path: Path) -> tuple[Path, int | None] | None:
+    """(work directory, step) of a work directory or of one checkpoint in it, else None.
+
+    The step is None for a work directory: its newest checkpoint.
+    """
+    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
+        return path, None
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    return None
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -125,22 +141,30 @@ def restore(
     return restored["state"], restored["record"]["data_position"]
 
 
-def restore_sampling_params(workdir: Path, abstract: TrainState, step: int | None) -> Params:
-    """All parameters for drawing views, the average where one was kept; no optimizer bytes read.
+def find_step(workdir: Path, step: int | None = None) -> int:
+    """The step of a whole checkpoint, the newest for None.
 
     Raises UserError if there is no checkpoint, or none of that step.
     """
     with open_manager(workdir) as manager:
         steps = sorted(manager.all_steps())
-        if not steps:
-            raise UserError(f"{workdir} has no checkpoint yet; train until the first is saved.")
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise UserError(f"{workdir} has no checkpoint {step}; it has {steps}.")
+    if not steps:
+        raise UserError(f"{workdir} has no checkpoint yet; train until the first is saved.")
+    if step not in (None, *steps):
+        raise UserError(f"{workdir} has no checkpoint {step}; it has {steps}.")
+    return steps[-1] if step is None else step
+
+
+def restore_sampling_params(workdir: Path, abstract: TrainState, step: int | None) -> Params:
+    """All parameters for drawing views, the average where one was kept; no optimizer bytes read.
+
+    Raises UserError if there is no checkpoint, or none of that step.
+    """
+    step = find_step(workdir, step)
     wanted: dict[str, Any] = {"frozen": abstract.frozen}
     wanted["ema" if abstract.ema else "params"] = abstract.ema or abstract.params
     restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
-        (workdir / "checkpoints" / str(step) / "state").resolve(),
+        _state_folder(workdir, step),
         args=ocp.args.PyTreeRestore(
             wanted,
             restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
@@ -148,3 +172,68 @@ def restore_sampling_params(workdir: Path, abstract: TrainState, step: int | Non
         ),
     )
     return {**restored["frozen"], **restored["ema" if abstract.ema else "params"]}
+
+
+ParamPath = tuple[str, ...]  # such as ("unet", "conv_in", "kernel")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredParams:
+    """The parameters in one checkpoint, whatever network and mesh it was saved from.
+
+    weights: "ema" or "raw", which of the two the trained ones are; shapes: of every parameter.
+    """
+
+    workdir: Path
+    step: int
+    weights: str
+    shapes: dict[ParamPath, tuple[int, ...]]
+
+    def read(self, paths: Iterable[ParamPath]) -> dict[ParamPath, np.ndarray]:
+        """Host arrays of those parameters, bit for bit; nothing else is read."""
+        places = {path: self._place(path) for path in paths}
+        if not places:
+            return {}
+        wanted = traverse_util.unflatten_dict(dict.fromkeys(places.values(), 0))
+        as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+        restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+            _state_folder(self.workdir, self.step),
+            args=ocp.args.PyTreeRestore(
+                wanted,
+                restore_args=jax.tree.map(lambda _: as_numpy, wanted),
+                partial_restore=True,
+            ),
+        )
+        flat = traverse_util.flatten_dict(restored)
+        return {path: flat[place] for path, place in places.items()}
+
+    def _place(self, path: ParamPath) -> ParamPath:
+        if path[0] not in TRAINED:
+            return "frozen", *path
+        return "ema" if self.weights == "ema" else "params", *path
+
+
+def stored_params(workdir: Path, step: int | None = None, weights: str = "") -> StoredParams:
+    """What parameters a checkpoint holds, by its metadata; no arrays are read.
+
+    step: None for the newest. weights: "ema", "raw", or "" for the average where one was kept.
+    Raises UserError if there is no such checkpoint, or it kept no average and "ema" is asked for.
+    """
+    step = find_step(workdir, step)
+    metadata = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(
+        _state_folder(workdir, step)
+    )
+    tree = metadata.item_metadata.tree
+    if weights == "ema" and not tree["ema"]:
+        raise UserError(
+            f"{workdir} kept no average of its parameters (config.ema.enabled was off); take the "
+            "raw ones."
+        )
+    weights = weights or ("ema" if tree["ema"] else "raw")
+    held = {**tree["frozen"], **tree["ema" if weights == "ema" else "params"]}
+    shapes = {path: tuple(leaf.shape) for path, leaf in traverse_util.flatten_dict(held).items()}
+    return StoredParams(workdir, step, weights, shapes)
+
+
+def _state_folder(workdir: Path, step: int) -> Path:
+    return (workdir / "checkpoints" / str(step) / "state").resolve()

@@ -25,7 +25,6 @@ from safetensors import SafetensorError, safe_open
 
 from escherjax.errors import UserError
 from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
-from escherjax.models.eschernet import EscherNet
 from escherjax.models.unet import UNet, UNetConfig
 from escherjax.models.vae import VAE, VAEConfig
 from escherjax.weights import folder_configs, names
@@ -34,6 +33,20 @@ Params = dict[str, Any]
 
 _FLOAT_TYPES = ("F16", "BF16", "F32", "F64")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What was read of one network: component is "unet", "vae" or "image_encoder".
+
+    source: the file of weights, or the index of its shards. loaded: number of tensors read.
+    ignored: stored names of tensors that the network has no place for, such as a classifier's head.
+    """
+
+    component: str
+    source: Path
+    loaded: int
+    ignored: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,53 +80,23 @@ def read_pipeline_folder(folder: str | Path) -> PipelineFolder:
     _refuse(folder, problems)
     return PipelineFolder(
         scheduler=scheduler,
-        params={name: params for name, (_, params) in parts.items()},
-        **{name: config for name, (config, _) in parts.items()},
+        params={name: params for name, (_, params, _) in parts.items()},
+        **{name: config for name, (config, _, _) in parts.items()},
     )
 
 
-def read_component(folder: str | Path, component: str) -> tuple[Any, Params]:
+def read_component(folder: str | Path, component: str) -> tuple[Any, Params, LoadReport]:
     """Reads one network from its own folder, such as Stable Diffusion's `unet/`.
 
-    component: "unet", "vae" or "image_encoder". Returns (config, params); raises UserError as
-    `read_pipeline_folder` does.
+    component: "unet", "vae" or "image_encoder". Returns (config, params, report); raises
+    UserError as `read_pipeline_folder` does.
     """
     if component not in _COMPONENTS:
         raise UserError(f"component = {component!r}; needed one of {', '.join(_COMPONENTS)}.")
     problems: list[str] = []
-    config, params = _read_component(Path(folder), component, problems)
+    config, params, report = _read_component(Path(folder), component, problems)
     _refuse(Path(folder), problems)
-    return config, params
-
-
-def load_params(folder: str | Path, model: EscherNet) -> Params:
-    """Parameters for `model` from a pipeline folder; "vae" is empty for a model on pixels.
-
-    Raises UserError as `read_pipeline_folder` does, or naming the sizes in which the two differ.
-    """
-    pipeline = read_pipeline_folder(folder)
-    pairs = [
-        ("unet", pipeline.unet, model.unet),
-        ("encoder", pipeline.image_encoder, model.encoder),
-    ]
-    params = dict(pipeline.params)
-    if isinstance(model.codec, VAE):
-        pairs.append(("vae", pipeline.vae, model.codec))
-    else:
-        params["vae"] = {}
-    differences = [
-        f"{part}.{field.name} is {getattr(theirs, field.name)} there, "
-        f"{getattr(module.config, field.name)} in this model"
-        for part, theirs, module in pairs
-        for field in dataclasses.fields(theirs)
-        if getattr(theirs, field.name) != getattr(module.config, field.name)
-    ]
-    if differences:
-        raise UserError(
-            f"The weights in {folder} are of another network: {'; '.join(differences)}. "
-            "Change the config to the folder's sizes, or take another folder."
-        )
-    return params
+    return config, params, report
 
 
 def unet_shapes(config: UNetConfig) -> Params:
@@ -187,23 +170,29 @@ def _refuse(folder: Path, problems: list[str]) -> None:
         )
 
 
-def _read_component(folder: Path, name: str, problems: list[str]) -> tuple[Any, Params]:
-    """(config, params) of one network; what is wrong is added to `problems`."""
+def _read_component(
+    folder: Path, name: str, problems: list[str]
+) -> tuple[Any, Params, LoadReport]:
+    """(config, params, report) of one network; what is wrong is added to `problems`."""
     component = _COMPONENTS[name]
+    nothing = None, {}, LoadReport(name, folder, 0, ())
     if not folder.is_dir():
         problems.append(f"{folder}: this folder is missing")
-        return None, {}
+        return nothing
     weights = _find_weights(folder, component.weights_file, problems)
     fields = _read_json(folder / "config.json", problems)
     if not fields or weights is None:
-        return None, {}
+        return nothing
     try:
         config = component.config(fields)
     except UserError as error:
         problems.append(f"{folder / 'config.json'}: {error}")
-        return None, {}
+        return nothing
     expected = names.torch_shapes(component.shapes(config))
-    return config, _read_tensors(weights, expected, component.rename, problems)
+    ignored: list[str] = []
+    params = _read_tensors(weights, expected, component.rename, problems, ignored)
+    report = LoadReport(name, weights, len(jax.tree.leaves(params)), tuple(ignored))
+    return config, params, report
 
 
 def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -253,6 +242,7 @@ def _read_tensors(
     expected: dict[str, tuple[int, ...]],
     rename: Callable[[str], str | None],
     problems: list[str],
+    ignored: list[str],
 ) -> Params:
     """Our tree of the tensors in a file, float32; every deviation from `expected` is a problem."""
     params: dict[names.Path, np.ndarray] = {}
@@ -262,6 +252,7 @@ def _read_tensors(
             for stored in sorted(file.keys()):
                 name = rename(stored)
                 if name is None:
+                    ignored.append(stored)
                     continue
                 where = f"{path}: tensor {stored}"
                 header = file.get_slice(stored)

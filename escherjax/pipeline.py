@@ -21,7 +21,7 @@ from escherjax.models.eschernet import EscherNet, Params
 from escherjax.training import checkpoint, sharding
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
-from escherjax.weights import pytorch
+from escherjax.weights import hub, pytorch
 
 SAMPLERS = ("ddim",)
 
@@ -31,23 +31,26 @@ DEFAULT_RESOLUTION = 256  # of views made with a pipeline folder (EscherNet, sec
 def load(weights: str | Path, dtype: str = "float32", cape: str | None = None) -> Pipeline:
     """Loads a training work directory, one checkpoint in it, or a pipeline folder of PyTorch.
 
+    weights: a path, or where none exists a hub id `owner/name[@revision]` of a pipeline folder.
     dtype: compute dtype, "float32" or "bfloat16". cape: camera encoding of a pipeline folder; None
-    reads it from a folder name that contains "6dof" or "4dof". From a work directory the averaged
+    reads it from a name that contains "6dof" or "4dof". From a work directory the averaged
     parameters are taken where the run kept an average.
-    Raises UserError if the folder is none of these, or its weights do not fit together.
+    Raises UserError if the folder is none of these, its weights do not fit together, or the hub
+    refuses.
     """
-    path = Path(weights)
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype = {dtype!r}; needed 'float32' or 'bfloat16'.")
+    path = hub.resolve(weights)
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; needed a training work directory, one of its "
-                        "checkpoints, or a pipeline folder.")
-    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
-        return _load_workdir(path, None, dtype, cape)
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        return _load_workdir(path.parent.parent, int(path.name), dtype, cape)
+                        "checkpoints, a pipeline folder, or the hub id of one.")
+    place = checkpoint.locate(path)
+    if place is not None:
+        return _load_workdir(*place, dtype, cape)
     if (path / "unet").is_dir():
-        return _load_pipeline_folder(path, dtype, cape)
+        # In the hub's cache, folders have the names of commits.
+        name = path.resolve().name if path == Path(weights) else str(weights)
+        return _load_pipeline_folder(path, name, dtype, cape)
     raise UserError(
         f"{path} holds neither checkpoints/ beside a config.json (a training work directory) nor "
         "unet/ (a pipeline folder); name one that does."
@@ -210,9 +213,9 @@ def _load_workdir(workdir: Path, step: int | None, dtype: str, cape: str | None)
     return Pipeline(model, params, config.resolution)
 
 
-def _load_pipeline_folder(folder: Path, dtype: str, cape: str | None) -> Pipeline:
+def _load_pipeline_folder(folder: Path, name: str, dtype: str, cape: str | None) -> Pipeline:
     if cape is None:
-        named = [name for name in ("6dof", "4dof") if name in folder.resolve().name.lower()]
+        named = [variant for variant in ("6dof", "4dof") if variant in name.lower()]
         if len(named) != 1:
             raise UserError(
                 f"{folder} does not say which camera encoding its weights were trained with; pass "

@@ -114,7 +114,7 @@ def push(
 
 def _huggingface_hub(purpose: str) -> ModuleType:
     try:
-        import huggingface_hub
+        import huggingface_hub.errors
     except ImportError as error:
         raise UserError(f"{purpose}, huggingface_hub is needed: {_INSTALL}.") from error
     return huggingface_hub
@@ -136,18 +136,15 @@ def _explained(what: str, hub: ModuleType) -> Iterator[None]:
     """Turns every way in which the hub can fail into a UserError that begins with `what`."""
     try:
         yield
-    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError) as error:
-        response = getattr(error, "response", None)
-        code = response.status_code if response is not None else None
-        said = str(error).strip().splitlines()
-        reason = _REFUSALS.get(code, "the request was refused")
+    except (OSError, hub.errors.HTTPError, ValueError) as error:
+        # huggingface_hub looks in its cache before it gives up; the cause is the hub's answer.
+        answer = error.__cause__ or error
+        response = getattr(answer, "response", None)
+        said = (str(answer).strip() or type(answer).__name__).splitlines()[0]
+        if response is not None:
+            reason = _REFUSALS.get(response.status_code, "the hub refused the request")
+            raise UserError(f"{what}: {reason}. (HTTP {response.status_code}: {said})") from error
         raise UserError(
-            f"{what}: {reason}. (HTTP {code}: {said[0] if said else type(error).__name__})"
+            f"{what}: {type(answer).__name__}: {said}. Check the name, the network and the disk, or "
+            "work with a local folder."
         ) from error
-    except OSError as error:  # of files, and of a network that cannot be reached
-        raise UserError(
-            f"{what}: cannot be reached or stored. ({type(error).__name__}: {error}) Check the "
-            "network and the disk, or give a local folder."
-        ) from error
-    except ValueError as error:
-        raise UserError(f"{what}: {error}") from error

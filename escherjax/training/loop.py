@@ -18,7 +18,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from escherjax import errors
 from escherjax.data import sources
-from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet
 from escherjax.training import checkpoint, perf, sharding, starting_points

@@ -8,7 +8,9 @@ without a source starts from random numbers; the VAE, which is not trained, has 
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,10 @@ Shapes = dict[ParamPath, tuple[int, ...]]
 
 RANDOM = "random numbers"
 _FIELDS = {"unet": "unet", "image_encoder": "encoder", "vae": "vae"}  # part -> config.init field
+_FOLDERS = {"unet": ("unet", "unet_ema"), "image_encoder": ("image_encoder",), "vae": ("vae",)}
+_DIFFUSION = (
+    "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type"
+)  # fmt: skip
 _MOST_NAMES = 3  # in a cell of the table
 
 
@@ -56,13 +62,15 @@ class _Stored:
     """One part as a source holds it.
 
     sizes: its config record; shapes: of its tensors, in our names and layouts; read: host arrays
-    of some of them; unused: names of stored tensors that no network of ours has.
+    of some of them; trained_for: config fields that give the U-Net's numbers their meaning, as far
+    as the source says; unused: names of stored tensors that no network of ours has.
     """
 
     source: str
     sizes: Any
     shapes: Shapes
     read: Callable[[Iterable[ParamPath]], dict[ParamPath, np.ndarray]]
+    trained_for: dict[str, Any]
     unused: tuple[str, ...] = ()
 
 
@@ -153,8 +161,11 @@ def _open_folder(weights: str, part: str) -> _Stored:
     folder = hub.resolve(weights, part)
     if not folder.is_dir():
         raise UserError(f"{weights} is no folder; needed one of PyTorch weights. Correct the path.")
-    inner = folder / part
-    folder = inner if inner.is_dir() else folder
+    trained_for = _said_beside(folder.parent)
+    for name in _FOLDERS[part]:
+        if (folder / name).is_dir():
+            trained_for, folder = _said_beside(folder), folder / name
+            break
     sizes, params, report = pytorch.read_component(folder, part)
     arrays = {(part, *path): a for path, a in traverse_util.flatten_dict(params).items()}
     return _Stored(
@@ -162,8 +173,27 @@ def _open_folder(weights: str, part: str) -> _Stored:
         sizes=sizes,
         shapes={path: array.shape for path, array in arrays.items()},
         read=lambda paths: {path: arrays[path] for path in paths},
+        trained_for=trained_for,
         unused=report.ignored,
     )
+
+
+def _said_beside(folder: Path) -> dict[str, Any]:
+    """What a pipeline folder says of its U-Net's training; nothing of what it leaves out."""
+    scheduler = _read_optional(folder / "scheduler" / "scheduler_config.json")
+    facts = _read_optional(folder / "escherjax.json")
+    said = {f"diffusion.{name}": scheduler[name] for name in _DIFFUSION if name in scheduler}
+    return said | ({"cape": facts["cape"]} if "cape" in facts else {})
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error}). Restore or remove it.") from error
+    return fields if isinstance(fields, dict) else {}
 
 
 def _open_workdir(path: str, weights: str, part: str) -> _Stored:
@@ -175,7 +205,8 @@ def _open_workdir(path: str, weights: str, part: str) -> _Stored:
             "training work directory or one checkpoint in it."
         )
     workdir, step = place
-    earlier = eschernet.from_config(checkpoint.read_config(workdir))
+    config = checkpoint.read_config(workdir)
+    earlier = eschernet.from_config(config)
     stored = checkpoint.stored_params(workdir, step, weights)
     source = f"{workdir} step {stored.step}"
     return _Stored(
@@ -183,6 +214,9 @@ def _open_workdir(path: str, weights: str, part: str) -> _Stored:
         sizes=_sizes(earlier, part),
         shapes={path: shape for path, shape in stored.shapes.items() if path[0] == part},
         read=stored.read,
+        trained_for={
+            "cape": config.cape, **{f"diffusion.{name}": config.diffusion[name] for name in _DIFFUSION}
+        },
     )
 
 
@@ -230,9 +264,21 @@ def _fitting(
             f"difference(s) found:{listed}\nChange the config to the sizes there, or take other "
             f"weights.{remedy}"
         )
-    for line in sizes:
-        log.warning("%s from %s: %s", part, stored.source, line)
+    _warn(stored, part, sizes, config)
     return fitting
+
+
+def _warn(stored: _Stored, part: str, sizes: list[str], config: ConfigDict) -> None:
+    """Logs what does not hinder loading, but makes the numbers mean something else here."""
+    lines = list(sizes)
+    if part == "unet":
+        lines += [
+            f"config.{name}: {theirs} there, {ours} in this run"
+            for name, theirs in stored.trained_for.items()
+            if theirs != (ours := operator.attrgetter(name)(config))
+        ]
+    for line in lines:
+        log.warning("%s from %s: %s", part, stored.source, line)
 
 
 def _config_group(part: str) -> str:

@@ -145,6 +145,6 @@ def _explained(what: str, hub: ModuleType) -> Iterator[None]:
             reason = _REFUSALS.get(response.status_code, "the hub refused the request")
             raise UserError(f"{what}: {reason}. (HTTP {response.status_code}: {said})") from error
         raise UserError(
-            f"{what}: {type(answer).__name__}: {said}. Check the name, the network and the disk, or "
-            "work with a local folder."
+            f"{what}: {type(answer).__name__}: {said}. Check the name, the network and the disk, "
+            "or work with a local folder."
         ) from error

@@ -1,6 +1,10 @@
 """What a new run starts from: folders of PyTorch weights, an earlier run, or random numbers."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,7 +15,6 @@ from tiny import tiny_arguments, tiny_config
 
 from escherjax.errors import UserError
 from escherjax.models import eschernet
-from escherjax.train import main
 from escherjax.training import checkpoint, sharding, starting_points
 from escherjax.training.loop import train
 from escherjax.training.optimizer import make_optimizer
@@ -114,11 +117,17 @@ def assert_equal_trees(a, b):
         np.testing.assert_array_equal(array, b[path], err_msg="/".join(path))
 
 
+def mesh_of(config):
+    """Of all eight devices, or of one where the config asks for no more."""
+    if config.mesh.data == config.mesh.fsdp == 1:
+        return sharding.single_device_mesh()
+    return sharding.make_mesh(config.mesh, config.batch_size)
+
+
 def saved_run(workdir, config, params):
     """A work directory with a checkpoint at step 7, whose average is twice the parameters."""
-    mesh = sharding.make_mesh(config.mesh, config.batch_size)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    state = create_state(model, optimizer, mesh, config, params)
+    state = create_state(model, optimizer, mesh_of(config), config, params)
     state = state.replace(step=state.step + 7, ema=jax.tree.map(lambda x: 2 * x, state.ema))
     checkpoint.prepare_workdir(workdir, config)
     with checkpoint.open_manager(workdir) as manager:
@@ -254,8 +263,11 @@ def test_with_allow_partial_what_fits_is_taken_and_the_rest_drawn(tmp_path, capl
             array, traverse_util.flatten_dict(source["unet"], sep="/")[path], err_msg=path
         )
     assert "config.unet.num_heads: 2 there, 4 in this model" in caplog.text
-    shown = starting_points.format_table(table.values())
-    assert "3 (3," in shown.replace("3 (3,492", "3 (3,") and "unet/conv_in/kernel" in shown
+    # Kernels of 9 taps: 4 channels to 32, and 32 to 4 with its bias.
+    assert table["unet"].initialised == (3, 2 * 9 * 4 * 32 + 4)
+    assert "3 (2,308 parameters): unet/conv_in/kernel, unet/conv_out/bias" in (
+        starting_points.format_table(table.values())
+    )
 
     # Half a VAE is none.
     broken = write_part(tmp_path / "vae9", "vae", inpainting, theirs["vae"])
@@ -288,9 +300,7 @@ def test_weights_trained_for_something_else_are_named(tmp_path, caplog):
 @pytest.mark.parametrize(("saved", "opened"), [(ON_8, ON_1), (ON_1, ON_8)])
 def test_a_run_of_another_mesh_gives_its_bits(tmp_path, saved, opened):
     """The average where one was kept, the raw parameters on request; step and optimizer anew."""
-    changes = {**VAE, **WIDE, "batch_size": 8}
-    single = saved is ON_1
-    config = tiny_config(**changes, **(ON_8 if not single else {"mesh__fsdp": 1, "mesh__data": 8}))
+    config = tiny_config(**WIDE, **saved)
     params = random_params(config)
     workdir = saved_run(tmp_path / "run", config, params)
     trained = ("unet", "image_encoder")
@@ -298,18 +308,15 @@ def test_a_run_of_another_mesh_gives_its_bits(tmp_path, saved, opened):
 
     for weights, expected in (("", doubled), ("ema", doubled), ("raw", params)):
         found, table = initial(
-            tiny_config(**changes, init__workdir=workdir, init__workdir_weights=weights)
+            tiny_config(**WIDE, init__workdir=workdir, init__workdir_weights=weights)
         )
         assert_equal_trees(found, expected)
         assert table["unet"].source == f"{workdir} step 7 {weights or 'ema'}"
 
-    new = tiny_config(**changes, **opened, init__workdir=workdir / "checkpoints/7")
+    new = tiny_config(**WIDE, **opened, init__workdir=workdir / "checkpoints/7")
     found, _ = initial(new)
     model, optimizer = eschernet.from_config(new), make_optimizer(new.optimizer)
-    if opened is ON_1:
-        mesh = sharding.single_device_mesh()
-    else:
-        mesh = sharding.make_mesh(new.mesh, new.batch_size)
+    mesh = mesh_of(new)
     state = create_state(model, optimizer, mesh, new, found)
     assert int(state.step) == 0
     assert_equal_trees({**state.params, **state.frozen}, doubled)
@@ -322,7 +329,7 @@ def test_a_run_of_another_mesh_gives_its_bits(tmp_path, saved, opened):
 def test_a_part_may_replace_that_of_the_run(tmp_path):
     config = tiny_config()
     params, other = random_params(config), random_params(config, 1)
-    workdir = saved_run(tmp_path / "run", tiny_config(mesh__fsdp=8), params)
+    workdir = saved_run(tmp_path / "run", config, params)
     encoder = write_part(tmp_path / "enc", "image_encoder", config, other["image_encoder"])
     found, _ = initial(
         tiny_config(init__workdir=workdir, init__workdir_weights="raw", init__encoder=encoder)
@@ -331,7 +338,7 @@ def test_a_part_may_replace_that_of_the_run(tmp_path):
 
 
 def test_a_run_of_other_sizes_is_refused_with_all_that_differs_or_taken_in_part(tmp_path, caplog):
-    other = tiny_config(unet__num_heads=2, encoder__depths="(2,)", cape="4dof", mesh__fsdp=8)
+    other = tiny_config(unet__num_heads=2, encoder__depths="(2,)", cape="4dof")
     params = random_params(other)
     workdir = saved_run(tmp_path / "run", other, params)
     message = refusal(tiny_config(init__workdir=workdir, **WIDE))
@@ -355,7 +362,7 @@ def test_a_run_of_other_sizes_is_refused_with_all_that_differs_or_taken_in_part(
 
 
 def test_work_directories_without_what_is_asked_for_are_refused(tmp_path):
-    config = tiny_config(ema__enabled=False, mesh__fsdp=8)
+    config = tiny_config(ema__enabled=False)
     workdir = saved_run(tmp_path / "run", config, random_params(config))
     assert "kept no average" in refusal(
         tiny_config(init__workdir=workdir, init__workdir_weights="ema")
@@ -399,43 +406,53 @@ def test_smaller_storage_rounds_the_loaded_parameters_once():
     assert_equal_trees(state.params["unet"], rounded["unet"])
 
 
-def test_training_from_parts_and_then_from_that_run_on_another_mesh(tmp_path, caplog):
-    """Two updates each; the second run starts from the first's average, bit for bit."""
-    fields = {**VAE, **WIDE, "batch_size": 8, "num_steps": 2, "mesh__data": 8, "mesh__fsdp": 1}
-    config = tiny_config(**fields)
-    params = random_params(config)
-    params = jax.tree.map(lambda x: x / np.sqrt(max(1, np.prod(x.shape[:-1]))), params)
-    write_pipeline(tmp_path / "sd", config, params)
-    parts = {f"init__{name}": tmp_path / "sd" for name in ("unet", "encoder", "vae")}
-    overrides = tiny_arguments(**fields, **parts)
-    arguments = ["--config", "configs/6dof.py:smoke", "--workdir", str(tmp_path / "a")]
-    with caplog.at_level("INFO"):
-        assert main([*arguments, *overrides]) == 0
-    row = next(line for line in caplog.text.splitlines() if line.startswith("  vae "))
-    assert str(tmp_path / "sd") in row
-    stored = checkpoint.stored_params(tmp_path / "a")
-    assert stored.step == 2 and stored.weights == "ema"
-    assert_equal_trees(
-        traverse_util.unflatten_dict(stored.read(p for p in stored.shapes if p[0] == "vae")),
-        {"vae": params["vae"]},
+def run_on_one_device(workdir, overrides):
+    """The training command in a process that has a single device."""
+    command = [sys.executable, "-m", "escherjax.train", "--config", "configs/6dof.py:smoke",
+               "--workdir", str(workdir), *overrides]  # fmt: skip
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    return subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
-    again = {**fields, "mesh__data": 1, "mesh__fsdp": 8, "init__workdir": tmp_path / "a"}
-    assert train(tiny_config(**again), tmp_path / "b") == 0
-    assert checkpoint.find_step(tmp_path / "b") == 2
+
+def trained_params(workdir):
+    stored = checkpoint.stored_params(workdir, weights="raw")
+    assert stored.step == 2
+    return stored.read(stored.shapes)
 
 
-def test_the_start_is_part_of_the_run_but_is_not_needed_to_go_on(tmp_path):
-    """Another start in the same work directory is refused: it would have no effect there."""
-    fields = {**ON_8, "batch_size": 8, "num_steps": 1}
+def test_two_updates_from_parts_and_two_from_that_run_on_one_and_on_eight_devices(tmp_path):
+    """Sums in another order: parameters to 2e-5, as for runs from random numbers."""
+    fields = {**VAE, "num_steps": 2, "optimizer__eps": 1e-4}
     config = tiny_config(**fields)
-    unet = write_part(tmp_path / "unet", "unet", config, eschernet.from_config(config).init(3, 16)["unet"])
-    assert train(tiny_config(**fields, init__unet=unet), tmp_path / "run") == 0
-    with pytest.raises(UserError, match="init.unet: .* -> ''"):
-        train(config, tmp_path / "run")
-    unet.rename(tmp_path / "moved")
-    assert train(tiny_config(**{**fields, "num_steps": 2}, init__unet=unet), tmp_path / "run") == 0
-    assert checkpoint.find_step(tmp_path / "run") == 2
+    model = eschernet.from_config(config)
+    params = jax.tree.map(lambda x: x + np.float32(0.01), model.init(3, config.resolution))
+    write_pipeline(tmp_path / "sd", config, params)
+    parts = {f"init__{name}": tmp_path / "sd" for name in ("unet", "encoder", "vae")}
+    done = run_on_one_device(tmp_path / "a", tiny_arguments(**fields, **parts))
+    assert done.returncode == 0, done.stdout
+    row = next(line for line in done.stdout.splitlines() if line.startswith("  vae "))
+    assert row.split()[1] == str(tmp_path / "sd")
+    after = trained_params(tmp_path / "a")
+    for path, array in traverse_util.flatten_dict(params).items():
+        moved = np.abs(after[path] - array).max()
+        # AdamW moves a parameter by no more than about its rate, 1e-3 at most.
+        assert moved == 0 if path[0] == "vae" else moved < 2e-3, path
+
+    again = {**fields, "init__workdir": tmp_path / "a"}
+    done = run_on_one_device(tmp_path / "b", tiny_arguments(**again))
+    assert done.returncode == 0, done.stdout
+    assert train(tiny_config(**again, **ON_8), tmp_path / "c") == 0
+    one, eight = trained_params(tmp_path / "b"), trained_params(tmp_path / "c")
+    assert max(np.abs(one[path] - eight[path]).max() for path in one) < 2e-5
+    assert any(np.abs(one[path] - after[path]).max() > 1e-4 for path in one)
+
+    # The start is a part of what the run is; to go on, it is not needed.
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(UserError, match="init.workdir: .* -> ''"):
+        train(tiny_config(**fields, init__vae=tmp_path / "sd"), tmp_path / "c")
+    assert train(tiny_config(**again, **ON_8), tmp_path / "c") == 0
 
 
 def test_runs_of_before_these_fields_go_on(tmp_path):

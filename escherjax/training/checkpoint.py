@@ -220,10 +220,7 @@ def stored_params(workdir: Path, step: int | None = None, weights: str = "") -> 
     Raises UserError if there is no such checkpoint, or it kept no average and "ema" is asked for.
     """
     step = find_step(workdir, step)
-    metadata = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(
-        _state_folder(workdir, step)
-    )
-    tree = metadata.item_metadata.tree
+    tree = ocp.PyTreeCheckpointHandler().metadata(_state_folder(workdir, step)).tree
     if weights == "ema" and not tree["ema"]:
         raise UserError(
             f"{workdir} kept no average of its parameters (config.ema.enabled was off); take the "

@@ -215,7 +215,8 @@ def _open_workdir(path: str, weights: str, part: str) -> _Stored:
         shapes={path: shape for path, shape in stored.shapes.items() if path[0] == part},
         read=stored.read,
         trained_for={
-            "cape": config.cape, **{f"diffusion.{name}": config.diffusion[name] for name in _DIFFUSION}
+            "cape": config.cape,
+            **{f"diffusion.{name}": config.diffusion[name] for name in _DIFFUSION},
         },
     )
 

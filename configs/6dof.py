@@ -3,7 +3,7 @@
     python -m escherjax.train --config configs/6dof.py --workdir runs/6dof \\
         --config.data.source=SHARDS --config.init.pipeline=FOLDER
 
-FOLDER holds EscherNet's weights; as the paper did, to start from Stable Diffusion 1.5 and ConvNeXtV2:
+FOLDER holds EscherNet's weights. To start as the paper did, from Stable Diffusion 1.5:
 
         --config.init.unet=SD15 --config.init.vae=SD15 --config.init.encoder=CONVNEXTV2
 

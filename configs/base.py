@@ -119,8 +119,14 @@ def base() -> ConfigDict:
     c.eval.num_sampling_steps = 50  # DDIM
     c.eval.batch_size = 16  # scenes sampled at once
 
-    c.init = ConfigDict()
-    c.init.pipeline = ""  # folder of PyTorch weights to start from; "": random
+    c.init = ConfigDict()  # what a new run starts from; "": nothing. Folders, or hub ids owner/name
+    c.init.pipeline = ""  # EscherNet, a pipeline folder of PyTorch weights: all parts
+    c.init.workdir = ""  # a work directory of ours or a checkpoint in it, of any mesh: all parts
+    c.init.unet = ""  # only the U-Net, such as Stable Diffusion 1.5's; goes before the two above
+    c.init.encoder = ""  # only the image encoder: a ConvNeXtV2 folder as transformers writes it
+    c.init.vae = ""  # only the VAE, such as Stable Diffusion 1.5's
+    c.init.workdir_weights = ""  # of init.workdir: ema or raw; "": ema where the run kept one
+    c.init.allow_partial = False  # leave tensors that do not fit at initialisation; else refuse
     return c
 
 

@@ -118,6 +118,28 @@ def check_config(config: ConfigDict) -> None:
             f"config.resolution = {config.resolution} is not a multiple of {reduction}, by which "
             f"the {config.latents.kind} latents shrink an image; take the next multiple."
         )
+    _check_init(config)
+
+
+def _check_init(config: ConfigDict) -> None:
+    """Checks that the starting points do not contradict each other; lists all that do."""
+    init, problems = config.init, []
+    if init.pipeline and init.workdir:
+        problems.append(
+            "config.init.pipeline and config.init.workdir both name a whole network; set one"
+        )
+    if init.workdir_weights not in ("", "ema", "raw"):
+        problems.append(
+            f"config.init.workdir_weights = {init.workdir_weights!r}; needed 'ema', 'raw' or ''"
+        )
+    if init.workdir_weights and not init.workdir:
+        problems.append("config.init.workdir_weights is set without config.init.workdir; unset it")
+    if init.vae and config.latents.kind != "vae":
+        problems.append(
+            f"config.init.vae is set, but config.latents.kind = {config.latents.kind!r} has no VAE"
+        )
+    if problems:
+        raise UserError("; ".join(problems) + ".")
 
 
 def to_json(config: ConfigDict) -> str:
@@ -132,13 +154,20 @@ def from_json(text: str) -> ConfigDict:
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Lines 'field: old -> new' of the fields that make two runs different experiments."""
+    """Lines 'field: old -> new' of the fields that make two runs different experiments.
+
+    A field that one of them lacks, being of another version, counts as switched off there.
+    """
     before, after = (_flat(json.loads(to_json(c))) for c in (old, new))
     lines = []
     for key in sorted(before.keys() | after.keys()):
         if any(key == f or key.startswith(f + ".") for f in RESUMABLE_FIELDS):
             continue
-        if before.get(key) != after.get(key):
+        if key in before and key in after:
+            differ = before[key] != after[key]
+        else:
+            differ = bool(before.get(key) or after.get(key))
+        if differ:
             lines.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
     return lines
 

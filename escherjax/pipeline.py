@@ -23,7 +23,7 @@ from escherjax.training import checkpoint, sharding
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
 from escherjax.weights import facts as facts_lib
-from escherjax.weights import pytorch, writing
+from escherjax.weights import hub, pytorch, writing
 from escherjax.weights.facts import Facts
 from escherjax.weights.stored import StoredFormat
 
@@ -38,30 +38,33 @@ def load(
 ) -> Pipeline:
     """Loads a training work directory, one checkpoint in it, or a pipeline folder of PyTorch.
 
+    path: a folder, or where none exists a hub id `owner/name[@revision]` of a pipeline folder.
     dtype: compute dtype, "float32" or "bfloat16". cape: camera encoding of a pipeline folder,
     before what its escherjax.json says; without that file, None reads it from a folder name that
     contains "6dof" or "4dof". weights: of a work directory, "ema" for the averaged parameters or
     "raw"; None takes the average where the run kept one.
-    Raises UserError if the folder is none of these, or its weights do not fit together.
+    Raises UserError if the folder is none of these, its weights do not fit together, or the hub
+    refuses.
     """
-    path = Path(path)
     if weights not in (None, "ema", "raw"):
         raise UserError(f"weights = {weights!r}; needed 'ema', 'raw' or None.")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype = {dtype!r}; needed 'float32' or 'bfloat16'.")
-    if not path.is_dir():
+    folder = hub.resolve(path)
+    if not folder.is_dir():
         raise UserError(f"{path} is not a folder; needed a training work directory, one of its "
-                        "checkpoints, or a pipeline folder.")
-    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
-        return _load_workdir(path, None, dtype, cape, weights)
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        return _load_workdir(path.parent.parent, int(path.name), dtype, cape, weights)
-    if (path / "unet").is_dir():
+                        "checkpoints, a pipeline folder, or the hub id of one.")
+    place = checkpoint.locate(folder)
+    if place is not None:
+        return _load_workdir(*place, dtype, cape, weights)
+    if (folder / "unet").is_dir() or (folder / "unet_ema").is_dir():
         if weights is not None:
             raise UserError(
                 f"{path} is a pipeline folder, which holds one set of weights; leave out weights."
             )
-        return _load_pipeline_folder(path, dtype, cape)
+        # In the hub's cache, folders have the names of commits.
+        name = "" if folder == Path(path) else str(path)
+        return _load_pipeline_folder(folder, name, dtype, cape)
     raise UserError(
         f"{path} holds neither checkpoints/ beside a config.json (a training work directory) nor "
         "unet/ (a pipeline folder); name one that does."
@@ -258,11 +261,11 @@ def _load_workdir(
     return Pipeline(model, params, config.resolution, facts)
 
 
-def _load_pipeline_folder(folder: Path, dtype: str, cape: str | None) -> Pipeline:
+def _load_pipeline_folder(folder: Path, name: str, dtype: str, cape: str | None) -> Pipeline:
     if not (folder / facts_lib.FILE_NAME).exists():
-        facts_lib.of_folder(folder, None, cape)  # refuses before gigabytes are read
+        facts_lib.of_folder(folder, None, cape, name)  # refuses before gigabytes are read
     read = pytorch.read_pipeline_folder(folder, jax.device_put)
-    facts = facts_lib.of_folder(folder, read.facts, cape)
+    facts = facts_lib.of_folder(folder, read.facts, cape, name)
     latents = read.vae if facts.patch is None else PixelCodec(facts.patch)
     assert latents is not None  # only a folder on pixels is read without vae/
     model = eschernet.from_parts(

@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--weights", required=True, type=Path, help="work directory, checkpoint, pipeline folder")
+    add("--weights", required=True,
+        help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")  # fmt: skip
     add("--views", required=True, type=Path, metavar="SCENE", help="scene folder")
     add("--references", metavar="I,J,...", help="views to start from; default: the first three")
     add("--targets", default="orbit",

@@ -9,13 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from escherjax.diffusion import schedule
 from escherjax.errors import UserError
-from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
-from escherjax.models.eschernet import EscherNet
-from escherjax.models.pixels import PixelCodec
-from escherjax.models.unet import UNet, UNetConfig
-from escherjax.models.vae import VAE, VAEConfig
+from escherjax.models.convnextv2 import ConvNeXtV2Config
+from escherjax.models.unet import UNetConfig
+from escherjax.models.vae import VAEConfig
 from escherjax.weights import names, pytorch
 
 FILES = {
@@ -318,32 +315,3 @@ def test_heads_may_be_given_for_each_level(folder):
     fields = {**json.loads(path.read_text()), "attention_head_dim": [8, 8, 8, 8]}
     path.write_text(json.dumps(fields))
     assert pytorch.read_pipeline_folder(folder).unet.num_heads == 8
-
-
-def model_of(pipeline, codec=None, **changes):
-    return EscherNet(
-        unet=UNet(pipeline.unet),
-        encoder=ConvNeXtV2(ConvNeXtV2Config(**{**vars(pipeline.image_encoder), **changes})),
-        codec=codec or VAE(pipeline.vae),
-        schedule=schedule.from_diffusers(pipeline.scheduler),
-    )
-
-
-def test_load_params_needs_no_scheduler_but_a_vae_for_a_model_with_one(folder):
-    model = model_of(pytorch.read_pipeline_folder(folder))
-    shutil.rmtree(folder / "scheduler")
-    assert pytorch.load_params(folder, model)["vae"]
-    assert "scheduler_config.json" in refusal(folder)
-    shutil.rmtree(folder / "vae")
-    (folder / "escherjax.json").write_text('{"latents": {"kind": "pixels", "patch": 2}}')
-    with pytest.raises(UserError, match="are of a model on pixels, without a VAE"):
-        pytorch.load_params(folder, model)
-
-
-def test_load_params_wants_the_sizes_of_the_model(folder):
-    pipeline = pytorch.read_pipeline_folder(folder)
-    params = pytorch.load_params(folder, model_of(pipeline))
-    assert names.count_parameters(params) == names.count_parameters(pipeline.params)
-    assert pytorch.load_params(folder, model_of(pipeline, PixelCodec(4)))["vae"] == {}
-    with pytest.raises(UserError, match=r"encoder.depths is \(1, 1, 2, 1\) there, \(1, 1, 1, 1\)"):
-        pytorch.load_params(folder, model_of(pipeline, depths=(1, 1, 1, 1)))

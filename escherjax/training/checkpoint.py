@@ -7,18 +7,22 @@ batches drawn, so that any number of hosts can go on from it.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from escherjax import config as config_lib
 from escherjax.errors import UserError
 from escherjax.models.eschernet import Params
-from escherjax.training.state import TrainState
+from escherjax.training.state import TRAINED, TrainState
 
 _VERSIONED = ("escherjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -67,6 +71,18 @@ def read_config(workdir: Path) -> ConfigDict:
         return config_lib.from_json(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not readable JSON ({error}); restore it or retrain.") from error
+
+
+def locate(path: Path) -> tuple[Path, int | None] | None:
+    """(work directory, step) of a work directory or of one checkpoint in it, else None.
+
+    The step is None for a work directory: its newest checkpoint.
+    """
+    if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
+        return path, None
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return path.parent.parent, int(path.name)
+    return None
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -155,7 +171,7 @@ def restore_sampling_params(
     trained = {"ema": {"ema": abstract.ema}, "raw": {"params": abstract.params}}[weights]
     wanted: dict[str, Any] = {"frozen": abstract.frozen, **trained}
     restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
-        (workdir / "checkpoints" / str(step) / "state").resolve(),
+        _state_folder(workdir, step),
         args=ocp.args.PyTreeRestore(
             wanted,
             restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
@@ -163,3 +179,65 @@ def restore_sampling_params(
         ),
     )
     return {part: params for kind in wanted for part, params in restored[kind].items()}
+
+
+ParamPath = tuple[str, ...]  # such as ("unet", "conv_in", "kernel")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredParams:
+    """The parameters in one checkpoint, whatever network and mesh it was saved from.
+
+    weights: "ema" or "raw", which of the two the trained ones are; shapes: of every parameter.
+    """
+
+    workdir: Path
+    step: int
+    weights: str
+    shapes: dict[ParamPath, tuple[int, ...]]
+
+    def read(self, paths: Iterable[ParamPath]) -> dict[ParamPath, np.ndarray]:
+        """Host arrays of those parameters, bit for bit; nothing else is read."""
+        places = {path: self._place(path) for path in paths}
+        if not places:
+            return {}
+        wanted = traverse_util.unflatten_dict(dict.fromkeys(places.values(), 0))
+        as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+        restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+            _state_folder(self.workdir, self.step),
+            args=ocp.args.PyTreeRestore(
+                wanted,
+                restore_args=jax.tree.map(lambda _: as_numpy, wanted),
+                partial_restore=True,
+            ),
+        )
+        flat = traverse_util.flatten_dict(restored)
+        return {path: flat[place] for path, place in places.items()}
+
+    def _place(self, path: ParamPath) -> ParamPath:
+        if path[0] not in TRAINED:
+            return "frozen", *path
+        return "ema" if self.weights == "ema" else "params", *path
+
+
+def stored_params(workdir: Path, step: int | None = None, weights: str = "") -> StoredParams:
+    """What parameters a checkpoint holds, by its metadata; no arrays are read.
+
+    step: None for the newest. weights: "ema", "raw", or "" for the average where one was kept.
+    Raises UserError if there is no such checkpoint, or it kept no average and "ema" is asked for.
+    """
+    step = find_step(workdir, step)
+    tree = ocp.PyTreeCheckpointHandler().metadata(_state_folder(workdir, step)).tree
+    if weights == "ema" and not tree["ema"]:
+        raise UserError(
+            f"{workdir} kept no average of its parameters (config.ema.enabled was off); take the "
+            "raw ones."
+        )
+    weights = weights or ("ema" if tree["ema"] else "raw")
+    held = {**tree["frozen"], **tree["ema" if weights == "ema" else "params"]}
+    shapes = {path: tuple(leaf.shape) for path, leaf in traverse_util.flatten_dict(held).items()}
+    return StoredParams(workdir, step, weights, shapes)
+
+
+def _state_folder(workdir: Path, step: int) -> Path:
+    return (workdir / "checkpoints" / str(step) / "state").resolve()

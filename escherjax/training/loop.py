@@ -18,10 +18,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from escherjax import errors
 from escherjax.data import sources
-from escherjax.errors import UserError
 from escherjax.models import eschernet
-from escherjax.models.eschernet import EscherNet, Params
-from escherjax.training import checkpoint, perf, sharding
+from escherjax.models.eschernet import EscherNet
+from escherjax.training import checkpoint, perf, sharding, starting_points
 from escherjax.training.heldout import HeldOut
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import TrainState, abstract_state, create_state
@@ -29,7 +28,6 @@ from escherjax.training.step import make_train_step
 from escherjax.training.watch import Watch
 from escherjax.training.writers import MetricWriter
 from escherjax.weights.names import count_parameters
-from escherjax.weights.pytorch import load_params
 
 log = logging.getLogger("escherjax.train")
 
@@ -48,7 +46,12 @@ def train(config: ConfigDict, workdir: Path) -> int:
     abstract = abstract_state(model, optimizer, mesh, config)
     source = sources.open_training_source(config)
     heldout = _heldout(model, config, mesh)
-    loaded = None if checkpoint.has_checkpoint(workdir) else _initial_params(config, model)
+    loaded = None
+    if not checkpoint.has_checkpoint(workdir):
+        loaded, table = starting_points.initial_params(
+            config, model, {**abstract.params, **abstract.frozen}
+        )
+        log.info("starting points:\n%s", starting_points.format_table(table))
     checkpoint.prepare_workdir(workdir, config)
     _log_setup(mesh, abstract)
 
@@ -112,19 +115,6 @@ def enable_compilation_cache() -> None:
     if not jax.config.jax_compilation_cache_dir:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(cache / "escherjax" / "xla"))
-
-
-def _initial_params(config: ConfigDict, model: EscherNet) -> Params | None:
-    """All parameters that a new run starts from, or None for random ones."""
-    if config.init.pipeline:
-        return load_params(config.init.pipeline, model)
-    if config.latents.kind == "vae":
-        raise UserError(
-            "config.init.pipeline is empty, but config.latents.kind = 'vae' trains on the latents "
-            "of a frozen VAE, which random weights cannot make. Name a folder of weights, or set "
-            "config.latents.kind=pixels."
-        )
-    return None
 
 
 def _heldout(model: EscherNet, config: ConfigDict, mesh: Mesh) -> HeldOut | None:

@@ -7,6 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -71,20 +72,22 @@ def create_state(
 ) -> TrainState:
     """A state at step 0 whose arrays are born sharded: no device ever holds the whole of it.
 
-    loaded: all parameters as host arrays to start from; None draws them from config.seed.
+    loaded: all parameters as host arrays to start from, rounded to the config's storage dtype
+    where it is smaller; None draws them from config.seed.
     """
     if loaded is None:
         loaded = model.init(config.seed, config.resolution)
-    shardings = jax.tree.map(
-        lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh, config)
-    )
-    placed = jax.tree.map(
-        lambda array, s: jax.make_array_from_callback(array.shape, s, lambda part: array[part]),
-        loaded,
-        {**shardings.params, **shardings.frozen},
-    )
+    abstract = abstract_state(model, optimizer, mesh, config)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    placed = jax.tree.map(_place, loaded, {**abstract.params, **abstract.frozen})
     return jax.jit(
         lambda params: init_state(params, optimizer, config.ema.enabled),
         out_shardings=shardings,
         donate_argnums=0,
     )(placed)
+
+
+def _place(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.make_array_from_callback(
+        like.shape, like.sharding, lambda part: array[part].astype(like.dtype, copy=False)
+    )

@@ -114,12 +114,14 @@ class Facts:
         )
 
 
-def of_folder(folder: Path, content: Mapping[str, Any] | None, cape: str | None = None) -> Facts:
+def of_folder(
+    folder: Path, content: Mapping[str, Any] | None, cape: str | None = None, name: str = ""
+) -> Facts:
     """Facts of a pipeline folder.
 
     content: of its `escherjax.json`, None where it has none. cape: goes before what the file says,
-    with a warning where the two differ; without the file, None reads it from a folder name that
-    contains "6dof" or "4dof".
+    with a warning where the two differ; without the file, None reads it from a name that contains
+    "6dof" or "4dof". name: the hub id, where that is not the folder's name.
     Raises UserError as `Facts.from_json` does, or if nothing says which encoding it is.
     """
     if cape is not None:
@@ -131,7 +133,8 @@ def of_folder(folder: Path, content: Mapping[str, Any] | None, cape: str | None 
         log.warning("%s says cape = %r; going on with %r", folder / FILE_NAME, facts.cape, cape)
         return dataclasses.replace(facts, cape=cape)
     if cape is None:
-        named = [name for name in ("6dof", "4dof") if name in folder.resolve().name.lower()]
+        name = (name or folder.resolve().name).lower()
+        named = [variant for variant in ("6dof", "4dof") if variant in name]
         if len(named) != 1:
             raise UserError(
                 f"{folder} does not say which camera encoding its weights were trained with; pass "

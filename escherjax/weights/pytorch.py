@@ -26,7 +26,6 @@ from flax import traverse_util
 
 from escherjax.errors import UserError
 from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
-from escherjax.models.eschernet import EscherNet
 from escherjax.models.unet import UNet, UNetConfig
 from escherjax.models.vae import VAE, VAEConfig
 from escherjax.weights import folder_configs, layouts, names, strict_json, tensors
@@ -79,23 +78,20 @@ class PipelineFolder:
     reports: tuple[LoadReport, ...]
 
 
-def read_pipeline_folder(
-    folder: str | Path, place: Place = np.asarray, needs_scheduler: bool = True
-) -> PipelineFolder:
+def read_pipeline_folder(folder: str | Path, place: Place = np.asarray) -> PipelineFolder:
     """Reads and checks a whole pipeline folder.
 
     Half-precision tensors become float32, which keeps their values. place: called with each array
     as it is read, and what it returns is kept; `jax.device_put` so never holds a network twice.
-    needs_scheduler: False where only the parameters are of use; `scheduler` is then empty if
-    there is none. Raises one UserError that lists everything wrong: missing or unreadable files,
-    networks we do not compute, and every missing, surplus, mis-shaped or non-finite tensor.
+    Raises one UserError that lists everything wrong: missing or unreadable files, networks we do
+    not compute, and every missing, surplus, mis-shaped or non-finite tensor.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; needed a pipeline folder. Correct the path.")
     problems: list[str] = []
-    facts = _read_optional(folder / "escherjax.json", problems)
-    model_index = _read_optional(folder / "model_index.json", problems) or {}
+    facts = strict_json.read_optional(folder / "escherjax.json", problems)
+    model_index = strict_json.read_optional(folder / "model_index.json", problems) or {}
     parts = {"unet": _read_component(_unet_folder(folder), "unet", place, problems)}
     if not _is_on_pixels(facts):
         parts["vae"] = _read_component(folder / "vae", "vae", place, problems)
@@ -104,8 +100,7 @@ def read_pipeline_folder(
     encoder = _read_component(folder / "image_encoder", "image_encoder", place, problems)
     parts["image_encoder"] = encoder
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    read_scheduler = strict_json.read_object if needs_scheduler else _read_optional
-    scheduler = read_scheduler(scheduler_file, problems) or {}
+    scheduler = strict_json.read_object(scheduler_file, problems) or {}
     _refuse(folder, problems)
     read = {name: part for name, part in parts.items() if part is not None}
     return PipelineFolder(
@@ -139,41 +134,6 @@ def read_component(
     _refuse(Path(folder), problems)
     assert part is not None  # without problems there is a part
     return part.config, part.params, part.report
-
-
-def load_params(folder: str | Path, model: EscherNet) -> Params:
-    """Parameters for `model` from a pipeline folder; "vae" is empty for a model on pixels.
-
-    Raises UserError as `read_pipeline_folder` does, or naming the sizes in which the two differ.
-    """
-    pipeline = read_pipeline_folder(folder, needs_scheduler=False)
-    pairs: list[tuple[str, Any, Any]] = [
-        ("unet", pipeline.unet, model.unet),
-        ("encoder", pipeline.image_encoder, model.encoder),
-    ]
-    params = dict(pipeline.params)
-    if isinstance(model.codec, VAE):
-        if pipeline.vae is None:
-            raise UserError(
-                f"The weights in {folder} are of a model on pixels, without a VAE; this model has "
-                "one. Set latents.kind = 'pixels', or take another folder."
-            )
-        pairs.append(("vae", pipeline.vae, model.codec))
-    else:
-        params["vae"] = {}
-    differences = [
-        f"{part}.{field.name} is {getattr(theirs, field.name)} there, "
-        f"{getattr(module.config, field.name)} in this model"
-        for part, theirs, module in pairs
-        for field in dataclasses.fields(theirs)
-        if getattr(theirs, field.name) != getattr(module.config, field.name)
-    ]
-    if differences:
-        raise UserError(
-            f"The weights in {folder} are of another network: {'; '.join(differences)}. "
-            "Change the config to the folder's sizes, or take another folder."
-        )
-    return params
 
 
 @functools.lru_cache
@@ -269,10 +229,6 @@ def _unet_folder(folder: Path) -> Path:
 def _is_on_pixels(facts: dict[str, Any] | None) -> bool:
     latents = (facts or {}).get("latents")
     return isinstance(latents, dict) and latents.get("kind") == "pixels"
-
-
-def _read_optional(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    return strict_json.read_object(path, problems) if path.exists() else None
 
 
 def _read_component(

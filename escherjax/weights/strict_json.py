@@ -66,6 +66,11 @@ def read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
     return fields
 
 
+def read_optional(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    """The same of a file that need not be there."""
+    return read_object(path, problems) if path.exists() else None
+
+
 def shown(name: Any) -> str:
     """A name from a file as it can be printed: on one line, without control characters, short."""
     return _short(name) if isinstance(name, str) and name.isprintable() else quoted(name)

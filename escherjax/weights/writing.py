@@ -64,7 +64,7 @@ def save_pipeline_folder(
     tensor, for values that are not finite, or would not be in `dtype`.
     """
     folder = Path(folder).resolve()
-    _check_target(folder)
+    check_target(folder)
     if dtype not in (None, *_TYPE_NAMES):
         raise UserError(f"dtype = {dtype!r}; needed one of {', '.join(_TYPE_NAMES)}, or None.")
     stored = stored or StoredFormat(model_index={}, configs={}, dtypes={})
@@ -101,7 +101,8 @@ def save_pipeline_folder(
     _make_whole(folder, fill)
 
 
-def _check_target(folder: Path) -> None:
+def check_target(folder: Path) -> None:
+    """Raises UserError if `folder` is a file, or holds anything."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder that is empty or does not exist.")
     if folder.is_dir() and any(folder.iterdir()):

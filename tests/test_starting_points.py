@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
+from starting_networks import FILES, mesh_of, random_params, saved_run, write_part, write_pipeline
 from tiny import tiny_arguments, tiny_config
 
 from escherjax.errors import UserError
@@ -31,68 +32,6 @@ VAE = {
 WIDE = {"unet__block_channels": "(64,)"}
 ON_8 = {"mesh__data": 1, "mesh__fsdp": -1}
 ON_1 = {"mesh__data": 1, "mesh__fsdp": 1}
-FILES = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "image_encoder": "model.safetensors",
-}
-
-
-def random_params(config, seed=0):
-    """Parameters of which none is zero, as a trained network's."""
-    shapes = eschernet.from_config(config).parameter_shapes(config.resolution)
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
-
-
-def write_part(folder, part, config, tree):
-    """One network's folder, with the fields and names of diffusers and transformers."""
-    model = eschernet.from_config(config)
-    if part == "unet":
-        sizes = model.unet.config
-        levels = ["CrossAttn" if attends else "" for attends in sizes.attention]
-        fields = {
-            "in_channels": sizes.in_channels,
-            "out_channels": sizes.out_channels,
-            "block_out_channels": sizes.block_channels,
-            "down_block_types": [f"{level}DownBlock2D" for level in levels],
-            "up_block_types": [f"{level}UpBlock2D" for level in reversed(levels)],
-            "layers_per_block": sizes.layers_per_block,
-            "attention_head_dim": sizes.num_heads,
-            "cross_attention_dim": sizes.cross_channels,
-            "norm_num_groups": sizes.norm_groups,
-        }
-    elif part == "vae":
-        sizes = model.codec.config
-        count = len(sizes.block_channels)
-        fields = {
-            "block_out_channels": sizes.block_channels,
-            "down_block_types": ["DownEncoderBlock2D"] * count,
-            "up_block_types": ["UpDecoderBlock2D"] * count,
-            "layers_per_block": sizes.layers_per_block,
-            "norm_num_groups": sizes.norm_groups,
-            "latent_channels": sizes.latent_channels,
-            "scaling_factor": sizes.scaling_factor,
-        }
-    else:
-        sizes = model.encoder.config
-        fields = {
-            "model_type": "convnextv2",
-            "depths": sizes.depths,
-            "hidden_sizes": sizes.widths,
-            "patch_size": sizes.patch_size,
-            "image_size": sizes.image_size,
-        }
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(fields))
-    save_file(names.torch_from_tree(tree), folder / FILES[part])
-    return folder
-
-
-def write_pipeline(folder, config, params):
-    for part in ("unet", "vae", "image_encoder"):
-        write_part(folder / part, part, config, params[part])
-    return folder
 
 
 def initial(config):
@@ -115,24 +54,6 @@ def assert_equal_trees(a, b):
     assert a.keys() == b.keys()
     for path, array in a.items():
         np.testing.assert_array_equal(array, b[path], err_msg="/".join(path))
-
-
-def mesh_of(config):
-    """Of all eight devices, or of one where the config asks for no more."""
-    if config.mesh.data == config.mesh.fsdp == 1:
-        return sharding.single_device_mesh()
-    return sharding.make_mesh(config.mesh, config.batch_size)
-
-
-def saved_run(workdir, config, params):
-    """A work directory with a checkpoint at step 7, whose average is twice the parameters."""
-    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    state = create_state(model, optimizer, mesh_of(config), config, params)
-    state = state.replace(step=state.step + 7, ema=jax.tree.map(lambda x: 2 * x, state.ema))
-    checkpoint.prepare_workdir(workdir, config)
-    with checkpoint.open_manager(workdir) as manager:
-        checkpoint.save(manager, state, config)
-    return workdir
 
 
 # Folders of PyTorch weights

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from tqdm import tqdm
 
 from escherjax.errors import UserError
 from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
@@ -270,7 +271,8 @@ def _read_params(
     """Our tree of (today's name, tensor)s; every deviation from `expected` is a problem."""
     params: dict[names.Path, Any] = {}
     seen: set[str] = set()
-    for name, tensor in stored:
+    bar = tqdm(stored, f"reading {source.parent.name}", unit="tensor", delay=1, disable=None)
+    for name, tensor in bar:
         where = f"{tensor.source}: tensor {shown(tensor.name)}"
         if name not in expected:
             problems.append(f"{where} {list(tensor.shape)} is surplus")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from tqdm import tqdm
 
 # In the order in which the library writes them.
 DTYPES = {
@@ -40,7 +41,7 @@ class TensorSpec:
 def write(
     path: Path, specs: Mapping[str, TensorSpec], read: Callable[[str], np.ndarray]
 ) -> None:
-    """Writes and syncs a file of the tensors in `specs`.
+    """Writes and syncs a file of the tensors in `specs`; a long one shows its progress.
 
     read: gives the array of a name, of the shape in `specs`; called once for each, when its turn
     comes, and cast to the type in `specs`. Raises OSError where the file cannot be written.
@@ -60,7 +61,8 @@ def write(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
-        for name in ordered:
+        bar = tqdm(ordered, f"writing {path.parent.name}", unit="tensor", delay=1, disable=None)
+        for name in bar:
             array, spec = read(name), specs[name]
             if array.shape != spec.shape:
                 raise ValueError(f"{name} has shape {array.shape}, not {spec.shape}")

@@ -54,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
     from escherjax.weights import hub, writing
 
     writing.check_target(arguments.out)
+    if arguments.push_to_hub:
+        hub.check_upload(arguments.push_to_hub)
     pipe = pipeline.load(arguments.weights, cape=arguments.cape, weights=arguments.params)
     pipe.save_torch(arguments.out, arguments.dtype)
     described = _described(pipe)
@@ -76,7 +78,8 @@ def main(argv: Sequence[str]) -> int:
 def _described(pipe: Pipeline) -> str:
     facts = pipe.facts
     steps = "" if facts.trained_steps is None else f", {facts.trained_steps:,} updates"
-    return f"EscherNet {facts.cape}, {facts.resolution} px, {facts.weights or 'given'}{steps}"
+    weights = facts.weights or "weights as they are"
+    return f"EscherNet {facts.cape}, {facts.resolution} px, {weights}{steps}"
 
 
 def _check(pipe: Pipeline, folder: Path, skip: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from escherjax.weights import facts as facts_lib
 from escherjax.weights import hub, pytorch, writing
 from escherjax.weights.facts import Facts
 from escherjax.weights.stored import StoredFormat
+
+log = logging.getLogger("escherjax.weights")
 
 SAMPLERS = ("ddim",)
 
@@ -60,7 +63,8 @@ def load(
     if (folder / "unet").is_dir() or (folder / "unet_ema").is_dir():
         if weights is not None:
             raise UserError(
-                f"{path} is a pipeline folder, which holds one set of weights; leave out weights."
+                f"{path} is a pipeline folder, which holds one set of weights; leave out weights= "
+                "(--params)."
             )
         # In the hub's cache, folders have the names of commits.
         name = "" if folder == Path(path) else str(path)
@@ -265,6 +269,10 @@ def _load_pipeline_folder(folder: Path, name: str, dtype: str, cape: str | None)
     if not (folder / facts_lib.FILE_NAME).exists():
         facts_lib.of_folder(folder, None, cape, name)  # refuses before gigabytes are read
     read = pytorch.read_pipeline_folder(folder, jax.device_put)
+    for report in read.reports:
+        if report.ignored:
+            log.info("%s: ignored %s, which this network has no place for",
+                     report.source, ", ".join(report.ignored))  # fmt: skip
     facts = facts_lib.of_folder(folder, read.facts, cape, name)
     latents = read.vae if facts.patch is None else PixelCodec(facts.patch)
     assert latents is not None  # only a folder on pixels is read without vae/

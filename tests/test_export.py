@@ -119,6 +119,7 @@ def test_a_deviation_of_nan_is_no_rounding():
     [
         (["--private"], "go with --push-to-hub"),
         (["--revision", "v2"], "go with --push-to-hub"),
+        (["--push-to-hub", "bad name!"], "'bad name!' is no hub id"),
         (["--weights", "nowhere/at/all"], "nowhere/at/all is not a folder"),
     ],
 )

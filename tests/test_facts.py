@@ -105,3 +105,5 @@ def test_the_file_goes_before_the_name_and_the_caller_before_both(tmp_path, capl
     changed = facts_lib.of_folder(folder, ALL.to_json(), "4dof")
     assert changed == dataclasses.replace(ALL, cape="4dof")
     assert "says cape = '4dof_paper'; going on with '4dof'" in caplog.text
+    unknown = {**ALL.to_json(), "cape": "7dof"}
+    assert facts_lib.of_folder(folder, unknown, "4dof") == changed

@@ -10,6 +10,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from diffusers import UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch_folders import write_folder
 
@@ -302,7 +303,7 @@ def test_wrong_input_is_refused_with_the_reason(pipe, rng):
             pipe(*arguments)
     for options, reason in [
         ({"output_type": "jpg"}, "output_type"),
-        ({"num_inference_steps": 0}, "needed 1 to 1000"),
+        ({"num_inference_steps": 0}, "needed an integer, 1 to 1000"),
         ({"num_inference_steps": 1000}, "take fewer steps"),
         ({"latents": np.zeros((1, 4, 8, 8))}, "sides may differ"),
     ]:
@@ -335,3 +336,53 @@ def test_attention_refuses_what_does_not_match(pipe, rng):
     mask = torch.ones(1, 32)
     with pytest.raises(UserError, match="mask"):
         pipe.unet(latents, 1, tokens, encoder_attention_mask=mask, cross_attention_kwargs=poses)
+
+
+def test_attention_that_knows_no_cameras_is_refused(tmp_path, rng):
+    pipe = load(write_folder(tmp_path, seed=0))
+    pipe.enable_attention_slicing()
+    with pytest.raises(UserError, match="SlicedAttnProcessor, which knows no cameras"):
+        generate(pipe, *inputs(rng))
+    set_cape(pipe.unet, pipe.cape)
+    assert np.isfinite(generate(pipe, *inputs(rng))).all()
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    folder = write_folder(tmp_path, seed=0)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_in.bias"][0] = torch.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="tensor conv_in.bias has values that are not finite"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"latents": {"kind": "pixels", "patch": 4}}, "12 channels, but patches of 4 x 4 .* 48"),
+        ({"resolution": 33}, "resolution = 33; needed a multiple of 2"),
+    ],
+)
+def test_facts_that_do_not_fit_the_network_are_refused(tmp_path, facts, message):
+    folder = write_folder(tmp_path, seed=0, patch=2)
+    path = folder / "escherjax.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+    with pytest.raises(UserError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_inference_steps": 2.5}, "num_inference_steps = 2.5; needed an integer"),
+        ({"guidance_scale": "3"}, "guidance_scale = '3'; needed a finite number"),
+        ({"guidance_scale": float("nan")}, "guidance_scale = nan"),
+        ({"images": Image.new("RGB", (8, 8))}, "images is one Image; needed a list"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(pipe, rng, options, message):
+    images, references, targets = inputs(rng)[:3]
+    arguments = {"images": images, "reference_cameras": references, "target_cameras": targets}
+    with pytest.raises(UserError, match=message):
+        pipe(**{**arguments, **options})

@@ -295,6 +295,7 @@ def test_work_directories_without_what_is_asked_for_are_refused(tmp_path):
     (tmp_path / "new/checkpoints").mkdir()
     assert "has no checkpoint yet" in refusal(tiny_config(init__workdir=tmp_path / "new"))
     assert "holds no checkpoints/" in refusal(tiny_config(init__workdir=tmp_path))
+    assert "Name it as config.init.workdir" in refusal(tiny_config(init__pipeline=workdir))
     message = refusal(tiny_config(**VAE, init__workdir=workdir))
     assert "tensor vae/quant_conv/kernel [1, 1, 8, 8] is missing" in message
 

@@ -280,6 +280,7 @@ def test_a_huge_header_is_refused_unread(tmp_path):
         (b"", "its 0 bytes end before the header does"),
         (b"PK\x03\x04" + bytes(100), "it is a pickle under another name"),
         (b"\x80\x02}q\x00(X\x01" + bytes(100), "it is a pickle under another name"),
+        (b"\x80\x04\0\0\0\0\0\0{" + bytes(100), "its 109 bytes end before the header does"),
         (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
     ],
 )

@@ -139,15 +139,37 @@ def from_diffusers(config: Mapping[str, Any]) -> NoiseSchedule:
                 f"scheduler_config.json: {key} is {where} as {found!r}; only {supported!r} is "
                 f"supported. If the weights were trained so, write it into the file."
             )
-    return NoiseSchedule.from_config(
-        num_train_timesteps=config.get("num_train_timesteps", 1000),
-        beta_start=config.get("beta_start", 0.0001),
-        beta_end=config.get("beta_end", 0.02),
-        beta_schedule=config.get("beta_schedule", "linear"),
-        prediction_type=config.get("prediction_type", "epsilon"),
-        steps_offset=config.get("steps_offset", 0),
-        set_alpha_to_one=config.get("set_alpha_to_one", True),
+    fields = {name: config.get(name, default) for name, default in _DDIM_DEFAULTS.items()}
+    wrong = [
+        f"{name} = {fields[name]!r}; needed a value like {default!r}"
+        for name, default in _DDIM_DEFAULTS.items()
+        if not _is_like(fields[name], default)
+    ]
+    if wrong:
+        raise UserError(f"scheduler_config.json: {'; '.join(wrong)}. Correct the file.")
+    return NoiseSchedule.from_config(**fields)
+
+
+# What DDIMScheduler takes for the fields that a file leaves out.
+_DDIM_DEFAULTS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "steps_offset": 0,
+    "set_alpha_to_one": True,
+}
+_MOST_TIMESTEPS = 100_000  # a larger table of noise levels would only fill the memory
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    if isinstance(default, float):
+        return type(value) in (int, float)
+    in_range = not isinstance(default, int) or value is True or value is False or (
+        type(value) is int and value <= _MOST_TIMESTEPS
     )
+    return type(value) is type(default) and in_range
 
 
 def to_diffusers(schedule: NoiseSchedule) -> dict[str, Any]:

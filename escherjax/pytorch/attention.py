@@ -53,6 +53,17 @@ def set_cape(unet: UNet2DConditionModel, cape: str) -> None:
     unet.set_attn_processor(CaPEAttnProcessor(cape))
 
 
+def check_cape_is_set(unet: UNet2DConditionModel) -> None:
+    """Raises UserError if other processors took the place of ours: views would not be joined."""
+    processors = unet.attn_processors.values()
+    others = {type(p).__name__ for p in processors if not isinstance(p, CaPEAttnProcessor)}
+    if others:
+        raise UserError(
+            f"the U-Net's attention is now {', '.join(sorted(others))}, which knows no cameras "
+            "(enable_attention_slicing() and the like put it there). Call set_cape(unet, cape)."
+        )
+
+
 class CaPEAttnProcessor:
     """A diffusers attention processor: joint attention over views, with CaPE. No parameters."""
 

@@ -174,6 +174,11 @@ def _read_network(
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
         for tensor in sorted(map(str, report.get(kind) or ()))
     ]
+    found += [
+        f"{folder}: tensor {name} has values that are not finite"
+        for name, tensor in network.state_dict().items()
+        if not torch.isfinite(tensor).all()
+    ]
     problems += found
     if found:
         return None

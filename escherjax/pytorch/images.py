@@ -20,6 +20,8 @@ def read_images(images: Any, resolution: int) -> torch.Tensor:
     are cut to the central square, composited on white and resized to `resolution`.
     Raises UserError for another shape or range, or a file that is no picture.
     """
+    if isinstance(images, (Image.Image, str, Path)):
+        raise UserError(f"images is one {type(images).__name__}; needed a list of them.")
     if isinstance(images, Sequence):
         images = np.stack([_read_picture(each, resolution) for each in images] or [np.empty(0)])
     pixels = torch.as_tensor(images).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import ConvNextV2Model
 
 from escherjax.errors import UserError
 from escherjax.pytorch import folder
-from escherjax.pytorch.attention import set_cape
+from escherjax.pytorch.attention import check_cape_is_set, set_cape
 from escherjax.pytorch.cameras import ViewPoses, checked_c2w, view_poses
 from escherjax.pytorch.encoder import encode_tokens
 from escherjax.pytorch.images import read_images
@@ -53,6 +54,17 @@ class EscherNetPipeline(DiffusionPipeline):
             raise UserError(
                 f"vae is {type(vae).__name__} but latents are {self.facts['latents']}; needed a "
                 "VAE for latents of one, and none for pixels."
+            )
+        channels, side = unet.config.in_channels, self.facts["resolution"]
+        if self.patch and channels != 3 * self.patch**2:
+            raise UserError(
+                f"the U-Net has {channels} channels, but patches of {self.patch} x {self.patch} "
+                f"pixels have {3 * self.patch**2}; correct latents in {folder.FACTS_FILE}."
+            )
+        if side % self.reduction:
+            raise UserError(
+                f"resolution = {side}; needed a multiple of {self.reduction}, by which latents "
+                f"shrink an image. Correct {folder.FACTS_FILE}."
             )
         set_cape(unet, self.cape)
 
@@ -121,6 +133,8 @@ class EscherNetPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise UserError(f"output_type = {output_type!r}; needed 'pil', 'np', 'pt' or 'latent'.")
+        if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
+            raise UserError(f"guidance_scale = {guidance_scale!r}; needed a finite number.")
         device = self._execution_device
         pixels = read_images(images, self.facts["resolution"]).to(device)
         reference_c2w = _scene_c2w(reference_cameras, "reference cameras")
@@ -215,6 +229,7 @@ class EscherNetPipeline(DiffusionPipeline):
         references: ViewPoses,
     ) -> torch.Tensor:
         """[B*M, C, h, w] latents, tokens [B, N, L, D] -> float32 prediction [B*M, C, h, w]."""
+        check_cape_is_set(self.unet)
         return self.unet(
             latents.to(self.unet.dtype),
             timesteps,
@@ -248,8 +263,10 @@ class EscherNetPipeline(DiffusionPipeline):
 
     def _timesteps(self, num_inference_steps: int) -> torch.Tensor:
         trained = self.scheduler.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= trained:
-            raise UserError(f"num_inference_steps = {num_inference_steps}; needed 1 to {trained}.")
+        if type(num_inference_steps) is not int or not 1 <= num_inference_steps <= trained:
+            raise UserError(
+                f"num_inference_steps = {num_inference_steps!r}; needed an integer, 1 to {trained}."
+            )
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         if self.scheduler.timesteps.max() >= trained:
             raise UserError(

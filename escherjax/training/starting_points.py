@@ -160,6 +160,11 @@ def _open_folder(weights: str, part: str) -> _Stored:
     folder = hub.resolve(weights, part)
     if not folder.is_dir():
         raise UserError(f"{weights} is no folder; needed one of PyTorch weights. Correct the path.")
+    if checkpoint.locate(folder) is not None:
+        raise UserError(
+            f"{weights} is a training work directory; needed a folder of PyTorch weights. Name it "
+            "as config.init.workdir."
+        )
     trained_for = _said_beside(folder.parent)
     for name in _FOLDERS[part]:
         if (folder / name).is_dir():

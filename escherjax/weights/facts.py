@@ -127,18 +127,18 @@ def of_folder(
     if cape is not None:
         cape_lib.check_variant(cape)
     if content is not None:
-        facts = Facts.from_json(content, str(folder / FILE_NAME))
-        if cape in (None, facts.cape):
-            return facts
-        log.warning("%s says cape = %r; going on with %r", folder / FILE_NAME, facts.cape, cape)
-        return dataclasses.replace(facts, cape=cape)
+        if cape not in (None, content.get("cape")):
+            said = content.get("cape")
+            log.warning("%s says cape = %r; going on with %r", folder / FILE_NAME, said, cape)
+            content = {**content, "cape": cape}
+        return Facts.from_json(content, str(folder / FILE_NAME))
     if cape is None:
         name = (name or folder.resolve().name).lower()
         named = [variant for variant in ("6dof", "4dof") if variant in name]
         if len(named) != 1:
             raise UserError(
-                f"{folder} does not say which camera encoding its weights were trained with; pass "
-                f"cape= (one of {', '.join(cape_lib.VARIANTS)})."
+                f"{folder} does not say which camera encoding its weights were trained with; name "
+                f"it with cape= or --cape (one of {', '.join(cape_lib.VARIANTS)})."
             )
         cape = named[0]
     return Facts(cape, translation_unit=_PUBLISHED_UNIT)

@@ -22,10 +22,13 @@ Fields = Mapping[str, Any]
 
 # The one value of each field that our networks compute; a file may leave a field out.
 _UNET_FIXED = {
+    "_class_name": "UNet2DConditionModel",
     "act_fn": "silu",
     "addition_embed_type": None,
+    "attention_type": "default",
     "center_input_sample": False,
     "class_embed_type": None,
+    "class_embeddings_concat": False,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
     "cross_attention_norm": None,
@@ -37,10 +40,13 @@ _UNET_FIXED = {
     "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "norm_eps": 1e-5,
+    "num_attention_heads": None,  # diffusers refuses it; the number is in attention_head_dim
+    "num_class_embeds": None,
     "only_cross_attention": False,
     "resnet_out_scale_factor": 1,
     "resnet_skip_time_act": False,
     "resnet_time_scale_shift": "default",
+    "reverse_transformer_layers_per_block": None,
     "time_cond_proj_dim": None,
     "time_embedding_act_fn": None,
     "time_embedding_dim": None,
@@ -50,6 +56,7 @@ _UNET_FIXED = {
     "use_linear_projection": False,
 }
 _VAE_FIXED = {
+    "_class_name": "AutoencoderKL",
     "act_fn": "silu",
     "latents_mean": None,
     "latents_std": None,
@@ -81,11 +88,7 @@ def unet_config(fields: Fields) -> UNetConfig:
     if _block_types(fields, "up_block_types", _UP_BLOCKS, problems) != attention[::-1]:
         problems.append("up_block_types does not mirror down_block_types; needed the mirror image")
     # diffusers' attention_head_dim is, in this network, the number of heads.
-    heads = (
-        "attention_head_dim"
-        if fields.get("num_attention_heads") is None
-        else ("num_attention_heads")
-    )
+    heads = "attention_head_dim"
     per_level = fields.get(heads, 8)
     if isinstance(per_level, list) and len(set(map(str, per_level))) == 1:
         fields = {**fields, heads: per_level[0]}
@@ -123,6 +126,9 @@ def vae_config(fields: Fields) -> VAEConfig:
 def encoder_config(fields: Fields) -> ConvNeXtV2Config:
     """Sizes in a transformers ConvNextV2 `config.json`; UserError if it is another network."""
     problems = _other_values(fields, _ENCODER_FIXED)
+    depths = fields.get("depths")
+    if isinstance(depths, list) and fields.get("num_stages", len(depths)) != len(depths):
+        problems.append(f"num_stages = {fields['num_stages']!r}, but depths = {depths!r}")
     config = {
         "depths": _sizes(fields, "depths", problems, _MAX_LAYERS),
         "widths": _sizes(fields, "hidden_sizes", problems),

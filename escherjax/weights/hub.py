@@ -87,15 +87,7 @@ def push(
     folder = Path(folder)
     if not folder.is_dir() or not any(path.is_file() for path in folder.rglob("*")):
         raise UserError(f"{folder} is no folder with files; needed one to upload.")
-    found = _HUB_ID.fullmatch(repo_id)
-    if found is None or found[2]:
-        raise UserError(f"{repo_id!r} is no hub id; needed owner/name.")
-    hub = _huggingface_hub(f"to upload to {repo_id}")
-    if not (token or hub.get_token()):
-        raise UserError(
-            f"Uploading to {repo_id} needs an access token of the hub, and there is none: run "
-            "`hf auth login`, or set HF_TOKEN. It must have write access."
-        )
+    hub = check_upload(repo_id, token)
     api = hub.HfApi(endpoint=endpoint, token=token)
     with _explained(f"uploading to {repo_id}", hub):
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -110,6 +102,20 @@ def push(
             repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message
         )
     return f"{api.endpoint}/{repo_id}" + (f"/tree/{revision}" if revision else "")
+
+
+def check_upload(repo_id: str, token: str | None = None) -> ModuleType:
+    """Raises UserError where `push` could not even begin; returns huggingface_hub."""
+    found = _HUB_ID.fullmatch(repo_id)
+    if found is None or found[2]:
+        raise UserError(f"{repo_id!r} is no hub id; needed owner/name.")
+    hub = _huggingface_hub(f"to upload to {repo_id}")
+    if not (token or hub.get_token()):
+        raise UserError(
+            f"Uploading to {repo_id} needs an access token of the hub, and there is none: run "
+            "`hf auth login`, or set HF_TOKEN. It must have write access."
+        )
+    return hub
 
 
 def _huggingface_hub(purpose: str) -> ModuleType:

@@ -97,8 +97,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     with path.open("rb") as file:
         opening = file.read(_LENGTH_BYTES)
         length = int.from_bytes(opening, "little")
+        first = file.read(1)
+        file.seek(_LENGTH_BYTES)
         if len(opening) < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-            raise ValueError(_why_no_header(opening, size))
+            raise ValueError(_why_no_header(opening, first, size))
         if length > strict_json.MAX_BYTES:
             raise ValueError(f"its header would be {length} bytes long")
         content = file.read(length)
@@ -108,8 +110,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         raise ValueError(f"its header is damaged: {error}") from None
 
 
-def _why_no_header(opening: bytes, size: int) -> str:
-    """What the file may be, given that its first bytes are no length of a header."""
+def _why_no_header(opening: bytes, first: bytes, size: int) -> str:
+    """What the file may be, given 8 bytes that are no length of a header, and the one after."""
+    if first == b"{":  # a header begins; its length may well look like the mark of a pickle
+        return f"its {size} bytes end before the header does"
     if opening.startswith((b"PK\x03\x04", b"\x80")):
         return "it is a pickle under another name; those are opened as .bin only"
     if opening == b"version ":

@@ -1,7 +1,7 @@
 """Do poses agree with pictures? Epipolar distances of SIFT matches between neighbouring views.
 
-A right pose puts each match on the epipolar line of its partner, to about a pixel; a wrong one, or a
-wrong convention, does not. It needs texture: views with too few matches have no answer.
+A right pose puts each match on the epipolar line of its partner, to about a pixel; a wrong one, or
+a wrong convention, does not. It needs texture: views with too few matches have no answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from escherjax.data import images
 from escherjax.data.records import Scene
 from escherjax.errors import UserError
 
-MIN_MATCHES = 12  # of a pair; fewer say nothing
+MIN_MATCHES = 16  # of a pair; any 8 agree with some epipolar geometry, so few say nothing
+RANSAC_PIXELS = 1.5
 ALL_PAIRS_UP_TO = 12  # views
 NEIGHBOURS = 4
 RATIO = 0.75  # Lowe's ratio test
@@ -52,13 +53,11 @@ def check_scene(scene: Scene) -> Agreement:
     medians: list[list[float]] = [[] for _ in range(scene.num_views)]
     matches = np.zeros(scene.num_views, int)
     for first, second in neighbour_pairs(scene.c2w):
-        pair = _match(matcher, features[first], features[second])
+        pair = _match(cv2, matcher, features[first], features[second])
         matches[[first, second]] += len(pair[0])
         if len(pair[0]) < MIN_MATCHES:
             continue
-        fundamental = fundamental_matrix(
-            scene.c2w[[first, second]], scene.K[[first, second]]
-        )
+        fundamental = fundamental_matrix(scene.c2w[[first, second]], scene.K[[first, second]])
         median = float(np.median(symmetric_distance(*pair, fundamental)))
         medians[first].append(median)
         medians[second].append(median)
@@ -119,7 +118,9 @@ def symmetric_distance(
     first: np.ndarray, second: np.ndarray, fundamental: np.ndarray
 ) -> np.ndarray:
     """Mean distance in pixels of each match from its two epipolar lines; pixels [P, 2] -> [P]."""
-    first, second = (np.pad(points, ((0, 0), (0, 1)), constant_values=1) for points in (first, second))
+    first, second = (
+        np.pad(points, ((0, 0), (0, 1)), constant_values=1) for points in (first, second)
+    )
     lines_second, lines_first = first @ fundamental.T, second @ fundamental
     product = np.abs((second * lines_second).sum(-1))
     norms = [np.linalg.norm(lines[:, :2], axis=-1) for lines in (lines_first, lines_second)]
@@ -136,10 +137,26 @@ def _sift(cv2, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
     return pixels, descriptors
 
 
-def _match(matcher, first, second) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [P, 2] of both views of the matches that pass the ratio test."""
-    if first[1] is None or second[1] is None or len(second[1]) < 2:
-        return np.zeros((0, 2)), np.zeros((0, 2))
-    best = matcher.knnMatch(first[1], second[1], k=2)
-    good = [a for a, b in best if a.distance < RATIO * b.distance]
-    return first[0][[m.queryIdx for m in good]], second[0][[m.trainIdx for m in good]]
+def _match(cv2, matcher, first, second) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [P, 2] of both views of the matches that fit one epipolar geometry, whichever it is.
+
+    Matches are mutual and pass the ratio test. The geometry is estimated from them alone, never
+    from the cameras: where less than half agree on one, the pair shows different things and none
+    is returned.
+    """
+    nothing = np.zeros((0, 2)), np.zeros((0, 2))
+    if any(descriptors is None or len(descriptors) < 2 for _, descriptors in (first, second)):
+        return nothing
+    forward = matcher.knnMatch(first[1], second[1], k=2)
+    backward = {m.queryIdx: m.trainIdx for m in matcher.match(second[1], first[1])}
+    good = [
+        a for a, b in forward
+        if a.distance < RATIO * b.distance and backward[a.trainIdx] == a.queryIdx
+    ]  # fmt: skip
+    if len(good) < MIN_MATCHES:
+        return nothing
+    pixels = first[0][[m.queryIdx for m in good]], second[0][[m.trainIdx for m in good]]
+    _, agree = cv2.findFundamentalMat(*pixels, cv2.FM_RANSAC, RANSAC_PIXELS, 0.999)
+    if agree is None or 2 * np.count_nonzero(agree) < len(good):
+        return nothing
+    return tuple(points[agree[:, 0] > 0] for points in pixels)

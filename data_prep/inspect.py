@@ -3,7 +3,7 @@
     python -m data_prep.inspect shards --out page.html
 
 Every record of a split is read. Broken ones are counted and named, and reading goes on. The page is
-one file that needs no network; scenes with warnings come first on it.
+one file that needs no network; scenes with faults or warnings come first on it.
 """
 
 from __future__ import annotations
@@ -99,14 +99,16 @@ def main(argv: Sequence[str]) -> None:
     print_report(rows, total.histograms(), lists)
     if not args.scenes:
         return
-    noted = [finding.index for finding in total.warned]
+    broken = [finding for finding in total.faulty if survey.can_be_drawn(finding)]
+    noted = [finding.index for finding in (*broken, *total.warned)]
     noted += [i for i, (_, a) in agreements.items() if a.scene_warning or a.outliers]
-    warnings = {finding.index: finding.warnings for finding in total.warned}
+    notes = {finding.index: finding.warnings for finding in total.warned}
+    notes |= {finding.index: [fault.text for fault in finding.faults] for finding in broken}
     shown = []
     for index in choose_scenes(usable, noted, args.scenes):
         agreement = agreements[index][1] if index in agreements else None
         shown.append(inspect_page.scene_data(
-            source[index], args.views, warnings.get(index, []), agreement
+            source.read_unchecked(index), args.views, notes.get(index, []), agreement
         ))  # fmt: skip
     title = f"{args.shards} {args.split}"
     page = inspect_page.render(title, rows, total.histograms(), lists, shown)

@@ -25,7 +25,7 @@ LINES_SHOWN = 10_000
 def scene_data(
     scene: Scene, max_views: int, warnings: Sequence[str], agreement: Agreement | None
 ) -> dict[str, Any]:
-    """What the page's script draws of one valid scene.
+    """What the page's script draws of one scene; its pictures can be decoded, its poses are finite.
 
     Of at most `max_views` views, evenly spread: number, thumbnail (data URI), camera centre `at`,
     axes `right`, `down`, `forward` in the world, and the picture's corners on the plane one unit
@@ -52,7 +52,8 @@ def scene_data(
             entry["epipolar"] = round(float(distance), 2) if np.isfinite(distance) else None
             entry["outlier"] = view in agreement.outliers
         views.append(entry)
-    warnings = list(warnings)
+    more = [f"... and {len(warnings) - 5} more."] if len(warnings) > 5 else []
+    warnings = [*warnings[:5], *more]
     if agreement is not None and agreement.scene_warning:
         warnings.append(agreement.scene_warning)
     return {
@@ -104,7 +105,7 @@ def _histogram(title: str, bins: Sequence[tuple[float, float, int]]) -> str:
     most = max(count for _, _, count in bins)
     rows = "".join(
         f"<tr><th>{low:.3f} - {high:.3f}</th>"
-        f'<td><i style="width:{180 * count / most:.0f}px"></i>{count}</td></tr>'
+        f'<td><i style="width:{130 * count / most:.0f}px"></i>{count}</td></tr>'
         for low, high, count in bins
     )
     return f'<table class="bars"><caption>{html.escape(title)} (views)</caption>{rows}</table>'

@@ -21,6 +21,8 @@ from escherjax.errors import UserError
 
 HISTOGRAM_BINS = 10
 AIM_TOLERANCE_DEG = 5.0
+# Faults of scenes whose cameras can be drawn all the same, so that the fault can be seen.
+DRAWABLE_FAULTS = ("pose mirrored", "pose not rigid", "duplicate id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Finding:
     upright: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
 
 
+def can_be_drawn(finding: Finding) -> bool:
+    """Whether pictures and poses of the record are sound enough for a plot."""
+    return all(fault.kind in DRAWABLE_FAULTS for fault in finding.faults)
+
+
 def examine(source: ShardSource, index: int, decode: bool = True) -> Finding:
     """Reads and checks one record; what cannot be read becomes a fault, never an exception.
 
@@ -71,7 +78,7 @@ def examine(source: ShardSource, index: int, decode: bool = True) -> Finding:
 
 
 def fov_x_deg(K: np.ndarray, width: int) -> np.ndarray:
-    """Horizontal fields of view in degrees, [V], of K [V, 3, 3] for pictures `width` pixels wide."""
+    """Horizontal fields of view, [V] degrees, of K [V, 3, 3] for pictures `width` pixels wide."""
     left, right = K[:, 0, 2] / K[:, 0, 0], (width - K[:, 0, 2]) / K[:, 0, 0]
     return np.degrees(np.arctan(left) + np.arctan(right))
 
@@ -104,11 +111,13 @@ def warnings_of(scene: Scene) -> list[str]:
     position = scene.c2w[:, :3, 3].astype(np.float64)
     forward = scene.c2w[:, :3, 2].astype(np.float64)
     spread = np.linalg.svd(position - position.mean(0), compute_uv=False)
-    facing = forward @ forward.mean(0) / max(np.linalg.norm(forward.mean(0)), 1e-9)
-    if spread[1] <= 1e-3 * max(spread[0], np.abs(position).max(), 1e-9) and facing.min() < 0.5:
+    # cosines of the angles from the first camera's rotation: (trace - 1) / 2
+    turned = ((scene.c2w[0, :3, :3] * scene.c2w[:, :3, :3]).sum((1, 2)) - 1) / 2
+    on_point = spread[0] <= 1e-3 * max(np.abs(position).max(), 1e-9)
+    if on_point or (spread[1] <= 1e-3 * spread[0] and turned.min() < 0):
         warnings.append(
-            "all cameras stand on one point or line but look into different directions: are these "
-            "world-to-camera matrices?"
+            f"all cameras stand on one {'point' if on_point else 'line'}, turned differently: are "
+            "these world-to-camera matrices?"
         )
         return warnings
     focus = _focus(position, forward)
@@ -121,7 +130,7 @@ def warnings_of(scene: Scene) -> list[str]:
             f"{behind} of {scene.num_views} cameras look away from the point where their optical "
             "axes meet: OpenGL axes (looking along -z) that were not converted to OpenCV?"
         )
-    elif seen < scene.num_views / 2:
+    elif not outside and seen < scene.num_views / 2:
         warnings.append(
             f"only {seen} of {scene.num_views} cameras see the point nearest to all optical axes: "
             "right for walks through rooms, else rotations may be transposed."

@@ -49,7 +49,7 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Something that makes a record unusable: its kind (few words, for counting), and what it is."""
+    """What makes a record unusable. kind: few words, for counting; text: found and needed."""
 
     kind: str
     text: str
@@ -297,6 +297,7 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
     """
     import tensorflow_datasets as tfds
     from etils import epath
+    from google.protobuf import json_format
 
     root = epath.Path(folder)
     if not (root / COMPLETE_FILE).exists():
@@ -308,7 +309,7 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
         info = json.loads((root / COMPLETE_FILE).read_text())
         lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
         builder = tfds.builder_from_directory(root)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (json_format.Error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{COMPLETE_FILE} or features.json of {folder} is damaged ({type(error).__name__}: "
             f"{str(error)[:200]}); copy them again."

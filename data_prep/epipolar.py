@@ -25,6 +25,9 @@ RATIO = 0.75  # Lowe's ratio test
 SCENE_LIMIT = 0.015  # of the longer side: above it, the scene as a whole does not fit
 VIEW_LIMIT, VIEW_FACTOR = 0.01, 3.0  # of the longer side, and times the scene's median
 
+# Pixels [P, 2] and descriptors [P, 128] float32 of a picture; None where it has no features.
+Features = tuple[np.ndarray, np.ndarray | None]
+
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
@@ -53,7 +56,7 @@ def check_scene(scene: Scene) -> Agreement:
     medians: list[list[float]] = [[] for _ in range(scene.num_views)]
     matches = np.zeros(scene.num_views, int)
     for first, second in neighbour_pairs(scene.c2w):
-        pair = _match(cv2, matcher, features[first], features[second])
+        pair = verified_matches(cv2, matcher, features[first], features[second])
         matches[[first, second]] += len(pair[0])
         if len(pair[0]) < MIN_MATCHES:
             continue
@@ -127,17 +130,9 @@ def symmetric_distance(
     return product * (1 / np.maximum(norms[0], 1e-12) + 1 / np.maximum(norms[1], 1e-12)) / 2
 
 
-def _sift(cv2, data: bytes) -> tuple[np.ndarray, np.ndarray | None]:
-    """(pixels [P, 2], descriptors [P, 128]) of one encoded picture, over white."""
-    picture = images.on_background(images.decode_image(data, "picture"), images.WHITE)
-    gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    points, descriptors = cv2.SIFT_create().detectAndCompute(gray, None)
-    # OpenCV counts from the centre of the first pixel, cameras.py from its corner
-    pixels = np.array([point.pt for point in points], np.float64).reshape(-1, 2) + 0.5
-    return pixels, descriptors
-
-
-def _match(cv2, matcher, first, second) -> tuple[np.ndarray, np.ndarray]:
+def verified_matches(
+    cv2, matcher, first: Features, second: Features
+) -> tuple[np.ndarray, np.ndarray]:
     """Pixels [P, 2] of both views of the matches that fit one epipolar geometry, whichever it is.
 
     Matches are mutual and pass the ratio test. The geometry is estimated from them alone, never
@@ -160,3 +155,13 @@ def _match(cv2, matcher, first, second) -> tuple[np.ndarray, np.ndarray]:
     if agree is None or 2 * np.count_nonzero(agree) < len(good):
         return nothing
     return tuple(points[agree[:, 0] > 0] for points in pixels)
+
+
+def _sift(cv2, data: bytes) -> Features:
+    """Features of one encoded picture, over white."""
+    picture = images.on_background(images.decode_image(data, "picture"), images.WHITE)
+    gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    points, descriptors = cv2.SIFT_create().detectAndCompute(gray, None)
+    # OpenCV counts from the centre of the first pixel, cameras.py from its corner
+    pixels = np.array([point.pt for point in points], np.float64).reshape(-1, 2) + 0.5
+    return pixels, descriptors

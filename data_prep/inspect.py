@@ -107,9 +107,14 @@ def main(argv: Sequence[str]) -> None:
     shown = []
     for index in choose_scenes(usable, noted, args.scenes):
         agreement = agreements[index][1] if index in agreements else None
-        shown.append(inspect_page.scene_data(
-            source.read_unchecked(index), args.views, notes.get(index, []), agreement
-        ))  # fmt: skip
+        scene = source.read_unchecked(index)
+        try:
+            shown.append(
+                inspect_page.scene_data(scene, args.views, notes.get(index, []), agreement)
+            )
+        except UserError as error:  # --quick has not seen more than the header of its pictures
+            lists["bad records"].append(f"record {index}, scene {scene.scene_id!r}: {error}")
+            print(f"not drawn: {lists['bad records'][-1]}")
     title = f"{args.shards} {args.split}"
     page = inspect_page.render(title, rows, total.histograms(), lists, shown)
     args.out.write_text(page, encoding="utf-8")

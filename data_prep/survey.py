@@ -66,7 +66,8 @@ def examine(source: ShardSource, index: int, decode: bool = True) -> Finding:
     faults = scene_faults(scene) + list(_picture_faults(scene, decode))
     if faults:
         return Finding(index, scene.scene_id, faults)
-    position, forward = scene.c2w[:, :3, 3], scene.c2w[:, :3, 2]
+    # float64: the square of a sane float32 can be too large for one
+    position, forward = (scene.c2w[:, :3, axis].astype(np.float64) for axis in (3, 2))
     radius = np.linalg.norm(position, axis=-1)
     cosine = -(position * forward).sum(-1) / np.maximum(radius, 1e-9)
     return Finding(
@@ -149,9 +150,10 @@ def _focus(position: np.ndarray, forward: np.ndarray) -> np.ndarray | None:
 
 def _in_picture(scene: Scene, point: np.ndarray) -> np.ndarray:
     """[V] bool: a world point [3] lies in front of the camera and inside its picture."""
-    points = np.broadcast_to(point.astype(np.float32), (scene.num_views, 1, 3))
+    points = np.broadcast_to(point, (scene.num_views, 1, 3))
+    c2w, K = scene.c2w.astype(np.float64), scene.K.astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):  # a point on the camera's plane
-        pixels, depth = cameras.project(points, scene.c2w, scene.K)
+        pixels, depth = cameras.project(points, c2w, K)
         inside = (pixels >= 0) & (pixels <= [scene.width, scene.height])
     return inside.all(-1)[:, 0] & (depth[:, 0] > 0)
 

@@ -94,6 +94,27 @@ def test_right_cameras_agree_and_a_wrong_one_is_named(tmp_path, capsys):
     assert named in capsys.readouterr().out and "view 3 disagrees" in page.read_text()
 
 
+def test_matches_of_unlike_geometry_are_left_out():
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    pixels = rng.uniform(0, SIZE, (60, 2))
+    descriptors = np.eye(60, 128, dtype=np.float32)  # each its own: all 60 match
+    matcher = cv2.BFMatcher(cv2.NORM_L2)
+
+    def kept(other):
+        pair = epipolar.verified_matches(cv2, matcher, (pixels, descriptors), (other, descriptors))
+        return len(pair[0])
+
+    shifted = pixels + [4, 0]
+    assert kept(shifted) == 60
+    mostly_wrong = shifted.copy()
+    mostly_wrong[:40] = rng.uniform(0, SIZE, (40, 2))
+    assert kept(mostly_wrong) == 0
+    some_wrong = shifted.copy()
+    some_wrong[:15] = rng.uniform(0, SIZE, (15, 2))
+    assert 45 <= kept(some_wrong) <= 50  # a few land on their line by chance
+
+
 def test_pictures_without_texture_have_no_answer():
     pytest.importorskip("cv2")
     blank = images.encode_png(np.full((SIZE, SIZE, 3), 255, np.uint8))

@@ -102,7 +102,7 @@ def test_statistics_of_known_scenes_are_exact(tmp_path):
     turned.c2w[2, :3, :3] = turned.c2w[2, :3, :3] @ np.diag([-1, 1, -1])  # looks the other way
     scenes = [
         make_scene("a", 2.0, views=4, fov_deg=40),
-        make_scene("b", 3.0, views=6, size=(16, 16), fov_deg=60),
+        make_scene("b", 3.1, views=6, size=(16, 16), fov_deg=60),
         turned,
     ]
     records.write_scenes(tmp_path / "set", scenes)
@@ -185,8 +185,10 @@ def bad_scenes():
 def test_each_kind_of_bad_record_is_counted_and_named(tmp_path, capsys):
     bad = bad_scenes()
     payloads = [encode_unchecked(scene) for _, _, scene in bad.values()]
-    good = encode_unchecked(make_scene("good"))
-    folder = write_raw(tmp_path / "set", [good, *payloads, good, b"\xff\xff no record"])
+    good = make_scene("good")
+    odd = encode_unchecked(dataclasses.replace(good, scene_id="odd", c2w=unconverted(good)))
+    good = encode_unchecked(good)
+    folder = write_raw(tmp_path / "set", [good, *payloads, good, b"\xff\xff no record", odd])
     page = run(folder, tmp_path / "page.html")
     printed = capsys.readouterr().out
     lines = printed.splitlines()
@@ -198,12 +200,12 @@ def test_each_kind_of_bad_record_is_counted_and_named(tmp_path, capsys):
     assert any(f"record 10 ({SHARD}), scene 'good': [duplicate id]" in line for line in lines)
     assert any(f"record 11 ({SHARD}): [unreadable record]" in line for line in lines)
     table = dict(line.rsplit(None, 1) for line in lines[:15] if line.strip())
-    assert (table["records"], table["usable scenes"], table["bad records"]) == ("12", "1", "11")
+    assert (table["records"], table["usable scenes"], table["bad records"]) == ("13", "2", "11")
     assert (table["  unreadable picture"], table["  wrong counts"]) == ("2", "2")
     assert "[pose mirrored]" in page and "[unreadable record]" in page
     # what can be drawn is drawn, faults first
     drawn = [scene["id"] for scene in Page(page).scenes]
-    assert drawn == ["mirror", "flat", "good", "good"]
+    assert drawn == ["mirror", "flat", "good", "odd", "good"]
 
 
 def test_quick_reads_headers_only(tmp_path):
@@ -216,6 +218,23 @@ def test_quick_reads_headers_only(tmp_path):
     assert [[fault.kind for fault in faults] for faults in found] == [
         [], ["unreadable picture"], ["wrong picture size"],
     ]  # fmt: skip
+
+
+def test_quick_names_a_scene_that_cannot_be_drawn(tmp_path, capsys):
+    _, _, cut = bad_scenes()["cut"]
+    folder = write_raw(tmp_path / "set", [encode_unchecked(cut), encode_unchecked(make_scene("a"))])
+    page = run(folder, tmp_path / "page.html", "--quick")
+    assert "not drawn: record 0, scene 'cut': picture cannot be decoded" in capsys.readouterr().out
+    assert [scene["id"] for scene in Page(page).scenes] == ["a"]
+
+
+def test_cameras_at_the_end_of_float32_are_measured(tmp_path):
+    scene = make_scene("far")
+    scene.c2w[:, :3, 3] *= 5e29
+    records.write_scenes(tmp_path / "set", [scene])
+    table, total = look(tmp_path / "set")
+    assert table["usable scenes"] == "1" and len(total.histograms()[0][1]) == 1
+    np.testing.assert_allclose(total.per_view("radius"), 1e30, rtol=1e-6)  # float32 positions
 
 
 def test_damaged_shards_are_counted_and_named_without_a_traceback(tmp_path):

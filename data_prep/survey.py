@@ -80,6 +80,7 @@ def examine(source: ShardSource, index: int, decode: bool = True) -> Finding:
 
 def fov_x_deg(K: np.ndarray, width: int) -> np.ndarray:
     """Horizontal fields of view, [V] degrees, of K [V, 3, 3] for pictures `width` pixels wide."""
+    K = K.astype(np.float64)
     left, right = K[:, 0, 2] / K[:, 0, 0], (width - K[:, 0, 2]) / K[:, 0, 0]
     return np.degrees(np.arctan(left) + np.arctan(right))
 
@@ -91,7 +92,7 @@ def warnings_of(scene: Scene) -> list[str]:
     another world up, world-to-camera matrices, intrinsics of another picture size.
     """
     warnings = []
-    center = scene.K[:, :2, 2] / [scene.width, scene.height]
+    center = scene.K[:, :2, 2].astype(np.float64) / [scene.width, scene.height]
     outside = int(((center < 0) | (center > 1)).any(-1).sum())
     if outside:
         warnings.append(

@@ -208,6 +208,14 @@ def test_each_kind_of_bad_record_is_counted_and_named(tmp_path, capsys):
     assert drawn == ["mirror", "flat", "good", "odd", "good"]
 
 
+def test_record_without_a_field_is_named(tmp_path):
+    payload = encode_unchecked(make_scene("a"))
+    for field in (b"c2w", b"scene_id", b"height", b"images"):
+        folder = write_raw(tmp_path / field.decode(), [payload.replace(field, field[:-1] + b"_")])
+        (fault,) = survey.examine(records.open_shards(folder), 0).faults
+        assert fault.kind == "unreadable record" and field.decode() in fault.text
+
+
 def test_quick_reads_headers_only(tmp_path):
     _, _, cut = bad_scenes()["cut"]
     _, _, empty = bad_scenes()["empty"]

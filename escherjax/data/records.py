@@ -270,6 +270,9 @@ class ShardSource:
 
         try:
             fields = self._records[int(index)]
+            missing = sorted(name for name, value in fields.items() if value is None)
+            if missing:
+                raise ValueError(f"it has no {', '.join(missing)}")
             fields["scene_id"] = fields["scene_id"].decode()
             fields["source"] = fields["source"].decode()
             return Scene(**{field.name: fields[field.name] for field in dataclasses.fields(Scene)})

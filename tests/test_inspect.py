@@ -6,8 +6,6 @@ import html.parser
 import io
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -389,12 +387,6 @@ def test_drawn_frusta_are_the_picture_corners(tmp_path):
         np.testing.assert_allclose(depth, 1, atol=1e-4)
 
 
-def test_limit_spreads_and_noted_scenes_come_first():
-    assert inspect.choose_scenes(range(10), [7, 3, 7], 6) == [7, 3, 0, 2, 5, 8]
-    assert inspect.choose_scenes(range(3), [], 12) == [0, 1, 2]
-    assert inspect.choose_scenes([], [4], 1) == [4]
-
-
 def test_no_page_on_request_and_wrong_arguments_are_refused(tmp_path, capsys):
     records.write_scenes(tmp_path / "set", [make_scene(f"s{i}") for i in range(5)])
     assert run(tmp_path / "set", tmp_path / "page.html", "--scenes", "0", "--limit", "3") is None
@@ -405,12 +397,3 @@ def test_no_page_on_request_and_wrong_arguments_are_refused(tmp_path, capsys):
         run(tmp_path / "set", tmp_path / "none" / "page.html")
     with pytest.raises(UserError, match="no split 'val'"):
         run(tmp_path / "set", tmp_path / "page.html", "--split", "val")
-
-
-def test_help_imports_nothing_heavy():
-    code = (
-        "import sys, data_prep.inspect as i; i.argument_parser().format_help();"
-        "print([m for m in ('jax', 'numpy', 'cv2', 'tensorflow_datasets') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"

@@ -205,34 +205,53 @@ def normalize_scene(
     return moved, scale, center
 
 
+def pose_faults(c2w: np.ndarray, tolerance: float = 1e-3) -> list[tuple[int, str, str]]:
+    """Everything that keeps matrices from being finite right-handed rigid transforms.
+
+    c2w: [V, 4, 4]; tolerance on R R^T = I, elementwise. Returns (view, kind, text) in order of the
+    views, at most one each; kind is "not finite", "not rigid", "mirrored" or "last row".
+    """
+    c2w = np.asarray(c2w, np.float64)
+    finite = np.isfinite(c2w).all((1, 2))
+    safe = np.where(finite[:, None, None], c2w, np.eye(4))
+    rotation = safe[:, :3, :3]
+    determinants = np.linalg.det(rotation)
+    errors = np.abs(rotation @ rotation.swapaxes(1, 2) - np.eye(3)).max((1, 2))
+    rigid = (errors <= tolerance) & (np.abs(determinants) >= 0.5)
+    last_row = np.abs(safe[:, 3] - [0, 0, 0, 1]).max(1) <= 1e-6
+    faults = []
+    for view in np.flatnonzero(~(finite & rigid & (determinants > 0) & last_row)).tolist():
+        determinant, error = determinants[view], errors[view]
+        if not finite[view]:
+            kind, text = "not finite", "holds NaN or infinity; remove the view or mend its pose."
+        elif not rigid[view]:
+            kind, text = "not rigid", (
+                f"is not rigid: |R R^T - I| = {error:.3g}, det R = {determinant:.3g}; "
+                "needed a rotation and a translation. Take scale and shear out of the matrix."
+            )
+        elif determinant < 0:
+            kind, text = "mirrored", (
+                f"is mirrored (det R = {determinant:.3g}); needed det R = +1. An axis was "
+                "flipped alone: flip two, as in cameras.opengl_from_opencv."
+            )
+        else:
+            kind, text = "last row", (
+                f"has last row {c2w[view, 3].tolist()}; needed [0, 0, 0, 1]."
+            )
+        faults.append((view, kind, f"pose of view {view} {text}"))
+    return faults
+
+
 def check_poses(c2w: np.ndarray, name: str, tolerance: float = 1e-3) -> None:
     """Raises UserError unless every matrix is a finite rigid transform, right-handed.
 
     c2w: [..., 4, 4]; tolerance on R R^T = I, elementwise; `name` says whose cameras they are.
     """
-    c2w = np.asarray(c2w, np.float64)
+    c2w = np.asarray(c2w)
     if c2w.ndim < 2 or c2w.shape[-2:] != (4, 4):
         raise UserError(f"{name}: poses have shape {c2w.shape}; needed [..., 4, 4] camera-to-world")
-    flat = c2w.reshape(-1, 4, 4)
-    for view, matrix in enumerate(flat):
-        where = f"{name}: pose of view {view}"
-        if not np.isfinite(matrix).all():
-            raise UserError(f"{where} holds NaN or infinity; remove the view or mend its pose.")
-        rotation = matrix[:3, :3]
-        determinant = np.linalg.det(rotation)
-        error = np.abs(rotation @ rotation.T - np.eye(3)).max()
-        if error > tolerance or abs(determinant) < 0.5:
-            raise UserError(
-                f"{where} is not rigid: |R R^T - I| = {error:.3g}, det R = {determinant:.3g}; "
-                "needed a rotation and a translation. Take scale and shear out of the matrix."
-            )
-        if determinant < 0:
-            raise UserError(
-                f"{where} is mirrored (det R = {determinant:.3g}); needed det R = +1. An axis was "
-                "flipped alone: flip two, as in cameras.opengl_from_opencv."
-            )
-        if np.abs(matrix[3] - [0, 0, 0, 1]).max() > 1e-6:
-            raise UserError(f"{where} has last row {matrix[3].tolist()}; needed [0, 0, 0, 1].")
+    for _, _, text in pose_faults(c2w.reshape(-1, 4, 4), tolerance):
+        raise UserError(f"{name}: {text}")
 
 
 def _rotate(rotation: Array, vector: Array) -> Array:

@@ -77,6 +77,24 @@ def test_the_same_scenes_give_the_same_bytes(shards, scenes, tmp_path):
         assert (shards / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_each_record_knows_its_shard(shards):
+    source = records.open_shards(shards)  # of 1, 2 and 2 scenes
+    numbers = [int(source.shard_of(index).split("-")[2]) for index in range(5)]
+    assert numbers == [0, 1, 1, 2, 2]
+
+
+def test_every_fault_of_a_scene_is_listed():
+    scene = make_scene(views=9)
+    scene.c2w[[1, 4], 0, 3] = np.nan
+    scene.K[:, 0, 0] = -1
+    kinds = [(fault.kind, fault.view) for fault in records.scene_faults(scene)]
+    assert kinds == [("pose not finite", 1), ("pose not finite", 4)] + [
+        ("bad intrinsics", view) for view in range(9)
+    ]
+    with pytest.raises(UserError, match="view 1 holds.*view 4 holds.*view 0 are.*and 6 more"):
+        records.validate_scene(scene)
+
+
 def test_missing_shards_are_named(shards):
     (shards / "scenes-train.array_record-00001-of-00003").unlink()
     with pytest.raises(UserError, match="misses 1 of 3 .*scenes-train.array_record-00001-of-00003"):

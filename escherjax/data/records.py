@@ -47,37 +47,63 @@ class Scene:
         return len(self.c2w)
 
 
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """What makes a record unusable. kind: few words, for counting; text: found and needed."""
+
+    kind: str
+    text: str
+    view: int | None = None
+
+
+def scene_faults(scene: Scene) -> list[Fault]:
+    """All that keeps the fields of a scene from fitting together; pictures are not decoded here."""
+    views = len(scene.images)
+    faults = []
+    if views < 1:
+        faults.append(
+            Fault("wrong counts", "has no views; needed at least one picture with its camera.")
+        )
+    if scene.c2w.shape != (views, 4, 4) or scene.K.shape != (views, 3, 3):
+        text = (
+            f"has {views} pictures, poses {scene.c2w.shape} and intrinsics {scene.K.shape}; "
+            f"needed ({views}, 4, 4) and ({views}, 3, 3)."
+        )
+        faults.append(Fault("wrong counts", text))
+    if scene.height < 1 or scene.width < 1:
+        text = f"says height {scene.height} and width {scene.width} pixels."
+        faults.append(Fault("wrong picture size", text))
+    if isinstance(scene.images, np.ndarray):
+        shape = (views, scene.height, scene.width, 4)
+        if scene.images.shape != shape or scene.images.dtype != np.uint8:
+            text = f"has pictures {scene.images.dtype} {scene.images.shape}; needed uint8 {shape}."
+            faults.append(Fault("wrong picture size", text))
+    if scene.c2w.shape[1:] == (4, 4):
+        faults += [
+            Fault(f"pose {kind}", text, view)
+            for view, kind, text in cameras.pose_faults(scene.c2w)
+        ]
+    if scene.K.shape[1:] == (3, 3):
+        usable = np.isfinite(scene.K).all((1, 2)) & (scene.K[:, [0, 1], [0, 1]] > 0).all(1)
+        for view in np.flatnonzero(~usable).tolist():
+            text = (
+                f"intrinsics of view {view} are {scene.K[view].tolist()}; needed finite numbers "
+                "and positive focal lengths."
+            )
+            faults.append(Fault("bad intrinsics", text, view))
+    return faults
+
+
 def validate_scene(scene: Scene) -> None:
     """Raises UserError, naming the scene, unless its fields fit together and its cameras are sane.
 
     Pictures are not decoded here.
     """
-    name = f"scene '{scene.scene_id}'"
-    views = len(scene.images)
-    if views < 1:
-        raise UserError(f"{name} has no views; needed at least one picture with its camera.")
-    if scene.c2w.shape != (views, 4, 4) or scene.K.shape != (views, 3, 3):
-        raise UserError(
-            f"{name} has {views} pictures, poses {scene.c2w.shape} and intrinsics {scene.K.shape}; "
-            f"needed ({views}, 4, 4) and ({views}, 3, 3)."
-        )
-    if scene.height < 1 or scene.width < 1:
-        raise UserError(f"{name} says height {scene.height} and width {scene.width} pixels.")
-    if isinstance(scene.images, np.ndarray):
-        shape = (views, scene.height, scene.width, 4)
-        if scene.images.shape != shape or scene.images.dtype != np.uint8:
-            raise UserError(
-                f"{name} has pictures {scene.images.dtype} {scene.images.shape}; "
-                f"needed uint8 {shape}."
-            )
-    cameras.check_poses(scene.c2w, name)
-    focal = scene.K[:, [0, 1], [0, 1]]
-    if not np.isfinite(scene.K).all() or not (focal > 0).all():
-        view = int(np.argmin(np.isfinite(scene.K).all((1, 2)) & (focal > 0).all(1)))
-        raise UserError(
-            f"{name}: intrinsics of view {view} are {scene.K[view].tolist()}; needed finite "
-            "numbers and positive focal lengths."
-        )
+    faults = scene_faults(scene)
+    if faults:
+        texts = [fault.text for fault in faults[:5]]
+        more = f" ... and {len(faults) - 5} more." if len(faults) > 5 else ""
+        raise UserError(f"scene '{scene.scene_id}': {' '.join(texts)}{more}")
 
 
 def features() -> Any:
@@ -222,28 +248,49 @@ def check_unique(scene_ids: Sequence[str]) -> None:
 class ShardSource:
     """Random access to the scenes of one split; see `open_shards`. Safe to use from threads."""
 
-    def __init__(self, folder: str, split: str, records: Any):
+    def __init__(self, folder: str, split: str, records: Any, shard_lengths: Sequence[int]):
         self.folder, self.split, self._records = folder, split, records
+        self._shard_lengths = shard_lengths
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Scene:
         """Reads scene `index`. Raises UserError if it cannot be read or is invalid."""
+        scene = self.read_unchecked(index)
+        validate_scene(scene)
+        return scene
+
+    def read_unchecked(self, index: int) -> Scene:
+        """Reads scene `index` as it was stored; its fields need not fit (see `scene_faults`).
+
+        Raises UserError, naming the shard, if the record cannot be decoded.
+        """
         from google.protobuf.message import DecodeError
 
         try:
             fields = self._records[int(index)]
-        except (DecodeError, RuntimeError, ValueError, OSError) as error:
+            missing = sorted(name for name, value in fields.items() if value is None)
+            if missing:
+                raise ValueError(f"it has no {', '.join(missing)}")
+            fields["scene_id"] = fields["scene_id"].decode()
+            fields["source"] = fields["source"].decode()
+            return Scene(**{field.name: fields[field.name] for field in dataclasses.fields(Scene)})
+        except (
+            DecodeError, RuntimeError, ValueError, KeyError, TypeError, IndexError, OSError
+        ) as error:  # fmt: skip
+            # TFDS puts its own explanation, of many lines, behind the first
+            reason = (str(error).splitlines() or [""])[0]
             raise UserError(
                 f"record {index} of split '{self.split}' in {self.folder} cannot be read "
-                f"({type(error).__name__}: {error}); write or copy its shard again."
+                f"({type(error).__name__}: {reason}); write or copy its shard "
+                f"{self.shard_of(index)} again."
             ) from error
-        fields["scene_id"] = fields["scene_id"].decode()
-        fields["source"] = fields["source"].decode()
-        scene = Scene(**{field.name: fields[field.name] for field in dataclasses.fields(Scene)})
-        validate_scene(scene)
-        return scene
+
+    def shard_of(self, index: int) -> str:
+        """File name of the shard that holds scene `index`."""
+        shard = int(np.searchsorted(np.cumsum(self._shard_lengths), int(index), side="right"))
+        return shard_path(Path(), self.split, shard, len(self._shard_lengths)).name
 
 
 def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
@@ -253,6 +300,7 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
     """
     import tensorflow_datasets as tfds
     from etils import epath
+    from google.protobuf import json_format
 
     root = epath.Path(folder)
     if not (root / COMPLETE_FILE).exists():
@@ -260,8 +308,15 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
             f"{folder} is no whole data set: it has no {COMPLETE_FILE}. Give the folder that a "
             "data_prep command made; if one was stopped, start it again and it goes on."
         )
-    info = json.loads((root / COMPLETE_FILE).read_text())
-    lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
+    try:
+        info = json.loads((root / COMPLETE_FILE).read_text())
+        lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
+        builder = tfds.builder_from_directory(root)
+    except (json_format.Error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{COMPLETE_FILE} or features.json of {folder} is damaged ({type(error).__name__}: "
+            f"{str(error)[:200]}); copy them again."
+        ) from error
     if split not in lengths:
         raise UserError(f"{folder} has no split '{split}'; it has {', '.join(sorted(lengths))}.")
     count = len(lengths[split])
@@ -275,4 +330,4 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
         )
     if not sum(lengths[split]):
         raise UserError(f"split '{split}' of {folder} has no scenes.")
-    return ShardSource(str(folder), split, tfds.builder_from_directory(root).as_data_source(split))
+    return ShardSource(str(folder), split, builder.as_data_source(split), lengths[split])

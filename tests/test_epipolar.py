@@ -1,0 +1,145 @@
+"""The epipolar check: right cameras pass, wrong ones are named."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_prep import epipolar, inspect, nerf_json, zero123
+from escherjax import cameras
+from escherjax.data import images, records
+
+SIZE = 128
+K = cameras.intrinsics_from_fov(0.9, SIZE, SIZE)
+
+
+def test_distance_of_projected_points_is_zero_and_of_shifted_ones_their_shift():
+    points = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 20, 3))
+    # side by side, so that epipolar lines are rows of pixels
+    first = cameras.look_at(np.array([0.0, -3.0, 0.0]), np.array([0.0, 0.0, 0.0]))
+    second = first.copy()
+    second[0, 3] += 0.7
+    c2w, both = np.stack([first, second]), np.stack([K, K]).astype(np.float64)
+    pixels, _ = cameras.project(points.repeat(2, 0), c2w, both)
+    fundamental = epipolar.fundamental_matrix(c2w, both)
+    exact = epipolar.symmetric_distance(*pixels, fundamental)
+    np.testing.assert_allclose(exact, 0, atol=1e-6)  # float32 K
+    along, across = pixels[1] + [5, 0], pixels[1] + [0, 3]
+    np.testing.assert_allclose(
+        epipolar.symmetric_distance(pixels[0], along, fundamental), 0, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        epipolar.symmetric_distance(pixels[0], across, fundamental), 3, rtol=1e-6
+    )
+
+
+def test_few_views_are_all_paired_and_many_with_near_cameras_and_numbers():
+    def ring(views):
+        return cameras.from_spherical(1.2, np.arange(views) * 2 * np.pi / views, 2.0)
+
+    assert len(epipolar.neighbour_pairs(ring(6))) == 15
+    pairs = epipolar.neighbour_pairs(ring(40))
+    assert pairs == sorted(set(pairs)) and all(a < b for a, b in pairs)
+    assert (0, 39) in pairs and (0, 38) in pairs  # near cameras, far numbers
+    assert (0, 20) not in pairs
+
+
+def textured_scene(views=8):
+    """A textured plane z = 0, seen from above by warping the texture, without a renderer."""
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(1)
+    side, half = 400, 1.2  # texture pixels, half extent in the world
+    texture = cv2.GaussianBlur(rng.integers(0, 256, (side, side, 3), np.uint8), (0, 0), 3.0)
+    texture = cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX)
+    azimuth = np.linspace(0, 1.2, views)
+    c2w = cameras.from_spherical(np.linspace(0.3, 0.6, views), azimuth, 2.0)
+    # texture pixel index -> world; half a pixel, for OpenCV counts from pixel centres
+    scale = 2 * half / side
+    world = np.array([[scale, 0, 0.5 * scale - half], [0, scale, 0.5 * scale - half], [0, 0, 1]])
+    to_index = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])
+    pictures = []
+    for pose in c2w.astype(np.float64):
+        w2c = np.linalg.inv(pose)
+        homography = to_index @ K @ w2c[:3, [0, 1, 3]] @ world
+        warped = cv2.warpPerspective(texture, homography, (SIZE, SIZE))
+        pictures.append(images.encode_png(warped))
+    return records.Scene(
+        "plane", "made", pictures, c2w, np.repeat(K[None], views, 0), SIZE, SIZE
+    )  # fmt: skip
+
+
+def with_tilted_view(scene, view):
+    """The scene with one camera rolled by 15 degrees about its own axis."""
+    c2w = scene.c2w.copy()
+    cos, sin = np.cos(np.radians(15)), np.sin(np.radians(15))
+    c2w[view, :3, :3] = c2w[view, :3, :3] @ np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    return dataclasses.replace(scene, c2w=c2w)
+
+
+def test_right_cameras_agree_and_a_wrong_one_is_named(tmp_path, capsys):
+    scene = textured_scene()
+    right = epipolar.check_scene(scene)
+    # SIFT finds corners of such small pictures to a fraction of a pixel
+    assert right.distance.max() < 0.5 and right.matches.min() > 50
+    assert right.scene_warning is None and right.outliers == []
+    wrong = with_tilted_view(scene, 3)
+    assert epipolar.check_scene(wrong).outliers == [3]
+    shuffled = dataclasses.replace(scene, c2w=scene.c2w[::-1].copy(), scene_id="reversed")
+    assert "do not explain the pictures" in epipolar.check_scene(shuffled).scene_warning
+
+    records.write_scenes(tmp_path / "set", [scene, dataclasses.replace(wrong, scene_id="wrong")])
+    page = tmp_path / "page.html"
+    inspect.main([str(tmp_path / "set"), "--out", str(page), "--epipolar", "--workers", "2"])
+    named = "record 1, scene 'wrong': view 3 disagrees with the others"
+    assert named in capsys.readouterr().out and "view 3 disagrees" in page.read_text()
+
+
+def test_matches_of_unlike_geometry_are_left_out():
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    pixels = rng.uniform(0, SIZE, (60, 2))
+    descriptors = np.eye(60, 128, dtype=np.float32)  # each its own: all 60 match
+    matcher = cv2.BFMatcher(cv2.NORM_L2)
+
+    def kept(other):
+        pair = epipolar.verified_matches(cv2, matcher, (pixels, descriptors), (other, descriptors))
+        return len(pair[0])
+
+    shifted = pixels + [4, 0]
+    assert kept(shifted) == 60
+    mostly_wrong = shifted.copy()
+    mostly_wrong[:40] = rng.uniform(0, SIZE, (40, 2))
+    assert kept(mostly_wrong) == 0
+    some_wrong = shifted.copy()
+    some_wrong[:15] = rng.uniform(0, SIZE, (15, 2))
+    assert 45 <= kept(some_wrong) <= 50  # a few land on their line by chance
+
+
+def test_pictures_without_texture_have_no_answer():
+    pytest.importorskip("cv2")
+    blank = images.encode_png(np.full((SIZE, SIZE, 3), 255, np.uint8))
+    scene = dataclasses.replace(textured_scene(3), images=[blank] * 3)
+    result = epipolar.check_scene(scene)
+    assert np.isnan(result.distance).all() and (result.matches == 0).all()
+    assert result.scene_warning is None and result.outliers == []
+
+
+@pytest.mark.parametrize(
+    "importer, name", [(nerf_json, "nerf_synthetic_lego"), (zero123, "gso_elephant")]
+)
+def test_real_pictures_agree_with_their_cameras_and_not_with_flipped_ones(
+    data_dir, tmp_path, importer, name
+):
+    pytest.importorskip("cv2")
+    importer.main(["--source", str(data_dir / name), "--out", str(tmp_path / "out")])
+    scene = records.open_shards(tmp_path / "out")[0]
+    right = epipolar.check_scene(scene)
+    known = np.isfinite(right.distance)
+    assert known.sum() >= 8
+    # about a third of a pixel where it was measured; a wrong axis gives several pixels
+    assert np.median(right.distance[known]) < 0.6
+    assert right.scene_warning is None and right.outliers == []
+    c2w = scene.c2w.copy()
+    c2w[:, :3, :3] = c2w[:, :3, :3].swapaxes(1, 2)
+    wrong = epipolar.check_scene(dataclasses.replace(scene, c2w=c2w))
+    assert wrong.scene_warning is not None

@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
     from escherjax.data import colmap, scenes
 
+    colmap.load_pycolmap()
     models = (args.model,) if args.model else colmap.MODEL_FOLDERS
     found = scenes.find_folders(
         args.source,

@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> None:
 
     from escherjax.data import colmap
 
+    colmap.load_pycolmap()
     ids = _instances(args.source, args.classes)[: args.limit]
 
     def read_scene(place: int) -> importing.Imported:

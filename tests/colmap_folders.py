@@ -54,7 +54,7 @@ def project_pinhole(camera_points, fx, fy, cx, cy):
 
 
 def picture_name(view):
-    return f"photo {view}.png" if view % 2 else f"left/photo-{view}.png"
+    return f"photo-{view}.png" if view % 2 else f"left/photo-{view}.png"
 
 
 def write_scene(folder, model, params, project, binary=True, name_of=picture_name):

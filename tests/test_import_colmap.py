@@ -1,6 +1,6 @@
 """COLMAP and MVImgNet importers: known points on known pixels, through every lens."""
 
-import json
+import sys
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from scene_folders import assert_balls_where_projected, run
 
 from data_prep import colmap, mvimgnet
 from escherjax import cameras
+from escherjax.data import colmap as data_colmap
 from escherjax.data import images, scenes
 from escherjax.errors import UserError
 
@@ -89,7 +90,7 @@ def lens(name, width=WIDTH, height=HEIGHT):
     "name",
     [n for n in pycolmap.CameraModelId.__members__ if n not in ("INVALID", "EQUIRECTANGULAR")],
 )
-def test_every_camera_model_becomes_a_pinhole(tmp_path, name, monkeypatch):
+def test_every_camera_model_becomes_a_pinhole(tmp_path, name):
     camera = lens(name)
     project = camera.img_from_cam
     folder = write_scene(tmp_path / "one", name, camera.params, project, binary=False)
@@ -99,9 +100,7 @@ def test_every_camera_model_becomes_a_pinhole(tmp_path, name, monkeypatch):
 
 
 def read(folder, **options):
-    from escherjax.data.colmap import read_views
-
-    return read_views(folder / "sparse" / "0", folder / "images", **options)
+    return data_colmap.read_views(folder / "sparse" / "0", folder / "images", **options)
 
 
 def test_oblong_pixels_become_square(tmp_path):
@@ -151,6 +150,14 @@ def test_cameras_with_different_lenses_give_one_size(tmp_path):
     assert_balls_where_projected(scene, askew(POINTS).astype(np.float32), TOLERANCE)
 
 
+def test_missing_pycolmap_is_named_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    folder = write_radial(tmp_path / "7" / "one")
+    for module, source in ((colmap, folder), (mvimgnet, tmp_path)):
+        with pytest.raises(UserError, match=r"^COLMAP models need pycolmap: pip install .*prep"):
+            run(module, source, tmp_path / "out")
+
+
 def damage(folder, how):
     """Damages one binary COLMAP folder."""
     model, pictures = folder / "sparse" / "0", folder / "images"
@@ -181,7 +188,7 @@ def damage(folder, how):
 
 
 DAMAGES = {
-    "cameras.bin": "cameras.bin has 36 bytes; what it lists takes 64",
+    "cameras.bin": "cameras.bin has 32 bytes; what it lists takes 64",
     "images.bin": "is no whole COLMAP model",
     "pictures missing": f"{picture_name(1)} is missing; ",
     "picture empty": f"{picture_name(1)} is no picture",
@@ -250,7 +257,7 @@ def test_mvimgnet_reads_instances_of_classes_with_masks_as_alpha(tmp_path):
     for scene in (source[0], alone[0]):
         assert_balls_where_projected(scene, askew(POINTS).astype(np.float32), TOLERANCE)
         alpha = images.decode_image(scene.images[0], "view")[..., 3]
-        assert 0.05 < (alpha == 255).mean() < 0.5 < (alpha == 0).mean()
+        assert 0.02 < (alpha == 255).mean() < 0.5 < (alpha == 0).mean()
     with pytest.raises(UserError, match="has no folder 13, 14"):
         run(mvimgnet, root, tmp_path / "out3", "--classes", "14,7,13")
 
@@ -288,14 +295,12 @@ def epipolar_distance(scene, a, b):
 
 def test_phone_capture_agrees_with_its_pictures_and_text_with_binary(data_dir, tmp_path):
     folder = data_dir / "colmap_plush"
-    source, report = run(colmap, folder, tmp_path / "bin", "--resolution", "0")
+    source, _ = run(colmap, folder, tmp_path / "bin", "--resolution", "0")
     run(colmap, folder, tmp_path / "txt", "--resolution", "0", "--model", "sparse_txt/0")
     shard = "scenes-train.array_record-00000-of-00001"
     assert (tmp_path / "bin" / shard).read_bytes() == (tmp_path / "txt" / shard).read_bytes()
     scene = source[0]
     assert scene.num_views == 24
-    # The model's own reprojection error is 0.44 px; a wrong convention gives tens of pixels.
-    distances = [epipolar_distance(scene, view, view + 1) for view in (0, 8, 20)]
-    print(distances)
-    assert max(distances) < 1.0
-    assert json.dumps(report["notes"])
+    # The model's own reprojection error is 0.44 px; matches of whole photos measured 0.2 to 0.8.
+    # Cameras of another convention are tens of pixels off.
+    assert max(epipolar_distance(scene, view, view + 1) for view in (1, 3, 11)) < 1.0

@@ -105,12 +105,17 @@ class _PinholeCamera:
     """
 
     def __init__(self, camera: Any, size: tuple[int, int], name: str):
-        pycolmap = _pycolmap()
+        pycolmap = load_pycolmap()
         height, width = size
         if abs(width / height / (camera.width / camera.height) - 1) > SHAPE_TOLERANCE:
             raise UserError(
                 f"{name} has {width} x {height} pixels, its camera {camera.width} x "
                 f"{camera.height}: another shape. Turn or resize the picture"
+            )
+        if not camera.is_perspective():
+            raise UserError(
+                f"{name} has a camera of model {camera.model_name}, which no pinhole camera can "
+                "stand for; needed a perspective or fisheye model"
             )
         if not np.isfinite(camera.params).all() or not camera.mean_focal_length() > 0:
             raise UserError(f"{name} has a camera with parameters {camera.params.tolist()}")
@@ -118,13 +123,7 @@ class _PinholeCamera:
         if size != (camera.height, camera.width):
             self._camera.rescale(width, height)
         self._is_pinhole = camera.model_name in PINHOLE_MODELS
-        try:
-            pinhole = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), self._camera)
-        except ValueError as error:
-            raise UserError(
-                f"{name} has a camera of model {camera.model_name}, which no pinhole camera can "
-                "stand for; needed a perspective or fisheye model"
-            ) from error
+        pinhole = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), self._camera)
         K = pinhole.calibration_matrix()
         # Square pixels, to the nearest whole size; the denser axis shrinks.
         aspect = K[0, 0] / K[1, 1]
@@ -148,7 +147,7 @@ class _PinholeCamera:
         return picture, cameras.crop_intrinsics(self._K, left, top)
 
     def _undistort(self, picture: np.ndarray) -> np.ndarray:
-        pycolmap = _pycolmap()
+        pycolmap = load_pycolmap()
         options = pycolmap.UndistortCameraOptions()
         planes = [picture[..., :3], *np.moveaxis(picture[..., 3:], -1, 0)]  # colours, any alpha
         bitmaps = [pycolmap.Bitmap.from_array(np.ascontiguousarray(plane)) for plane in planes]
@@ -156,7 +155,8 @@ class _PinholeCamera:
         return np.dstack([bitmap.to_array() for bitmap in done])
 
 
-def _pycolmap() -> Any:
+def load_pycolmap() -> Any:
+    """The pycolmap module; raises UserError saying how to install it where it is missing."""
     try:
         import pycolmap
     except ImportError as error:
@@ -176,7 +176,7 @@ def _read_model(model: Path) -> Any:
 
     Poses stand in `images` alone, and pycolmap ends the whole process on damaged points.
     """
-    pycolmap = _pycolmap()
+    pycolmap = load_pycolmap()
     suffix = _model_suffix(model)
     if suffix is None:
         raise UserError(

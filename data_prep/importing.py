@@ -82,6 +82,28 @@ def argument_parser(
     return parser
 
 
+def add_normalize_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --normalize; its value is a radius, or None to keep the file's scale."""
+    parser.add_argument(
+        "--normalize", default="max_radius=1.5", type=_max_radius, metavar="max_radius=R|none",
+        help="scale each scene so that its farthest camera is R from the origin; none keeps the "
+        "file's scale (default %(default)s)",
+    )  # fmt: skip
+
+
+def _max_radius(text: str) -> float | None:
+    if text == "none":
+        return None
+    name, _, value = text.partition("=")
+    try:
+        radius = float(value)
+    except ValueError:
+        radius = 0.0
+    if name != "max_radius" or not 0 < radius < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}'; needed max_radius=R with R > 0, or none")
+    return radius
+
+
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError naming the first of the shared arguments that is out of range."""
     from escherjax.data.records import check_split_name

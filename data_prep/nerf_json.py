@@ -8,7 +8,6 @@ origin so that the farthest stands at radius 1.5, the nearest radius of the trai
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -20,11 +19,7 @@ from escherjax.errors import UserError, run_command
 def main(argv: Sequence[str]) -> None:
     """Runs the importer; see --help."""
     parser = importing.argument_parser("nerf_json", "Folders with transforms.json to shards.")
-    parser.add_argument(
-        "--normalize", default="max_radius=1.5", type=_max_radius, metavar="max_radius=R|none",
-        help="scale each scene so that its farthest camera is R from the origin; none keeps the "
-        "file's scale (default %(default)s)",
-    )  # fmt: skip
+    importing.add_normalize_argument(parser)
     parser.add_argument(
         "--recenter", action="store_true",
         help="first move the point nearest to all optical axes to the origin",
@@ -51,19 +46,6 @@ def main(argv: Sequence[str]) -> None:
     ids = [scene_id for scene_id, _ in found]
     read = importing.read_in_threads(read_scene, ids, args.workers)
     importing.import_scenes(args, "nerf_json", ids, read)
-
-
-def _max_radius(text: str) -> float | None:
-    if text == "none":
-        return None
-    name, _, value = text.partition("=")
-    try:
-        radius = float(value)
-    except ValueError:
-        radius = 0.0
-    if name != "max_radius" or not 0 < radius < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}'; needed max_radius=R with R > 0, or none")
-    return radius
 
 
 if __name__ == "__main__":

@@ -242,6 +242,37 @@ def pose_faults(c2w: np.ndarray, tolerance: float = 1e-3) -> list[tuple[int, str
     return faults
 
 
+def upright_scene(c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turns a world of unknown orientation so that the cameras' common up becomes +z.
+
+    Up is the direction u that is closest to level for all image rows and to the images' mean up m:
+    least squares of (x_i . u)^2, averaged over the cameras' x axes, + 0.01 |u - m|^2. Around an
+    object the rows decide; where all cameras look one way they cannot, and the mean up does.
+    c2w: [V, 4, 4], OpenCV axes. Returns (c2w [V, 4, 4] of the same dtype, rotation [3, 3] float64);
+    x_new = rotation @ x. Raises UserError if the cameras have no common up.
+    """
+    axes = c2w[:, :3, :3].astype(np.float64)
+    right, mean_up = axes[:, :, 0], -axes[:, :, 1].mean(0)
+    rows = right.T @ right / len(right)
+    up = np.linalg.solve(rows + 0.01 * np.eye(3), 0.01 * mean_up)
+    length = float(np.linalg.norm(up))
+    if not length > 1e-3:
+        raise UserError(
+            "upright_scene: the images' up directions cancel out; turn the pictures upright, or "
+            "keep the world's own up."
+        )
+    # The rotation about the axis that both share takes `up` to +z and turns nothing else.
+    x, y, z = up / length
+    if z < -1 + 1e-9:
+        rotation = np.diag([1.0, -1.0, -1.0])
+    else:
+        cross = np.array([[0, 0, -x], [0, 0, -y], [x, y, 0]])  # of up x e_z
+        rotation = np.eye(3) + cross + cross @ cross / (1 + z)
+    turned = c2w.copy()
+    turned[:, :3] = rotation @ c2w[:, :3].astype(np.float64)
+    return turned, rotation
+
+
 def check_poses(c2w: np.ndarray, name: str, tolerance: float = 1e-3) -> None:
     """Raises UserError unless every matrix is a finite rigid transform, right-handed.
 

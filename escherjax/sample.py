@@ -3,7 +3,8 @@
     python -m escherjax.sample --weights runs/demo --views SCENE --references 0,5,9 \\
         --targets orbit --num-views 24 --out out/
 
-SCENE is a folder of pictures with transforms.json, or a Zero123 render folder (000.png, 000.npy).
+SCENE is a folder of pictures with transforms.json, a Zero123 render folder (000.png, 000.npy), or a
+COLMAP folder (images/, sparse/0), whose world is turned z up, centred and scaled to radius 1.5.
 TARGETS is a path (orbit, archimedean), 'all' for every camera of the scene (written beside the
 true views), or a transforms.json. Pictures, a contact sheet, the cameras and everything needed to
 repeat the run go to --out.

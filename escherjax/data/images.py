@@ -6,12 +6,18 @@ Pictures are [H, W, 3] RGB or [H, W, 4] RGBA with straight alpha.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from escherjax import cameras
 from escherjax.errors import UserError
+
+# What a lens makes of a decoded picture: the pinhole picture behind it and its K [3, 3]. A picture
+# that needs no change is returned itself.
+Pinhole = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
@@ -35,6 +41,15 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
             f"{name} cannot be decoded ({type(error).__name__}); needed a whole PNG, JPEG or WebP "
             "file."
         ) from error
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(height, width) from a picture file's header; raises UserError if it has none."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is no picture ({type(error).__name__}).") from error
 
 
 def encode_png(image: np.ndarray) -> bytes:

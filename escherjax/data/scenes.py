@@ -1,8 +1,9 @@
 """Scene folders: pictures with their cameras, as renderers and capture tools leave them.
 
-Two layouts are read: a Zero123 render folder (`000.png`, `000.npy`, ...), and a folder with
-`transforms.json` (nerfstudio, instant-ngp) or `transforms_SPLIT.json` (NeRF-synthetic). Axes and
-intrinsics are converted here, once; nothing is scaled or moved.
+Three layouts are read: a Zero123 render folder (`000.png`, `000.npy`, ...), a folder with
+`transforms.json` (nerfstudio, instant-ngp) or `transforms_SPLIT.json` (NeRF-synthetic), and a
+COLMAP folder (`images/`, `sparse/0`). Axes and intrinsics are converted here, once; nothing is
+scaled or moved, but for COLMAP's world, which has no up, origin and scale of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from escherjax import cameras
-from escherjax.data import images
+from escherjax.data import colmap, images
 from escherjax.data.records import Scene, validate_scene
 from escherjax.errors import UserError
 
@@ -31,17 +32,39 @@ PINHOLE_MODELS = (
     "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "RADIAL", "SIMPLE_RADIAL",
 )  # fmt: skip
 
-# (height, width) of a picture -> (K [3, 3], lens distortion); sizes are known after decoding.
-IntrinsicsOf = Callable[[int, int], tuple[np.ndarray, dict[str, float]]]
-# A view before its picture is read: its file, c2w [4, 4] with OpenCV axes, its intrinsics.
-View = tuple[Path, np.ndarray, IntrinsicsOf]
+# A view before its picture is read: its file, c2w [4, 4] with OpenCV axes, its lens.
+View = tuple[Path, np.ndarray, images.Pinhole]
 
 
 def find_scene_folders(source: Path, layout: str, split: str = "train") -> list[tuple[str, Path]]:
     """(scene id, folder) of every scene folder at or below `source`, sorted by id.
 
-    layout: "zero123" or "transforms". Ids are paths relative to `source`, or the folder's own name
-    where `source` is itself a scene. Raises UserError if there is none.
+    layout: "zero123", "transforms" or "colmap". Ids are paths relative to `source`, or the folder's
+    own name where `source` is itself a scene. Raises UserError if there is none.
+    """
+
+    def is_scene(folder: Path, files: list[str]) -> bool:
+        if layout == "zero123":
+            return any(_view_number(name) is not None for name in files)
+        if layout == "colmap":
+            return colmap.find_model(folder) is not None
+        return f"transforms_{split}.json" in files or "transforms.json" in files
+
+    needed = {
+        "zero123": "folders with 000.png and 000.npy, ...",
+        "transforms": f"folders with transforms_{split}.json or transforms.json",
+        "colmap": f"folders with a COLMAP model in {' or '.join(colmap.MODEL_FOLDERS)}",
+    }
+    return find_folders(source, is_scene, needed[layout])
+
+
+def find_folders(
+    source: Path, is_scene: Callable[[Path, list[str]], bool], needed: str
+) -> list[tuple[str, Path]]:
+    """(id, folder) of every folder at or below `source` that is a scene, sorted by id.
+
+    is_scene: (folder, names of its files) -> bool; nothing is looked for inside a scene.
+    needed: what the error says was looked for. Ids and errors as in `find_scene_folders`.
     """
     source = Path(source)
     if not source.is_dir():
@@ -50,20 +73,11 @@ def find_scene_folders(source: Path, layout: str, split: str = "train") -> list[
     for parent, folders, files in os.walk(source):
         folders.sort()
         path = Path(parent)
-        if layout == "zero123":
-            is_scene = any(_view_number(name) is not None for name in files)
-        else:
-            is_scene = f"transforms_{split}.json" in files or "transforms.json" in files
-        if is_scene:
+        if is_scene(path, files):
             folders.clear()
             name = path.resolve().name if path == source else path.relative_to(source).as_posix()
             found.append((name, path))
     if not found:
-        needed = (
-            "folders with 000.png and 000.npy, ..."
-            if layout == "zero123"
-            else f"folders with transforms_{split}.json or transforms.json"
-        )
         raise UserError(f"no scenes in {source}; needed {needed}.")
     return sorted(found)
 
@@ -71,11 +85,12 @@ def find_scene_folders(source: Path, layout: str, split: str = "train") -> list[
 def read_scene_folder(
     folder: str | Path, scene_id: str | None = None, split: str = "train", resolution: int = 0
 ) -> Scene:
-    """Reads one scene folder of either layout.
+    """Reads one scene folder of any of the layouts.
 
     split: which transforms_SPLIT.json; transforms.json is read where that is missing.
     resolution: pictures whose shorter side is longer are shrunk to it, and K with them; 0 keeps
     the file's own bytes. Every picture is decoded, so that a broken one is found here.
+    A COLMAP world is turned z up, centred and scaled by the defaults of `colmap.normalize_poses`.
     Raises UserError naming the scene: missing pose, broken picture, bad camera, no such layout.
     """
     folder = Path(folder)
@@ -88,17 +103,26 @@ def read_scene_folder(
         views, source = _read_transforms(folder / transforms[0]), "transforms"
     elif any(_view_number(name) is not None for name in files):
         views, source = _read_zero123(folder, files), "zero123"
+    elif (model := colmap.find_model(folder)) is not None:
+        views, source = colmap.read_views(model, folder / "images"), "colmap"
+        c2w, _ = colmap.normalize_poses(np.stack([pose for _, pose, _ in views]))
+        views = [(path, pose, pinhole) for (path, _, pinhole), pose in zip(views, c2w, strict=True)]
     else:
         other = [name for name in files if re.fullmatch(r"transforms_\w+\.json", name)]
         raise UserError(
-            f"{folder} is no scene folder: needed transforms.json, transforms_{split}.json, or "
-            f"000.png with 000.npy"
+            f"{folder} is no scene folder: needed transforms.json, transforms_{split}.json, "
+            f"000.png with 000.npy, or images/ with a COLMAP model in sparse/0"
             + (f"; it has {', '.join(other)}: choose that split." if other else ".")
             + _nested_hint(folder, split)
         )
+    return assemble_scene(scene_id, source, views, resolution)
+
+
+def assemble_scene(scene_id: str, source: str, views: Sequence[View], resolution: int = 0) -> Scene:
+    """Reads the pictures of views and makes them a valid scene; see `read_scene_folder`."""
     encoded, c2w, K, sizes = [], [], [], []
-    for path, pose, intrinsics_of in views:
-        data, size, intrinsics = _read_view(path, intrinsics_of, resolution)
+    for path, pose, pinhole in views:
+        data, size, intrinsics = _read_view(path, pinhole, resolution)
         encoded.append(data)
         c2w.append(pose)
         K.append(intrinsics)
@@ -124,7 +148,7 @@ def read_scene_folder(
 def _nested_hint(folder: Path, split: str) -> str:
     """Names scene folders further down, for whoever named their parent."""
     below = []
-    for layout in ("transforms", "zero123"):
+    for layout in ("transforms", "zero123", "colmap"):
         with contextlib.suppress(UserError):
             below += [str(path) for _, path in find_scene_folders(folder, layout, split)]
     return f" Below it are scenes: {', '.join(below[:3])}." if below else ""
@@ -151,9 +175,10 @@ def _read_zero123(folder: Path, files: list[str]) -> list[View]:
                 "needed a picture and an .npy for every number."
             )
 
-    def intrinsics(height: int, width: int) -> tuple[np.ndarray, dict]:
+    def pinhole(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        height, width = picture.shape[:2]
         focal = ZERO123_FOCAL * max(height, width)
-        return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]), {}
+        return picture, np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
 
     views = []
     for number in sorted(pictures):
@@ -170,7 +195,7 @@ def _read_zero123(folder: Path, files: list[str]) -> list[View]:
                 "matrix (3, 4)."
             )
         c2w = cameras.opencv_from_opengl(cameras.c2w_from_w2c(w2c.astype(np.float64)))
-        views.append((pictures[number], c2w, intrinsics))
+        views.append((pictures[number], c2w, pinhole))
     return views
 
 
@@ -214,9 +239,16 @@ def _read_transforms(path: Path) -> list[View]:
     meta, frames = _read_frames(path)
     views = []
     for frame, c2w, where in frames:
-        intrinsics = functools.partial(_transforms_intrinsics, {**meta, **frame}, where)
-        views.append((_find_picture(path.parent, str(frame["file_path"]), where), c2w, intrinsics))
+        pinhole = functools.partial(_transforms_pinhole, {**meta, **frame}, where)
+        views.append((_find_picture(path.parent, str(frame["file_path"]), where), c2w, pinhole))
     return views
+
+
+def _transforms_pinhole(
+    fields: dict[str, Any], where: str, picture: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    K, distortion = _transforms_intrinsics(fields, where, *picture.shape[:2])
+    return images.undistort(picture, K, distortion) if distortion else picture, K
 
 
 def _read_frames(path: Path) -> tuple[dict[str, Any], list[tuple[dict[str, Any], np.ndarray, str]]]:
@@ -293,7 +325,7 @@ def _transforms_intrinsics(
 
 
 def _read_view(
-    path: Path, intrinsics: IntrinsicsOf, resolution: int
+    path: Path, pinhole: images.Pinhole, resolution: int
 ) -> tuple[bytes, tuple[int, int], np.ndarray]:
     """(encoded bytes, (height, width), K) of one view, undistorted and shrunk where needed."""
     try:
@@ -301,11 +333,8 @@ def _read_view(
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}).") from error
     picture = images.decode_image(data, str(path))
-    height, width = picture.shape[:2]
-    K, distortion = intrinsics(height, width)
-    changed = picture
-    if distortion:
-        changed = images.undistort(changed, K, distortion)
+    changed, K = pinhole(picture)
+    height, width = changed.shape[:2]
     shorter = min(height, width)
     if resolution and shorter > resolution:
         new_height = round(height * resolution / shorter)

@@ -1,0 +1,246 @@
+"""COLMAP models: cameras and poses read by pycolmap, pictures undistorted by it.
+
+A scene is a folder with pictures in `images/` and a model (`cameras`, `images`, as .bin or .txt) in
+`sparse/0`, `sparse` or `colmap/sparse/0`. COLMAP stores world-to-camera with OpenCV axes, and pixel
+centres at half-integers, as escherjax does; its world has any origin, orientation and scale.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from escherjax import cameras
+from escherjax.data import images
+from escherjax.errors import UserError
+
+MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
+PINHOLE_MODELS = ("SIMPLE_PINHOLE", "PINHOLE")
+# COLMAP's 3D points are not needed; these are files that hold none.
+NO_POINTS = {".bin": bytes(8), ".txt": b""}
+# Widths and heights of picture and camera may differ by a scale, up to rounding of small pictures.
+SHAPE_TOLERANCE = 0.02
+
+
+def find_model(folder: Path, names: tuple[str, ...] = MODEL_FOLDERS) -> Path | None:
+    """The first of the folders `names` below `folder` that holds a COLMAP model, or None."""
+    return next((folder / name for name in names if _model_suffix(folder / name)), None)
+
+
+def read_views(
+    model: Path, pictures: Path, masks: Path | None = None
+) -> list[tuple[Path, np.ndarray, images.Pinhole]]:
+    """The registered views of a model, sorted by picture name.
+
+    pictures: folder that the model's picture names are relative to. They may be of another size
+    than the model's cameras (`images_4/`), of the same shape.
+    masks: folder with NAME.png or NAME.jpg.png for each picture NAME.jpg, non-zero on the object;
+    it becomes alpha.
+    Returns (picture file, c2w [4, 4] float64 in the model's own world, function that makes the
+    decoded picture a pinhole one of square pixels, with its K) for each view. All pictures of a
+    scene get one size: where cameras differ, the central part that all have.
+    Raises UserError naming every problem: damaged model, missing pictures or masks, pictures of
+    other shapes than their cameras', cameras that are no perspective ones.
+    """
+    reconstruction = _read_model(model)
+    registered = sorted(
+        (image for image in reconstruction.images.values() if image.has_pose),
+        key=lambda image: image.name,
+    )
+    if not registered:
+        raise UserError(f"{model} has no registered picture.")
+    problems: list[str] = []
+    found, pinholes = [], {}
+    for image in registered:
+        try:
+            path = _inside(pictures, image.name)
+            mask = _find_mask(masks, image.name) if masks else None
+            size = images.picture_size(path)
+            key = (image.camera_id, size)
+            if key not in pinholes:
+                pinholes[key] = _PinholeCamera(image.camera, size, f"{model}: {image.name}")
+            found.append((path, _c2w(image), pinholes[key], mask))
+        except UserError as error:
+            problems.append(str(error).rstrip("."))
+    sizes = sorted({size for _, size in pinholes})
+    if len(sizes) > 1:
+        problems.append(f"{pictures} mixes picture sizes (height, width) {sizes}; needed one size")
+    if problems:
+        raise UserError("; ".join(dict.fromkeys(problems)) + ".")
+    height = min(camera.height for camera in pinholes.values())
+    width = min(camera.width for camera in pinholes.values())
+    return [
+        (path, c2w, functools.partial(camera.apply, height, width, mask))
+        for path, c2w, camera, mask in found
+    ]
+
+
+def normalize_poses(
+    c2w: np.ndarray, radius: float | None = 1.5, recenter: bool = True, upright: bool = True
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Gives COLMAP's arbitrary world an up direction, an origin and a scale.
+
+    c2w: [V, 4, 4]. upright: world z becomes the cameras' common up (`cameras.upright_scene`);
+    recenter and radius as in `cameras.normalize_scene`, radius None keeping origin and scale.
+    Returns (c2w [V, 4, 4], {"rotation" [3][3], "center" [3], "scale"}), where
+    x_new = scale * (rotation @ x - center).
+    """
+    rotation, scale, center = np.eye(3), 1.0, np.zeros(3)
+    if upright:
+        c2w, rotation = cameras.upright_scene(c2w)
+    if radius is not None:
+        c2w, scale, center = cameras.normalize_scene(c2w, radius, recenter)
+    return c2w, {"rotation": rotation.tolist(), "center": center.tolist(), "scale": scale}
+
+
+class _PinholeCamera:
+    """Undistorts pictures of one COLMAP camera to a pinhole of square pixels.
+
+    height, width: of the pictures that `apply` cuts from.
+    """
+
+    def __init__(self, camera: Any, size: tuple[int, int], name: str):
+        pycolmap = load_pycolmap()
+        height, width = size
+        if abs(width / height / (camera.width / camera.height) - 1) > SHAPE_TOLERANCE:
+            raise UserError(
+                f"{name} has {width} x {height} pixels, its camera {camera.width} x "
+                f"{camera.height}: another shape. Turn or resize the picture"
+            )
+        if not camera.is_perspective():
+            raise UserError(
+                f"{name} has a camera of model {camera.model_name}, which no pinhole camera can "
+                "stand for; needed a perspective or fisheye model"
+            )
+        if not np.isfinite(camera.params).all() or not camera.mean_focal_length() > 0:
+            raise UserError(f"{name} has a camera with parameters {camera.params.tolist()}")
+        self._camera = pycolmap.Camera(camera.todict())
+        if size != (camera.height, camera.width):
+            self._camera.rescale(width, height)
+        self._is_pinhole = camera.model_name in PINHOLE_MODELS
+        pinhole = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), self._camera)
+        K = pinhole.calibration_matrix()
+        # Square pixels, to the nearest whole size; the denser axis shrinks.
+        aspect = K[0, 0] / K[1, 1]
+        self.width = round(pinhole.width / max(aspect, 1.0))
+        self.height = round(pinhole.height * min(aspect, 1.0))
+        scale_x, scale_y = self.width / pinhole.width, self.height / pinhole.height
+        self._K = cameras.resize_intrinsics(K, scale_x, scale_y)
+
+    def apply(
+        self, height: int, width: int, mask: Path | None, picture: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(central [height, width] part of the undistorted picture, its K)."""
+        if mask is not None:
+            picture = np.dstack([picture[..., :3], _read_mask(mask, picture.shape[:2])])
+        if not self._is_pinhole:
+            picture = self._undistort(picture)
+        picture = images.resize_image(picture, self.height, self.width)
+        top, left = (self.height - height) // 2, (self.width - width) // 2
+        if (self.height, self.width) != (height, width):
+            picture = picture[top : top + height, left : left + width]
+        return picture, cameras.crop_intrinsics(self._K, left, top)
+
+    def _undistort(self, picture: np.ndarray) -> np.ndarray:
+        pycolmap = load_pycolmap()
+        options = pycolmap.UndistortCameraOptions()
+        planes = [picture[..., :3], *np.moveaxis(picture[..., 3:], -1, 0)]  # colours, any alpha
+        bitmaps = [pycolmap.Bitmap.from_array(np.ascontiguousarray(plane)) for plane in planes]
+        done = [pycolmap.undistort_image(options, bitmap, self._camera)[0] for bitmap in bitmaps]
+        return np.dstack([bitmap.to_array() for bitmap in done])
+
+
+def load_pycolmap() -> Any:
+    """The pycolmap module; raises UserError saying how to install it where it is missing."""
+    try:
+        import pycolmap
+    except ImportError as error:
+        raise UserError("COLMAP models need pycolmap: pip install 'escherjax[prep]'.") from error
+    return pycolmap
+
+
+def _model_suffix(model: Path) -> str | None:
+    for suffix in NO_POINTS:
+        if all((model / f"{name}{suffix}").is_file() for name in ("cameras", "images")):
+            return suffix
+    return None
+
+
+def _read_model(model: Path) -> Any:
+    """pycolmap's Reconstruction, without the 3D points, rigs and frames.
+
+    Poses stand in `images` alone, and pycolmap ends the whole process on damaged points.
+    """
+    pycolmap = load_pycolmap()
+    suffix = _model_suffix(model)
+    if suffix is None:
+        raise UserError(
+            f"{model} holds no COLMAP model; needed cameras and images, both .bin or both .txt."
+        )
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in ("cameras", "images"):
+            file = f"{name}{suffix}"
+            (Path(temporary) / file).symlink_to((model / file).resolve())
+        (Path(temporary) / f"points3D{suffix}").write_bytes(NO_POINTS[suffix])
+        try:
+            reconstruction = pycolmap.Reconstruction(temporary)
+            expected = _binary_sizes(reconstruction)
+        except (ValueError, IndexError, MemoryError, RuntimeError) as error:
+            raise UserError(
+                f"{model} is no whole COLMAP model ({type(error).__name__}); copy it again or "
+                "export it anew."
+            ) from error
+    for name, size in expected.items() if suffix == ".bin" else ():
+        actual = (model / f"{name}.bin").stat().st_size
+        if actual != size:
+            raise UserError(
+                f"{model / name}.bin has {actual} bytes; what it lists takes {size}. Copy it again."
+            )
+    return reconstruction
+
+
+def _binary_sizes(reconstruction: Any) -> dict[str, int]:
+    """Bytes that COLMAP's binary files take; pycolmap does not notice where one ends early."""
+    listed = reconstruction.images.values()
+    return {
+        "cameras": 8 + sum(24 + 8 * len(c.params) for c in reconstruction.cameras.values()),
+        "images": 8 + sum(73 + len(i.name.encode()) + 24 * i.num_points2D() for i in listed),
+    }
+
+
+def _c2w(image: Any) -> np.ndarray:
+    return cameras.c2w_from_w2c(image.cam_from_world().matrix().astype(np.float64))
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """folder / name, where the model does not lead out of the folder."""
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts:
+        raise UserError(f"picture name '{name}' leads out of {folder}")
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    return path
+
+
+def _find_mask(folder: Path, name: str) -> Path:
+    for candidate in (f"{name}.png", f"{os.path.splitext(name)[0]}.png"):
+        if (folder / candidate).is_file():
+            return folder / candidate
+    raise UserError(f"{folder} has no mask for {name} ({name}.png or with .png instead)")
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Alpha [H, W]: 255 where the mask has any colour, 0 elsewhere."""
+    picture = images.decode_image(path.read_bytes(), str(path))
+    if picture.shape[:2] != size:
+        raise UserError(
+            f"mask {path} has (height, width) {picture.shape[:2]}, its picture {size}; "
+            "needed the same."
+        )
+    return np.where(picture[..., :3].any(-1), np.uint8(255), np.uint8(0))

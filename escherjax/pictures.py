@@ -65,14 +65,15 @@ def contact_sheet(
 
 
 def save_animation(folder: Path, images: np.ndarray, frames_per_sec: int = 15) -> list[Path]:
-    """Writes [M, H, W, 3] uint8 as a looping orbit.gif, and as orbit.mp4 where imageio is there."""
+    """Writes [M, H, W, 3] uint8 as a looping orbit.gif, and as orbit.mp4 where imageio-ffmpeg is there."""
     path = folder / "orbit.gif"
     first, *rest = (Image.fromarray(image) for image in images)
     first.save(path, save_all=True, append_images=rest, duration=1000 // frames_per_sec, loop=0)
     try:
         import imageio
+        import imageio_ffmpeg  # noqa: F401  imageio alone writes no video
     except ImportError:
-        log.info("no orbit.mp4: it needs imageio (pip install 'escherjax[video]')")
+        log.info("no orbit.mp4: it needs imageio-ffmpeg (pip install 'escherjax[video]')")
         return [path]
     video = folder / "orbit.mp4"
     imageio.mimwrite(video, list(images), fps=frames_per_sec, quality=8, macro_block_size=2)

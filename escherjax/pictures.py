@@ -65,7 +65,7 @@ def contact_sheet(
 
 
 def save_animation(folder: Path, images: np.ndarray, frames_per_sec: int = 15) -> list[Path]:
-    """Writes [M, H, W, 3] uint8 as a looping orbit.gif, and as orbit.mp4 where imageio-ffmpeg is there."""
+    """Writes [M, H, W, 3] uint8 as a looping orbit.gif; with imageio-ffmpeg as orbit.mp4 too."""
     path = folder / "orbit.gif"
     first, *rest = (Image.fromarray(image) for image in images)
     first.save(path, save_all=True, append_images=rest, duration=1000 // frames_per_sec, loop=0)

@@ -15,8 +15,9 @@ from escherjax.cameras import Cameras, from_spherical
 if TYPE_CHECKING:
     from escherjax.pipeline import Pipeline
 
-# Largest relative deviation that rounding explains. Random networks stay below 5e-5; the smallest
-# mistakes known (GELU by tanh, a wrong epsilon in one kind of norm) reach this or more.
+# Largest relative deviation that rounding explains, with room for large networks: those of the
+# tests stay below 5e-5. A lost bias or GELU by tanh is above it; a norm's wrong epsilon can be
+# below, and is left to the tests against recorded arrays.
 ALLOWED = 5e-4
 
 _NUM_REFERENCES = _NUM_TARGETS = 2

@@ -15,11 +15,11 @@ def get_config(arg=""):
     c = config_from_file(Path(__file__).with_name("base.py"))(arg)
     if arg == "smoke":
         return c
-    c.num_steps, c.batch_size, c.resolution = 6000, 64, 64
+    c.num_steps, c.batch_size, c.resolution = 5000, 64, 64
     c.num_references, c.min_references, c.num_targets = 4, 1, 4
     c.conditioning_dropout, c.guidance_scale = 0.05, 1.5
     c.log_every_steps = 100
-    c.checkpoint_every_steps, c.sample_every_steps, c.eval_every_steps = 3000, 2000, 2000
+    c.checkpoint_every_steps, c.sample_every_steps, c.eval_every_steps = 2500, 2500, 2500
     c.keep_checkpoints = 1
     c.unet.block_channels, c.unet.attention = (128, 256, 256), (False, True, True)
     c.encoder.depths, c.encoder.widths = (2, 2, 4), (96, 192, 384)
@@ -27,7 +27,7 @@ def get_config(arg=""):
     c.latents.kind, c.latents.patch = "pixels", 2
     c.diffusion.beta_schedule, c.diffusion.beta_start, c.diffusion.beta_end = "linear", 1e-4, 0.02
     c.diffusion.prediction_type = "sample"
-    c.optimizer.peak_lr, c.optimizer.warmup_steps, c.optimizer.decay_steps = 3e-4, 500, 6000
+    c.optimizer.peak_lr, c.optimizer.warmup_steps, c.optimizer.decay_steps = 3e-4, 500, 5000
     c.optimizer.max_grad_norm = 1.0
     c.ema.decay = 0.999
     c.data.source, c.data.num_scenes, c.data.num_views = "procedural", 20_480, 12

@@ -205,6 +205,30 @@ def normalize_scene(
     return moved, scale, center
 
 
+def turn_upright(c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turns a world of unknown orientation so that the pictures' mean up direction becomes +z.
+
+    What nerfstudio calls orientation "up"; right where photographers held the camera level.
+    c2w: [V, 4, 4]. Returns (c2w [V, 4, 4] of the same dtype, rotation [3, 3] float64);
+    x_new = rotation @ x. Raises UserError if the up directions cancel out.
+    """
+    up = -c2w[:, :3, 1].astype(np.float64).mean(0)  # OpenCV's y points down
+    length = np.linalg.norm(up)
+    if length < 1e-3:
+        raise UserError("turn_upright: the cameras' up directions cancel out; no common up.")
+    up /= length
+    # Rodrigues' formula for the smallest turn of `up` onto z; upside down, half a turn about x.
+    if up[2] < -1 + 1e-9:
+        rotation = np.diag([1.0, -1.0, -1.0])
+    else:
+        x, y, z = up
+        cross = np.array([[0, 0, -x], [0, 0, -y], [x, y, 0]])  # of the axis up x z
+        rotation = np.eye(3) + cross + cross @ cross / (1 + z)
+    turned = c2w.copy()
+    turned[:, :3] = rotation @ c2w[:, :3].astype(np.float64)
+    return turned, rotation
+
+
 def check_poses(c2w: np.ndarray, name: str, tolerance: float = 1e-3) -> None:
     """Raises UserError unless every matrix is a finite rigid transform, right-handed.
 

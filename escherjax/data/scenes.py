@@ -35,6 +35,8 @@ PINHOLE_MODELS = (
 IntrinsicsOf = Callable[[int, int], tuple[np.ndarray, dict[str, float]]]
 # A view before its picture is read: its file, c2w [4, 4] with OpenCV axes, its intrinsics.
 View = tuple[Path, np.ndarray, IntrinsicsOf]
+# File -> (its bytes where they can be kept as they are, else None; the picture, uint8).
+ReadPicture = Callable[[Path], tuple[bytes | None, np.ndarray]]
 
 
 def find_scene_folders(source: Path, layout: str, split: str = "train") -> list[tuple[str, Path]]:
@@ -69,13 +71,17 @@ def find_scene_folders(source: Path, layout: str, split: str = "train") -> list[
 
 
 def read_scene_folder(
-    folder: str | Path, scene_id: str | None = None, split: str = "train", resolution: int = 0
+    folder: str | Path,
+    scene_id: str | None = None,
+    split: str = "train",
+    resolution: int = 0,
+    axes: str = "opengl",
 ) -> Scene:
     """Reads one scene folder of either layout.
 
     split: which transforms_SPLIT.json; transforms.json is read where that is missing.
     resolution: pictures whose shorter side is longer are shrunk to it, and K with them; 0 keeps
-    the file's own bytes. Every picture is decoded, so that a broken one is found here.
+    the file's own bytes. axes: "opengl" or "opencv", of the poses in .npy files. Every picture is decoded, so that a broken one is found here.
     Raises UserError naming the scene: missing pose, broken picture, bad camera, no such layout.
     """
     folder = Path(folder)
@@ -87,7 +93,7 @@ def read_scene_folder(
     if transforms:
         views, source = _read_transforms(folder / transforms[0]), "transforms"
     elif any(_view_number(name) is not None for name in files):
-        views, source = _read_zero123(folder, files), "zero123"
+        views, source = _read_zero123(folder, files, axes), "zero123"
     else:
         other = [name for name in files if re.fullmatch(r"transforms_\w+\.json", name)]
         raise UserError(
@@ -96,13 +102,44 @@ def read_scene_folder(
             + (f"; it has {', '.join(other)}: choose that split." if other else ".")
             + _nested_hint(folder, split)
         )
-    encoded, c2w, K, sizes = [], [], [], []
+    return scene_from_views(scene_id, source, views, resolution)
+
+
+def read_picture(path: Path) -> tuple[bytes, np.ndarray]:
+    """(bytes, decoded picture) of a PNG, JPEG or WebP file. Raises UserError naming it."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    return data, images.decode_image(data, str(path))
+
+
+def scene_from_views(
+    scene_id: str,
+    source: str,
+    views: Sequence[View],
+    resolution: int = 0,
+    read: ReadPicture = read_picture,
+) -> Scene:
+    """Reads the pictures of views and makes a scene of them; every format ends here.
+
+    source: name of the format. resolution: as in `read_scene_folder`.
+    Raises UserError naming the scene or every file at fault: broken pictures, mixed sizes, bad
+    camera.
+    """
+    encoded, c2w, K, sizes, problems = [], [], [], [], []
     for path, pose, intrinsics_of in views:
-        data, size, intrinsics = _read_view(path, intrinsics_of, resolution)
+        try:
+            data, size, intrinsics = _read_view(path, intrinsics_of, resolution, read)
+        except UserError as error:
+            problems.append(str(error))
+            continue
         encoded.append(data)
         c2w.append(pose)
         K.append(intrinsics)
         sizes.append(size)
+    if problems:
+        raise UserError(" ".join(problems))
     if len(set(sizes)) > 1:
         raise UserError(
             f"scene '{scene_id}' mixes picture sizes (height, width) {sorted(set(sizes))}; "
@@ -136,8 +173,9 @@ def _view_number(name: str) -> int | None:
     return int(stem) if is_view else None
 
 
-def _read_zero123(folder: Path, files: list[str]) -> list[View]:
-    """Views of a Zero123 render folder: NNN.npy is [3, 4] world-to-camera with Blender axes."""
+def _read_zero123(folder: Path, files: list[str], axes: str) -> list[View]:
+    """Views of a Zero123 render folder: NNN.npy is [3, 4] world-to-camera, Blender axes if not
+    said otherwise."""
     poses, pictures = {}, {}
     for name in files:
         number = _view_number(name)
@@ -169,7 +207,9 @@ def _read_zero123(folder: Path, files: list[str]) -> list[View]:
                 f"{poses[number]} holds {w2c.dtype} {w2c.shape}; needed a float world-to-camera "
                 "matrix (3, 4)."
             )
-        c2w = cameras.opencv_from_opengl(cameras.c2w_from_w2c(w2c.astype(np.float64)))
+        c2w = cameras.c2w_from_w2c(w2c.astype(np.float64))
+        if axes == "opengl":
+            c2w = cameras.opencv_from_opengl(c2w)
         views.append((pictures[number], c2w, intrinsics))
     return views
 
@@ -214,7 +254,7 @@ def _read_transforms(path: Path) -> list[View]:
     meta, frames = _read_frames(path)
     views = []
     for frame, c2w, where in frames:
-        intrinsics = functools.partial(_transforms_intrinsics, {**meta, **frame}, where)
+        intrinsics = functools.partial(pinhole_intrinsics, {**meta, **frame}, where)
         views.append((_find_picture(path.parent, str(frame["file_path"]), where), c2w, intrinsics))
     return views
 
@@ -256,7 +296,7 @@ def _find_picture(folder: Path, name: str, where: str) -> Path:
     raise UserError(f"{where}: {folder / name} is missing (also with {', '.join(IMAGE_SUFFIXES)}).")
 
 
-def _transforms_intrinsics(
+def pinhole_intrinsics(
     fields: dict[str, Any], where: str, height: int, width: int
 ) -> tuple[np.ndarray, dict[str, float]]:
     """(K [3, 3] for a picture of this size, distortion) from nerfstudio or NeRF-synthetic fields.
@@ -293,14 +333,10 @@ def _transforms_intrinsics(
 
 
 def _read_view(
-    path: Path, intrinsics: IntrinsicsOf, resolution: int
+    path: Path, intrinsics: IntrinsicsOf, resolution: int, read: ReadPicture
 ) -> tuple[bytes, tuple[int, int], np.ndarray]:
     """(encoded bytes, (height, width), K) of one view, undistorted and shrunk where needed."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}).") from error
-    picture = images.decode_image(data, str(path))
+    data, picture = read(path)
     height, width = picture.shape[:2]
     K, distortion = intrinsics(height, width)
     changed = picture
@@ -312,6 +348,6 @@ def _read_view(
         new_width = round(width * resolution / shorter)
         changed = images.resize_image(changed, new_height, new_width)
         K = cameras.resize_intrinsics(K, new_width / width, new_height / height)
-    if changed is not picture:
+    if data is None or changed is not picture:
         data = images.encode_png(changed)
     return data, changed.shape[:2], K

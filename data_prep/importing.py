@@ -82,15 +82,33 @@ def argument_parser(
     return parser
 
 
+def add_max_views(parser: argparse.ArgumentParser) -> None:
+    """Adds --max-views, for formats that are videos; see `evenly_spaced`."""
+    parser.add_argument(
+        "--max-views", type=int,
+        help="keep at most so many frames of a scene, evenly spaced, first and last among them",
+    )  # fmt: skip
+
+
+def evenly_spaced(items: Sequence[Any], count: int | None) -> Sequence[Any]:
+    """At most `count` of the items, evenly spaced, first and last among them; None keeps all."""
+    if count is None or count >= len(items):
+        return items
+    step = (len(items) - 1) / max(count - 1, 1)
+    return [items[round(place * step)] for place in range(count)]
+
+
 def check_arguments(args: argparse.Namespace) -> None:
     """Raises UserError naming the first of the shared arguments that is out of range."""
     from escherjax.data.records import check_split_name
 
     check_split_name(args.split)
-    for name, lowest in (("limit", 1), ("resolution", 0), ("workers", 1), ("shards", 1)):
-        value = getattr(args, name)
+    lowest_values = {"limit": 1, "resolution": 0, "workers": 1, "shards": 1, "max_views": 1}
+    for name, lowest in lowest_values.items():
+        value = getattr(args, name, None)
         if value is not None and value < lowest:
-            raise UserError(f"--{name} {value}: needed at least {lowest}.")
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {value}: needed at least {lowest}.")
     if args.heldout < 0 or (args.heldout > 1 and args.heldout != int(args.heldout)):
         raise UserError(f"--heldout {args.heldout}: needed a fraction below 1 or a whole number.")
     if args.heldout and args.split == "heldout":

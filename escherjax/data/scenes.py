@@ -81,7 +81,8 @@ def read_scene_folder(
 
     split: which transforms_SPLIT.json; transforms.json is read where that is missing.
     resolution: pictures whose shorter side is longer are shrunk to it, and K with them; 0 keeps
-    the file's own bytes. axes: "opengl" or "opencv", of the poses in .npy files. Every picture is decoded, so that a broken one is found here.
+    the file's own bytes. Every picture is decoded, so that a broken one is found here.
+    axes: "opengl" or "opencv", of the poses in .npy files.
     Raises UserError naming the scene: missing pose, broken picture, bad camera, no such layout.
     """
     folder = Path(folder)

@@ -103,9 +103,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     from escherjax.data.records import check_split_name
 
     check_split_name(args.split)
-    lowest_values = {"limit": 1, "resolution": 0, "workers": 1, "shards": 1, "max_views": 1}
-    for name, lowest in lowest_values.items():
-        value = getattr(args, name, None)
+    for name in ("limit", "resolution", "workers", "shards", "max_views", "first_views"):
+        value, lowest = getattr(args, name, None), 0 if name == "resolution" else 1
         if value is not None and value < lowest:
             option = name.replace("_", "-")
             raise UserError(f"--{option} {value}: needed at least {lowest}.")

@@ -82,7 +82,7 @@ def test_missing_frames_are_named_and_nothing_takes_their_place(tmp_path):
     kept = [folder / f"{time}.png" for time in np.array(times)[[0, 2, 4]]]
     for time in (times[1], times[3]):
         (folder / f"{time}.png").unlink()
-    (folder / "notes.txt").write_text("not a frame")
+    (folder / "thumbnail.png").write_text("not a frame")
     source, report = import_clips(tmp_path, "--resolution", "0")
     assert list(source[0].images) == [path.read_bytes() for path in kept]
     note = report["notes"]["train/0123456789abcdef"]

@@ -65,21 +65,19 @@ def moved(points, note):
 
 
 def median_epipolar_distance(scene):
-    """Median over all neighbouring views of the symmetric distance, in pixels, of SIFT matches to
-    their epipolar lines. Needs OpenCV; the caller skips without it."""
+    """(median symmetric distance in pixels of SIFT matches to their epipolar lines, matches), over
+    every view and the one whose direction is nearest. Needs OpenCV; the caller skips without it."""
     import cv2
 
     sift, distances = cv2.SIFT_create(), []
-    features = [
-        sift.detectAndCompute(
-            np.ascontiguousarray(images.decode_image(data, "view")[..., :3]), None
-        )
-        for data in scene.images
-    ]
+    pictures = [images.decode_image(data, "view") for data in scene.images]
+    flat = [np.ascontiguousarray(images.on_background(p, images.WHITE)) for p in pictures]
+    features = [sift.detectAndCompute(picture, None) for picture in flat]
+    closeness = scene.c2w[:, :3, 2] @ scene.c2w[:, :3, 2].T - 3 * np.eye(scene.num_views)
+    pairs = {tuple(sorted((a, int(b)))) for a, b in enumerate(closeness.argmax(1))}
     w2c = np.linalg.inv(scene.c2w.astype(np.float64))
     K = scene.K.astype(np.float64)
-    for a in range(scene.num_views - 1):
-        b = a + 1
+    for a, b in sorted(pairs):
         matches = cv2.BFMatcher().knnMatch(features[a][1], features[b][1], k=2)
         good = [best for best, second in matches if best.distance < 0.7 * second.distance]
         if not good:

@@ -115,6 +115,30 @@ def test_normalised_scene_looks_the_same(rng):
         cameras.normalize_scene(np.eye(4)[None])
 
 
+@pytest.mark.parametrize("up", [[0, 0, 1], [0, 0, -1], [0, -1, 0], [0.3, 0.5, -0.8]])
+def test_turned_world_has_the_mean_image_up_as_z_and_keeps_relative_poses(up):
+    up = np.asarray(up, np.float64) / np.linalg.norm(up)
+    positions = np.array([[1.0, 2.0, 0.3], [-1.0, 0.4, 0.9], [0.2, -1.5, 1.1]])
+    c2w = cameras.look_at(positions, up=np.broadcast_to(up, positions.shape))
+    turned, rotation = cameras.turn_upright(c2w)
+    image_up = -turned[:, :3, 1].mean(0)
+    np.testing.assert_allclose(image_up / np.linalg.norm(image_up), [0, 0, 1], atol=1e-12)
+    cameras.check_poses(turned, "turned", tolerance=1e-12)
+    np.testing.assert_allclose(turned[:, :3, 3], positions @ rotation.T, atol=1e-12)
+    relative, before = np.linalg.inv(turned[0]) @ turned[1], np.linalg.inv(c2w[0]) @ c2w[1]
+    np.testing.assert_allclose(relative, before, atol=1e-12)
+
+
+def test_world_upside_down_and_cameras_without_a_common_up():
+    upside_down = np.eye(4)
+    upside_down[:3, :3] = [[1, 0, 0], [0, 0, -1], [0, 1, 0]]  # image up is exactly -z
+    turned, _ = cameras.turn_upright(upside_down[None])
+    np.testing.assert_allclose(-turned[0, :3, 1], [0, 0, 1], atol=1e-12)
+    rolled = upside_down @ np.diag([-1.0, -1.0, 1.0, 1.0])
+    with pytest.raises(UserError, match="no common up"):
+        cameras.turn_upright(np.stack([upside_down, rolled]))
+
+
 def test_poses_that_are_no_cameras_are_refused(rng):
     good = random_poses(rng, 2)
     cameras.check_poses(good, "good")

@@ -187,8 +187,8 @@ def test_real_sequence_keeps_matched_features_on_their_epipolar_lines(data_dir, 
     source, _ = run(co3d, data_dir / "co3d_apple", tmp_path / "out", "--resolution", "0")
     scene = source[0]
     assert (scene.num_views, scene.height, scene.width) == (10, 480, 270)
-    # 0.23 pixels with all matches of these photographs, 9.4 with the other scale of NDC; twice
-    # the former leaves room for another version of the feature detector.
+    # 0.23 to 0.27 pixels by which views are paired, 9.4 with the other scale of NDC; the bound
+    # leaves room for another version of the feature detector.
     distance, matches = median_epipolar_distance(scene)
     assert matches > 100
     assert distance < 0.5

@@ -82,26 +82,20 @@ def argument_parser(
     return parser
 
 
-def add_normalize_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds --normalize; its value is a radius, or None to keep the file's scale."""
+def add_max_views(parser: argparse.ArgumentParser) -> None:
+    """Adds --max-views, for formats that are videos; see `evenly_spaced`."""
     parser.add_argument(
-        "--normalize", default="max_radius=1.5", type=_max_radius, metavar="max_radius=R|none",
-        help="scale each scene so that its farthest camera is R from the origin; none keeps the "
-        "file's scale (default %(default)s)",
+        "--max-views", type=int,
+        help="keep at most so many frames of a scene, evenly spaced, first and last among them",
     )  # fmt: skip
 
 
-def _max_radius(text: str) -> float | None:
-    if text == "none":
-        return None
-    name, _, value = text.partition("=")
-    try:
-        radius = float(value)
-    except ValueError:
-        radius = 0.0
-    if name != "max_radius" or not 0 < radius < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}'; needed max_radius=R with R > 0, or none")
-    return radius
+def evenly_spaced(items: Sequence[Any], count: int | None) -> Sequence[Any]:
+    """At most `count` of the items, evenly spaced, first and last among them; None keeps all."""
+    if count is None or count >= len(items):
+        return items
+    step = (len(items) - 1) / max(count - 1, 1)
+    return [items[round(place * step)] for place in range(count)]
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -109,10 +103,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     from escherjax.data.records import check_split_name
 
     check_split_name(args.split)
-    for name, lowest in (("limit", 1), ("resolution", 0), ("workers", 1), ("shards", 1)):
-        value = getattr(args, name)
+    for name in ("limit", "resolution", "workers", "shards", "max_views", "first_views"):
+        value, lowest = getattr(args, name, None), 0 if name == "resolution" else 1
         if value is not None and value < lowest:
-            raise UserError(f"--{name} {value}: needed at least {lowest}.")
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {value}: needed at least {lowest}.")
     if args.heldout < 0 or (args.heldout > 1 and args.heldout != int(args.heldout)):
         raise UserError(f"--heldout {args.heldout}: needed a fraction below 1 or a whole number.")
     if args.heldout and args.split == "heldout":

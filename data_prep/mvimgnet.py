@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep import importing
-from data_prep.colmap import add_world_arguments, read_model
+from data_prep import importing, normalizing
+from data_prep.colmap import read_model
 from escherjax.errors import UserError, run_command
 
 
@@ -26,9 +26,10 @@ def main(argv: Sequence[str]) -> None:
         "or a path to a folder of CLASS/INSTANCE/ (MVImgNet's own download)",
     )  # fmt: skip
     parser.add_argument("--classes", metavar="A,B,...", help="only these class folders")
-    add_world_arguments(parser)
+    normalizing.add_arguments(parser, recenter=True, up="cameras")
     args = parser.parse_args(argv)
     importing.check_arguments(args)
+    normalizing.check_arguments(args)
 
     from escherjax.data import colmap
 

@@ -53,9 +53,10 @@ def test_every_picture_gets_the_format_asked_for(opaque, tmp_path, name, size):
         assert data.startswith(MAGIC[name])
         assert (data == file) == (name == "jpeg" and size == "64")  # it need not be coded twice
         small = images.resize_image(images.decode_image(file, "file"), int(size), int(size))
-        # At quality 92 these small pictures differ by 1.4 of 255 in the mean; views by 10 and more.
-        error = np.abs(images.decode_image(data, "view").astype(float) - small)
-        assert error.mean() < 2.0
+        # Brightness, since JPEG and WebP halve the resolution of colours. Other views correlate
+        # by less than 0.2.
+        brightness = [p.mean(-1).ravel() for p in (images.decode_image(data, "view"), small)]
+        assert np.corrcoef(brightness)[0, 1] > 0.9
 
 
 def test_lower_quality_takes_fewer_bytes(opaque, tmp_path):

@@ -9,16 +9,15 @@ makes, on however many processes or machines.
 from __future__ import annotations
 
 import argparse
-import collections
 import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep import reporting
 from data_prep.shards import (
     PROGRESS_FOLDER,
     Imported,
@@ -34,7 +33,6 @@ from escherjax.errors import UserError
 
 __all__ = ["Imported", "SceneReader", "Skipped"]  # what importers need besides what is below
 
-REPORT_FILE = "report.json"
 SCENES_PER_SHARD = 1024
 # Of one process: reading was seen to hold Python's lock for 9 to 19% of its time, so that about
 # five to ten threads would wait for it.
@@ -205,7 +203,7 @@ def import_scenes(
         for split, parts in shards.items()
         for shard in range(len(parts))
     ]
-    pending = [task for task in tasks if not task.note_file.exists()]
+    pending = [task for task in tasks if not (task.note_file.exists() and task.path.exists())]
     with tqdm(total=len(scene_ids), desc=f"{command} -> {out}", unit="scene", mininterval=1) as bar:
         bar.update(len(scene_ids) - sum(len(task.places) for task in pending))
         _run_tasks(args, pending, bar.update)
@@ -222,23 +220,12 @@ def import_scenes(
     lengths: dict[str, list[int]] = {split: [] for split in shards}
     for task, note in zip(tasks, notes, strict=True):
         lengths[task.split].append(note["scenes"])
-    report = {
-        "command": command,
-        "options": options,
-        "scenes": sum(map(sum, lengths.values())),
-        "views": sum(note["views"] for note in notes),
-        "bytes": sum(note["bytes"] for note in notes),
-        "splits": {split: sum(counts) for split, counts in lengths.items()},
-        "num_skipped": len(skipped),
-        "skipped_by_reason": _count_reasons(skipped, str(options["source"])),
-        "skipped": skipped,
-        "notes": {key: value for note in notes for key, value in note["notes"].items()},
-    }
+    report = reporting.make_report(command, options, lengths, notes)
     with no_room_stops(out):
-        write_json(out / REPORT_FILE, report)
+        write_json(out / reporting.REPORT_FILE, report)
         records.write_metadata(out, lengths, f"Made by data_prep.{command}")
     _remove_progress(progress)
-    _print_summary(report, out)
+    reporting.print_summary(report, out)
     return out
 
 
@@ -278,35 +265,6 @@ def _run_tasks(
         return
     for task in tasks:
         task.run(tick)
-
-
-def _count_reasons(skipped: Sequence[dict[str, str]], source: str) -> dict[str, int]:
-    """How often scenes were skipped for each reason, most often first.
-
-    A reason's kind is its first sentence, without names of files and scenes, and numbers.
-    """
-    kinds: collections.Counter[str] = collections.Counter()
-    for entry in skipped:
-        text = entry["reason"].replace(source, "/").replace(entry["scene_id"], "/")
-        sentence = re.split(r"[;.](?:\s|$)", text, maxsplit=1)[0]
-        words = ["..." if re.search("[/']", word) else word for word in sentence.split()]
-        kinds[re.sub(r"-?\d+(\.\d+)?(e[+-]?\d+)?", "#", " ".join(words))] += 1
-    return dict(kinds.most_common())
-
-
-def _print_summary(report: dict[str, Any], out: Path) -> None:
-    counts = ", ".join(f"{name} {count}" for name, count in report["splits"].items())
-    print(
-        f"{report['scenes']} scenes ({counts}), {report['views']} views, "
-        f"{report['bytes'] / 1e6:.1f} MB, {report['num_skipped']} skipped"
-    )
-    for kind, count in report["skipped_by_reason"].items():
-        print(f"  skipped {count}: {kind}")
-    for entry in report["skipped"][:5]:
-        print(f"    {entry['scene_id']}: {entry['reason']}")
-    if report["num_skipped"] > 5:
-        print(f"    ... and {report['num_skipped'] - 5} more, all in {out / REPORT_FILE}")
-    print(out)
 
 
 def _plan_shards(args: argparse.Namespace, count: int) -> dict[str, list[range]]:
@@ -372,6 +330,6 @@ def _remove_data(out: Path) -> None:
     """Removes what an import writes to a folder, and nothing else."""
     from escherjax.data.records import COMPLETE_FILE, DATASET_NAME
 
-    names = (COMPLETE_FILE, "features.json", REPORT_FILE)
+    names = (COMPLETE_FILE, "features.json", reporting.REPORT_FILE)
     for path in (*(out / name for name in names), *out.glob(f"{DATASET_NAME}-*.array_record-*")):
         path.unlink(missing_ok=True)

@@ -100,10 +100,10 @@ def test_procedural_scenes_take_a_format_too(tmp_path):
 def test_report_counts_bytes_and_skipped_scenes_by_reason(rendered, tmp_path, capsys):
     part = tuple(array[:2] for array in rendered)
     for number in range(5):
-        write_zero123(tmp_path / "renders" / f"no-{number}", part)
+        write_zero123(tmp_path / "renders" / f"no {number}", part)
     for number in (0, 1, 3):
-        (tmp_path / "renders" / f"no-{number}" / f"00{number % 2}.npy").unlink()
-    (tmp_path / "renders" / "no-2" / "001.png").write_text("no picture")
+        (tmp_path / "renders" / f"no {number}" / f"00{number % 2}.npy").unlink()
+    (tmp_path / "renders" / "no 2" / "001.png").write_text("no picture")
     _, report = run(zero123, tmp_path / "renders", tmp_path / "out")
     shards = tmp_path.glob("out/*array_record*")
     assert report["bytes"] == sum(path.stat().st_size for path in shards) > 0

@@ -69,7 +69,7 @@ def argument_parser(
         else "not used: these scenes are made, not read",
     )
     parser.add_argument(
-        "--out", type=_folder, required=True,
+        "--out", type=folder, required=True,
         help="folder of shards to make; or an address, gs://... or s3://...",
     )  # fmt: skip
     parser.add_argument("--limit", type=int, help="only the first so many scenes")
@@ -158,7 +158,8 @@ def picture_format(args: argparse.Namespace) -> Any:
     return PictureFormat(args.format, args.quality or PictureFormat.quality)
 
 
-def _folder(text: str) -> Path:
+def folder(text: str) -> Path:
+    """--out as a path: local, or an etils.epath.Path of an address."""
     if "://" not in text:
         return Path(text)
     if not text.startswith(ADDRESSES):
@@ -196,8 +197,7 @@ def import_scenes(
         "options": options,
         "scenes_sha256": hashlib.sha256("\n".join(scene_ids).encode()).hexdigest(),
     }
-    with no_room_stops(out):
-        progress = _open_folder(out, plan, args.overwrite)
+    open_folder(out, plan, args.overwrite)
     tasks = [
         _make_task(out, split, shard, parts, scene_ids, read)
         for split, parts in shards.items()
@@ -207,26 +207,39 @@ def import_scenes(
     with tqdm(total=len(scene_ids), desc=f"{command} -> {out}", unit="scene", mininterval=1) as bar:
         bar.update(len(scene_ids) - sum(len(task.places) for task in pending))
         _run_tasks(args, pending, bar.update)
+    finish_folder(out, plan, tasks, str(options["source"]))
+    return out
+
+
+def finish_folder(
+    out: Path, plan: dict[str, Any], tasks: Sequence[ShardTask], source: str
+) -> None:
+    """Makes a folder of which all shards are written a data set with a report, and prints that.
+
+    plan: as given to `open_folder`. source: what the scenes were read from, left out of reasons.
+    Raises UserError if no scene at all could be used.
+    """
+    from escherjax.data import records
+
     notes = [json.loads(task.note_file.read_text()) for task in tasks]
     skipped = [entry for note in notes for entry in note["skipped"]]
     if not any(note["scenes"] for note in notes):
         first = skipped[0]
-        _remove_progress(progress)
+        _remove_progress(out / PROGRESS_FOLDER)
         _remove_data(out)
         raise UserError(
             f"none of {len(skipped)} scenes can be used. The first, '{first['scene_id']}': "
             f"{first['reason']}"
         )
-    lengths: dict[str, list[int]] = {split: [] for split in shards}
+    lengths: dict[str, list[int]] = {task.split: [] for task in tasks}
     for task, note in zip(tasks, notes, strict=True):
         lengths[task.split].append(note["scenes"])
-    report = reporting.make_report(command, options, lengths, notes)
+    report = reporting.make_report(plan, source, lengths, notes)
     with no_room_stops(out):
         write_json(out / reporting.REPORT_FILE, report)
-        records.write_metadata(out, lengths, f"Made by data_prep.{command}")
-    _remove_progress(progress)
+        records.write_metadata(out, lengths, f"Made by data_prep.{plan['command']}")
+    _remove_progress(out / PROGRESS_FOLDER)
     reporting.print_summary(report, out)
-    return out
 
 
 def _make_task(
@@ -285,8 +298,17 @@ def _cut(start: int, stop: int, parts: int) -> list[range]:
     return [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
-def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> Path:
-    """Makes --out ready to write or to go on, and returns the folder of progress notes."""
+def open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
+    """Makes `out` ready to write shards to, or to go on with the same plan.
+
+    plan: "command", "options" and whatever else the shards follow from, as JSON. Raises UserError
+    if `out` cannot be reached or holds something else.
+    """
+    with no_room_stops(out):
+        _open_folder(out, plan, overwrite)
+
+
+def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
     from escherjax.data.records import COMPLETE_FILE
 
     try:
@@ -316,7 +338,6 @@ def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> Path:
         write_json(plan_file, plan)
     for leftover in (*out.glob("*.tmp"), *progress.glob("*.tmp")):
         leftover.unlink(missing_ok=True)
-    return progress
 
 
 def _remove_progress(progress: Path) -> None:

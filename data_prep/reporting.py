@@ -12,25 +12,26 @@ REPORT_FILE = "report.json"
 
 
 def make_report(
-    command: str,
-    options: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    source: str,
     lengths: Mapping[str, Sequence[int]],
     notes: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The content of report.json.
 
+    plan: its command and options are kept. source: left out of reasons to skip scenes.
     lengths: scenes in each shard of each split; notes: those of the shards, see `ShardTask.run`.
     """
     skipped = [entry for note in notes for entry in note["skipped"]]
     return {
-        "command": command,
-        "options": options,
+        "command": plan["command"],
+        "options": plan["options"],
         "scenes": sum(map(sum, lengths.values())),
         "views": sum(note["views"] for note in notes),
         "bytes": sum(note["bytes"] for note in notes),
         "splits": {split: sum(counts) for split, counts in lengths.items()},
         "num_skipped": len(skipped),
-        "skipped_by_reason": _count_reasons(skipped, str(options["source"])),
+        "skipped_by_reason": _count_reasons(skipped, source),
         "skipped": skipped,
         "notes": {key: value for note in notes for key, value in note["notes"].items()},
     }

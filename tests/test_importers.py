@@ -214,6 +214,17 @@ def test_stopped_import_goes_on_and_gives_the_bytes_of_an_undisturbed_one(render
     assert [heldout[i].scene_id for i in range(2)] == ["scene-5", "scene-6"]
 
 
+def test_finished_shard_that_was_lost_is_written_again(rendered, tmp_path):
+    source = make_scenes(tmp_path / "renders", rendered, 7)
+    whole = import_until(importer_arguments(source, tmp_path / "whole"), source, None)
+    args = importer_arguments(source, tmp_path / "again")
+    with pytest.raises(KeyboardInterrupt):
+        import_until(args, source, 6)
+    sorted(args.out.glob("*array_record*"))[0].unlink()
+    import_until(args, source, None)
+    assert contents(args.out) == contents(whole)
+
+
 def test_unfinished_import_with_other_arguments_is_refused(rendered, tmp_path):
     source = make_scenes(tmp_path / "renders", rendered, 4)
     args = importer_arguments(source, tmp_path / "out")

@@ -51,17 +51,18 @@ def main(argv: Sequence[str]) -> None:
     annotations = Annotations()
     found = find_sequences(args.source, annotations)[: args.limit]
 
-    def read_scene(place: int) -> importing.Imported:
-        scene_id, file, sequence = found[place]
+    stored = importing.picture_format(args)
+
+    def read_scene(scene_id: str, file: Path, sequence: str) -> importing.Imported:
         frames = annotations.of(file)[sequence]
         chosen = importing.evenly_spaced(frames, args.max_views)
         views, read = read_frames(file, chosen, args.masks)
         return normalizing.normalize(
-            assemble_scene(scene_id, "co3d", views, args.resolution, read), args
+            assemble_scene(scene_id, "co3d", views, args.resolution, stored, read), args
         )
 
     ids = [scene_id for scene_id, _, _ in found]
-    read = importing.read_in_threads(read_scene, ids, args.workers)
+    read = importing.SceneReader(read_scene, found, args.workers)
     importing.import_scenes(args, "co3d", ids, read)
 
 
@@ -71,6 +72,9 @@ class Annotations:
     def __init__(self):
         self._lock = threading.Lock()
         self._file, self._sequences = None, {}
+
+    def __reduce__(self):
+        return Annotations, ()  # another process reads for itself
 
     def of(self, file: Path) -> dict[str, list[dict[str, Any]]]:
         """Frame annotations of each sequence in a file, in the order of frame numbers.

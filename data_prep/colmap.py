@@ -48,14 +48,13 @@ def main(argv: Sequence[str]) -> None:
         f"folders with a COLMAP model in {' or '.join(models)}",
     )[: args.limit]
 
-    def read_scene(place: int) -> importing.Imported:
-        scene_id, folder = found[place]
+    def read_scene(scene_id: str, folder: Path) -> importing.Imported:
         masks = folder / args.masks if args.masks else None
         model = colmap.find_model(folder, models)
         return read_model(args, "colmap", scene_id, model, folder / args.images, masks)
 
     ids = [scene_id for scene_id, _ in found]
-    read = importing.read_in_threads(read_scene, ids, args.workers)
+    read = importing.SceneReader(read_scene, found, args.workers)
     importing.import_scenes(args, "colmap", ids, read)
 
 
@@ -81,7 +80,10 @@ def read_model(
     c2w, notes = normalizing.normalize_poses(c2w, args)
     views = [(path, pose, lens) for (path, _, lens), pose in zip(views, c2w, strict=True)]
     return importing.Imported(
-        scenes.assemble_scene(scene_id, source, views, args.resolution), notes
+        scenes.assemble_scene(
+            scene_id, source, views, args.resolution, importing.picture_format(args)
+        ),
+        notes,
     )
 
 

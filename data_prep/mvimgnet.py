@@ -36,18 +36,18 @@ def main(argv: Sequence[str]) -> None:
     colmap.load_pycolmap()
     ids = _instances(args.source, args.classes)[: args.limit]
 
-    def read_scene(place: int) -> importing.Imported:
-        folder = args.source / ids[place]
+    def read_scene(scene_id: str) -> importing.Imported:
+        folder = args.source / scene_id
         model = colmap.find_model(folder)
         if model is None:
             raise UserError(f"{folder} has no COLMAP model in {colmap.MODEL_FOLDERS[0]}.")
         masks = None
         if args.masks:
             inside = "/" not in args.masks and (folder / args.masks).is_dir()
-            masks = folder / args.masks if inside else Path(args.masks) / ids[place]
-        return read_model(args, "mvimgnet", ids[place], model, folder / "images", masks)
+            masks = folder / args.masks if inside else Path(args.masks) / scene_id
+        return read_model(args, "mvimgnet", scene_id, model, folder / "images", masks)
 
-    read = importing.read_in_threads(read_scene, ids, args.workers)
+    read = importing.SceneReader(read_scene, [(name,) for name in ids], args.workers)
     importing.import_scenes(args, "mvimgnet", ids, read)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from data_prep import importing, normalizing
 from escherjax.errors import run_command
@@ -27,13 +28,14 @@ def main(argv: Sequence[str]) -> None:
 
     found = find_scene_folders(args.source, "transforms", args.split)[: args.limit]
 
-    def read_scene(place: int) -> importing.Imported:
-        scene_id, folder = found[place]
-        scene = read_scene_folder(folder, scene_id, args.split, args.resolution)
+    stored = importing.picture_format(args)
+
+    def read_scene(scene_id: str, folder: Path) -> importing.Imported:
+        scene = read_scene_folder(folder, scene_id, args.split, args.resolution, stored=stored)
         return normalizing.normalize(scene, args)
 
     ids = [scene_id for scene_id, _ in found]
-    read = importing.read_in_threads(read_scene, ids, args.workers)
+    read = importing.SceneReader(read_scene, found, args.workers)
     importing.import_scenes(args, "nerf_json", ids, read)
 
 

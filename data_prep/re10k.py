@@ -45,8 +45,9 @@ def main(argv: Sequence[str]) -> None:
 
     found = find_clips(args.source)[: args.limit]
 
-    def read_scene(place: int) -> importing.Imported:
-        scene_id, file = found[place]
+    stored = importing.picture_format(args)
+
+    def read_scene(scene_id: str, file: Path) -> importing.Imported:
         pictures = _find_pictures(args.frames, scene_id)
         frames = read_clip(file)
         missing = [timestamp for timestamp, _, _ in frames if timestamp not in pictures]
@@ -61,14 +62,14 @@ def main(argv: Sequence[str]) -> None:
             if timestamp in pictures
         ]
         chosen = importing.evenly_spaced(views, args.max_views)
-        scene = assemble_scene(scene_id, "re10k", chosen, args.resolution)
+        scene = assemble_scene(scene_id, "re10k", chosen, args.resolution, stored)
         imported = normalizing.normalize(scene, args)
         if missing:
             imported.notes["missing_frames"] = {"count": len(missing), "timestamps": missing}
         return imported
 
     ids = [scene_id for scene_id, _ in found]
-    read = importing.read_in_threads(read_scene, ids, args.workers)
+    read = importing.SceneReader(read_scene, found, args.workers)
     importing.import_scenes(args, "re10k", ids, read)
 
 

@@ -57,14 +57,15 @@ def main(argv: Sequence[str]) -> None:
     def read_picture(path: Path) -> tuple[None, np.ndarray]:
         return None, to_bytes(read_exr(path))
 
-    def read_scene(place: int) -> importing.Imported:
-        scene_id, folder = found[place]
+    stored = importing.picture_format(args)
+
+    def read_scene(scene_id: str, folder: Path) -> importing.Imported:
         views = read_cameras(folder, args.first_views)
-        scene = assemble_scene(scene_id, "rtmv", views, args.resolution, read_picture)
+        scene = assemble_scene(scene_id, "rtmv", views, args.resolution, stored, read_picture)
         return normalizing.normalize(scene, args)
 
     ids = [scene_id for scene_id, _ in found]
-    read = importing.read_in_threads(read_scene, ids, args.workers)
+    read = importing.SceneReader(read_scene, found, args.workers)
     importing.import_scenes(args, "rtmv", ids, read)
 
 

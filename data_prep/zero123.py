@@ -47,9 +47,12 @@ def import_renders(
     """Imports render folders given as (scene id, folder), with poses of these camera axes."""
     from escherjax.data.scenes import read_scene_folder
 
-    def read_scene(place: int) -> importing.Imported:
-        scene_id, folder = found[place]
-        scene = read_scene_folder(folder, scene_id, resolution=args.resolution, axes=axes)
+    stored = importing.picture_format(args)
+
+    def read_scene(scene_id: str, folder: Path) -> importing.Imported:
+        scene = read_scene_folder(
+            folder, scene_id, resolution=args.resolution, axes=axes, stored=stored
+        )
         if args.num_views and scene.num_views != args.num_views:
             raise UserError(f"has {scene.num_views} views; --num-views asks for {args.num_views}.")
         empty = sum(_is_empty(data) for data in scene.images)
@@ -58,7 +61,7 @@ def import_renders(
         return importing.Imported(scene)
 
     ids = [scene_id for scene_id, _ in found]
-    read = importing.read_in_threads(read_scene, ids, args.workers)
+    read = importing.SceneReader(read_scene, found, args.workers)
     importing.import_scenes(args, command, ids, read)
 
 

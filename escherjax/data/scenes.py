@@ -31,6 +31,8 @@ PINHOLE_MODELS = (
     "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "RADIAL", "SIMPLE_RADIAL",
 )  # fmt: skip
 
+KEPT_OR_PNG = images.PictureFormat()
+
 # A view before its picture is read: its file, c2w [4, 4] with OpenCV axes, its lens.
 View = tuple[Path, np.ndarray, images.Pinhole]
 # File -> (its bytes where they can be kept as they are, else None; the picture, uint8).
@@ -89,15 +91,16 @@ def read_scene_folder(
     split: str = "train",
     resolution: int = 0,
     axes: str = "opengl",
+    stored: images.PictureFormat = KEPT_OR_PNG,
 ) -> Scene:
     """Reads one scene folder of any of the layouts.
 
     split: which transforms_SPLIT.json; transforms.json is read where that is missing.
-    resolution: pictures whose shorter side is longer are shrunk to it, and K with them; 0 keeps
-    the file's own bytes. Every picture is decoded, so that a broken one is found here.
+    resolution: pictures whose shorter side is longer are shrunk to it, and K with them; 0 leaves
+    their size. Every picture is decoded, so that a broken one is found here.
     A COLMAP world is turned z up, centred and scaled by the defaults of
     `cameras.normalize_poses`.
-    axes: "opengl" or "opencv", of the poses in .npy files.
+    axes: "opengl" or "opencv", of the poses in .npy files. stored: format of the pictures.
     Raises UserError naming the scene: missing pose, broken picture, bad camera, no such layout.
     """
     folder = Path(folder)
@@ -122,7 +125,7 @@ def read_scene_folder(
             + (f"; it has {', '.join(other)}: choose that split." if other else ".")
             + _nested_hint(folder, split)
         )
-    return assemble_scene(scene_id, source, views, resolution)
+    return assemble_scene(scene_id, source, views, resolution, stored)
 
 
 def read_picture(path: Path) -> tuple[bytes, np.ndarray]:
@@ -139,18 +142,19 @@ def assemble_scene(
     source: str,
     views: Sequence[View],
     resolution: int = 0,
+    stored: images.PictureFormat = KEPT_OR_PNG,
     read: ReadPicture = read_picture,
 ) -> Scene:
     """Reads the pictures of views and makes a scene of them; every format ends here.
 
-    source: name of the format. resolution: as in `read_scene_folder`.
+    source: name of the format. resolution, stored: as in `read_scene_folder`.
     Raises UserError naming the scene or every file at fault: broken pictures, mixed sizes, bad
     camera.
     """
     encoded, c2w, K, sizes, problems = [], [], [], [], []
     for path, pose, pinhole in views:
         try:
-            data, size, intrinsics = _read_view(path, pinhole, resolution, read)
+            data, size, intrinsics = _read_view(path, pinhole, resolution, stored, read)
         except UserError as error:
             problems.append(str(error))
             continue
@@ -365,7 +369,11 @@ def _transforms_intrinsics(
 
 
 def _read_view(
-    path: Path, pinhole: images.Pinhole, resolution: int, read: ReadPicture
+    path: Path,
+    pinhole: images.Pinhole,
+    resolution: int,
+    stored: images.PictureFormat,
+    read: ReadPicture,
 ) -> tuple[bytes, tuple[int, int], np.ndarray]:
     """(encoded bytes, (height, width), K) of one view, undistorted and shrunk where needed."""
     data, picture = read(path)
@@ -377,6 +385,9 @@ def _read_view(
         new_width = round(width * resolution / shorter)
         changed = images.resize_image(changed, new_height, new_width)
         K = cameras.resize_intrinsics(K, new_width / width, new_height / height)
-    if data is None or changed is not picture:
-        data = images.encode_png(changed)
+    if data is None or changed is not picture or not stored.keeps(data):
+        try:
+            data = stored.encode(changed)
+        except UserError as error:
+            raise UserError(f"{path} cannot be stored: {error}") from error
     return data, changed.shape[:2], K

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
             "--device gpu: Cycles finds no GPU (OptiX, CUDA, HIP, Metal, oneAPI); check the "
             "driver, or use --device cpu."
         )
-    args.blender_version = blender["version"]  # another version makes other pictures: not one import
+    args.blender_version = blender["version"]  # another makes other pictures: no going on then
     threads = max(1, (os.cpu_count() or 1) // args.workers)
 
     def read_scene(place: int) -> importing.Imported:
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--blender-python", type=Path,
         help="a Python that has bpy; without it, one is made in ~/.cache/escherjax",
-    )
+    )  # fmt: skip
     parser.set_defaults(workers=None)
     return parser
 
@@ -138,9 +138,7 @@ def find_models(source: Path, formats: Sequence[str] = FORMATS) -> list[tuple[st
     if source.is_file():
         source, files = source.parent, [source]
     elif source.is_dir():
-        files = [
-            Path(parent) / name for parent, _, names in os.walk(source) for name in names
-        ]  # fmt: skip
+        files = [Path(parent) / name for parent, _, names in os.walk(source) for name in names]
     else:
         raise UserError(f"--source {source} is no folder and no file.")
     found = sorted(

@@ -1,4 +1,4 @@
-"""Mesh files written by hand: small glowing cubes at known places, as glTF and OBJ, and broken ones.
+"""Mesh files written by hand: glowing cubes at known places, as glTF and OBJ, and broken ones.
 
 Both formats have y up, so a file's (x, y, z) is (x, -z, y) in a world with z up.
 """
@@ -101,7 +101,7 @@ def write_broken(folder):
     (folder / "cut_off.glb").write_bytes(struct.pack("<4sIIII", b"glTF", 2, 500, 400, 0x4E4F534A))
     (folder / "infinite.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1e400 0\nf 1 2 3\n")
     (folder / "no_faces.obj").write_text("v 0 0 0\nv 1 0 0\n")
-    write_gltf(folder / "not_finite.gltf", np.where(CORNERS == CORNERS[3], np.nan, CORNERS))
+    write_gltf(folder / "not_finite.gltf", np.where(CORNERS > 0, np.nan, CORNERS))
     write_gltf(folder / "one_point.gltf", np.zeros((8, 3)), {"nodes": [{"mesh": 0}]})
     write_obj(folder / "textureless.obj")
     library = folder / "textureless.mtl"

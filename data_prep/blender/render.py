@@ -137,9 +137,9 @@ def _check_obj(path: Path) -> None:
     """Raises Unusable if a vertex is not finite; Blender would put it at 0."""
     with open(path, errors="replace") as lines:
         for number, line in enumerate(lines, 1):
-            if line.startswith("v "):
-                if not all(np.isfinite(float(word)) for word in line.split()[1:4]):
-                    raise Unusable(f"line {number} has a NaN or infinite vertex.")
+            point = line.split()[1:4] if line.startswith("v ") else []
+            if not all(np.isfinite(float(word)) for word in point):
+                raise Unusable(f"line {number} has a NaN or infinite vertex.")
 
 
 def _bounds() -> tuple[np.ndarray, np.ndarray, int]:

@@ -255,20 +255,27 @@ def write_transforms(
 ) -> None:
     """Writes a transforms.json (nerfstudio) for square pictures of `size` pixels.
 
-    c2w: [V, 4, 4] OpenCV axes; K: [3, 3] of all of them; file_names: relative to the file's folder.
+    c2w: [V, 4, 4] OpenCV axes; K: [V, 3, 3], or [3, 3] of all of them; file_names: relative to the
+    file's folder. Intrinsics that all views share stand at the top, else in each frame.
     """
+
+    def lens(K: np.ndarray) -> dict[str, float]:
+        places = {"fl_x": (0, 0), "fl_y": (1, 1), "cx": (0, 2), "cy": (1, 2)}
+        return {name: float(K[place]) for name, place in places.items()}
+
+    intrinsics = np.broadcast_to(K, (len(c2w), 3, 3))
+    shared = bool((intrinsics == intrinsics[0]).all())
     frames = [
-        {"file_path": name, "transform_matrix": pose.tolist()}
-        for name, pose in zip(file_names, cameras.opengl_from_opencv(c2w), strict=True)
+        {"file_path": name, "transform_matrix": pose.tolist(), **({} if shared else lens(own))}
+        for name, pose, own in zip(
+            file_names, cameras.opengl_from_opencv(c2w), intrinsics, strict=True
+        )
     ]
     content = {
         "camera_model": "PINHOLE",
         "w": size,
         "h": size,
-        "fl_x": float(K[0, 0]),
-        "fl_y": float(K[1, 1]),
-        "cx": float(K[0, 2]),
-        "cy": float(K[1, 2]),
+        **(lens(intrinsics[0]) if shared else {}),
         "frames": frames,
     }
     path.write_text(json.dumps(content, indent=1) + "\n")

@@ -332,7 +332,8 @@ def _read_view(
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}).") from error
-    picture = images.decode_image(data, str(path))
+    # Cameras of every layout refer to pixels as stored, whatever an EXIF orientation says
+    picture, orientation = images.decode_tagged(data, str(path))
     changed, K = pinhole(picture)
     height, width = changed.shape[:2]
     shorter = min(height, width)
@@ -341,6 +342,6 @@ def _read_view(
         new_width = round(width * resolution / shorter)
         changed = images.resize_image(changed, new_height, new_width)
         K = cameras.resize_intrinsics(K, new_width / width, new_height / height)
-    if changed is not picture:
+    if changed is not picture or orientation != 1:  # no tag is stored that readers could follow
         data = images.encode_png(changed)
     return data, changed.shape[:2], K

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +147,16 @@ def read_in_threads(
 
 
 def import_scenes(
-    args: argparse.Namespace, command: str, scene_ids: Sequence[str], read: ReadScenes
+    args: argparse.Namespace,
+    command: str,
+    scene_ids: Sequence[str],
+    read: ReadScenes,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes scenes as a data set with a report, going on from an earlier try. Returns the folder.
 
-    scene_ids: of every candidate, sorted, before --limit. Raises UserError if --out is taken, ids
+    scene_ids: of every candidate, sorted, before --limit. about: further entries of the report,
+    on the import as a whole. Raises UserError if --out is taken, ids
     repeat, or no scene at all can be used.
     """
     from tqdm import tqdm
@@ -208,6 +213,7 @@ def import_scenes(
         "num_skipped": len(skipped),
         "skipped": skipped,
         "notes": {key: value for note in every for key, value in note["notes"].items()},
+        **(about or {}),
     }
     _write_json(out / REPORT_FILE, report)
     records.write_metadata(out, lengths, f"Made by data_prep.{command}")
@@ -222,9 +228,14 @@ def import_scenes(
     return out
 
 
+def heldout_count(heldout: float, count: int) -> int:
+    """How many of `count` scenes --heldout means."""
+    return int(heldout) if heldout >= 1 else math.ceil(heldout * count)
+
+
 def _plan_shards(args: argparse.Namespace, count: int) -> dict[str, list[range]]:
     """Places in the list of ids that each shard of each split holds."""
-    heldout = int(args.heldout) if args.heldout >= 1 else math.ceil(args.heldout * count)
+    heldout = heldout_count(args.heldout, count)
     if heldout >= count:
         raise UserError(f"--heldout {args.heldout:g} leaves none of {count} scenes to train on.")
     first = count - heldout
@@ -250,7 +261,7 @@ def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> Path:
         shutil.rmtree(progress, ignore_errors=True)
         _remove_data(out)
     if (out / COMPLETE_FILE).exists() and not plan_file.exists():
-        raise UserError(f"{out} holds a data set already; choose another --out or --overwrite it.")
+        raise _taken(out)
     if plan_file.exists():
         if json.loads(plan_file.read_text()) != plan:
             raise UserError(
@@ -265,6 +276,21 @@ def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> Path:
     for leftover in (*out.glob("*.tmp"), *out.glob(".metadata-*")):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     return progress
+
+
+def check_not_taken(args: argparse.Namespace) -> None:
+    """Raises UserError if --out holds a whole data set, before anything slow is done."""
+    from escherjax.data.records import COMPLETE_FILE
+
+    plan_file = args.out / PROGRESS_FOLDER / "plan.json"
+    if (args.out / COMPLETE_FILE).exists() and not plan_file.exists() and not args.overwrite:
+        raise _taken(args.out)
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{args.out} is not an empty folder; choose another --out.")
+
+
+def _taken(out: Path) -> UserError:
+    return UserError(f"{out} holds a data set already; choose another --out or --overwrite it.")
 
 
 def _remove_data(out: Path) -> None:

@@ -52,7 +52,7 @@ def select(
         heldout = [scene for scene in chosen if scene[0] in wanted]
         chosen = [scene for scene in chosen if scene[0] not in wanted]
     else:
-        first = len(chosen) - heldout_count(args.heldout, len(chosen))
+        first = max(0, len(chosen) - heldout_count(args.heldout, len(chosen)))
         chosen, heldout = chosen[:first], chosen[first:]
     if order is not None:
         for part in (chosen, heldout):

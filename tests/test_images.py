@@ -1,4 +1,4 @@
-"""Pictures: every kind that cameras, phones and renderers write is read right, or refused by name."""
+"""Pictures: every kind that cameras and renderers write is read right, or refused by name."""
 
 import io
 import struct
@@ -40,7 +40,8 @@ def png(width, height, bits, kind, rows):
     """A PNG file written chunk by chunk; rows: raw samples, each row behind its filter byte."""
 
     def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        size, check = (struct.pack(">I", n) for n in (len(data), zlib.crc32(name + data)))
+        return size + name + data + check
 
     header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import os
 import re
@@ -45,7 +46,7 @@ def find_scene_folders(source: Path, layout: str, split: str = "train") -> list[
 
     def is_scene(folder: Path, files: list[str]) -> bool:
         if layout == "zero123":
-            return any(_view_number(name) is not None for name in files)
+            return any(view_number(name) is not None for name in files)
         if layout == "colmap":
             return colmap.find_model(folder) is not None
         return f"transforms_{split}.json" in files or "transforms.json" in files
@@ -101,7 +102,7 @@ def read_scene_folder(
     transforms = [n for n in (f"transforms_{split}.json", "transforms.json") if n in files]
     if transforms:
         views, source = _read_transforms(folder / transforms[0]), "transforms"
-    elif any(_view_number(name) is not None for name in files):
+    elif any(view_number(name) is not None for name in files):
         views, source = _read_zero123(folder, files), "zero123"
     elif (model := colmap.find_model(folder)) is not None:
         views, source = colmap.read_views(model, folder / "images"), "colmap"
@@ -116,6 +117,17 @@ def read_scene_folder(
             + _nested_hint(folder, split)
         )
     return assemble_scene(scene_id, source, views, resolution)
+
+
+def read_zero123(
+    folder: Any, files: Sequence[str], scene_id: str, resolution: int = 0
+) -> Scene:
+    """Reads a Zero123 render folder, wherever it lies.
+
+    folder: a Path, or what stands in for one: `folder / name` has `read_bytes()`. files: names of
+    its files. resolution and errors as in `read_scene_folder`.
+    """
+    return assemble_scene(scene_id, "zero123", _read_zero123(folder, files), resolution)
 
 
 def assemble_scene(scene_id: str, source: str, views: Sequence[View], resolution: int = 0) -> Scene:
@@ -154,17 +166,18 @@ def _nested_hint(folder: Path, split: str) -> str:
     return f" Below it are scenes: {', '.join(below[:3])}." if below else ""
 
 
-def _view_number(name: str) -> int | None:
+def view_number(name: str) -> int | None:
+    """Number of the view that a file of a Zero123 render folder belongs to, or None."""
     stem, suffix = os.path.splitext(name)
     is_view = suffix.lower() in (*IMAGE_SUFFIXES, ".npy") and re.fullmatch(r"\d{3,}", stem)
     return int(stem) if is_view else None
 
 
-def _read_zero123(folder: Path, files: list[str]) -> list[View]:
+def _read_zero123(folder: Any, files: Sequence[str]) -> list[View]:
     """Views of a Zero123 render folder: NNN.npy is [3, 4] world-to-camera with Blender axes."""
     poses, pictures = {}, {}
     for name in files:
-        number = _view_number(name)
+        number = view_number(name)
         if number is not None:
             (poses if name.endswith(".npy") else pictures)[number] = folder / name
     for kind, has, lacks in (("pose", pictures, poses), ("picture", poses, pictures)):
@@ -183,7 +196,7 @@ def _read_zero123(folder: Path, files: list[str]) -> list[View]:
     views = []
     for number in sorted(pictures):
         try:
-            w2c = np.load(poses[number], allow_pickle=False)
+            w2c = np.load(io.BytesIO(poses[number].read_bytes()), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
                 f"{poses[number]} is no whole .npy file of numbers; needed a world-to-camera "

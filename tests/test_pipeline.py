@@ -137,8 +137,9 @@ def test_paths_and_pictures_are_read_like_arrays(tiny_pipe, tmp_path):
     for path, image in zip(paths, eight_bit, strict=True):
         Image.fromarray(np.rot90(image)).save(path, exif=exif)
     for turned in (paths, [Image.open(path) for path in paths]):
-        from_turned = tiny_pipe.generate(turned, cameras, targets, num_steps=2)
-        np.testing.assert_array_equal(from_turned, expected)
+        # the pixels themselves, since so few steps of a random network hardly tell references apart
+        pixels = tiny_pipe._reference_pixels(turned)
+        np.testing.assert_array_equal(pixels, eight_bit / np.float32(255))
     clear = Image.fromarray(np.zeros((16, 16, 4), np.uint8))
     white = tiny_pipe.generate([clear, clear], cameras, targets, num_steps=2)
     np.testing.assert_array_equal(

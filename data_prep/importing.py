@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +170,17 @@ def folder(text: str) -> Path:
 
 
 def import_scenes(
-    args: argparse.Namespace, command: str, scene_ids: Sequence[str], read: ReadScenes
+    args: argparse.Namespace,
+    command: str,
+    scene_ids: Sequence[str],
+    read: ReadScenes,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes scenes as a data set with a report, going on from an earlier try. Returns the folder.
 
     scene_ids: of every candidate, sorted, before --limit. read: a SceneReader of as many items; or
     any function of places, which is called in this process alone, or pickled whole for Beam.
+    about: further entries of the report, on the import as a whole.
     Raises UserError if --out is taken, ids repeat, or no scene at all can be used; StoppedError if
     shards could not be written.
     """
@@ -207,16 +212,21 @@ def import_scenes(
     with tqdm(total=len(scene_ids), desc=f"{command} -> {out}", unit="scene", mininterval=1) as bar:
         bar.update(len(scene_ids) - sum(len(task.places) for task in pending))
         _run_tasks(args, pending, bar.update)
-    finish_folder(out, plan, tasks, str(options["source"]))
+    finish_folder(out, plan, tasks, str(options["source"]), about)
     return out
 
 
 def finish_folder(
-    out: Path, plan: dict[str, Any], tasks: Sequence[ShardTask], source: str
+    out: Path,
+    plan: dict[str, Any],
+    tasks: Sequence[ShardTask],
+    source: str,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes a folder of which all shards are written a data set with a report, and prints that.
 
     plan: as given to `open_folder`. source: what the scenes were read from, left out of reasons.
+    about: further entries of the report.
     Raises UserError if no scene at all could be used.
     """
     from escherjax.data import records
@@ -234,7 +244,7 @@ def finish_folder(
     lengths: dict[str, list[int]] = {task.split: [] for task in tasks}
     for task, note in zip(tasks, notes, strict=True):
         lengths[task.split].append(note["scenes"])
-    report = reporting.make_report(plan, source, lengths, notes)
+    report = {**reporting.make_report(plan, source, lengths, notes), **(about or {})}
     with no_room_stops(out):
         write_json(out / reporting.REPORT_FILE, report)
         records.write_metadata(out, lengths, f"Made by data_prep.{plan['command']}")
@@ -280,9 +290,14 @@ def _run_tasks(
         task.run(tick)
 
 
+def heldout_count(heldout: float, count: int) -> int:
+    """How many of `count` scenes --heldout means."""
+    return int(heldout) if heldout >= 1 else math.ceil(heldout * count)
+
+
 def _plan_shards(args: argparse.Namespace, count: int) -> dict[str, list[range]]:
     """Places in the list of ids that each shard of each split holds."""
-    heldout = int(args.heldout) if args.heldout >= 1 else math.ceil(args.heldout * count)
+    heldout = heldout_count(args.heldout, count)
     if heldout >= count:
         raise UserError(f"--heldout {args.heldout:g} leaves none of {count} scenes to train on.")
     first = count - heldout
@@ -324,7 +339,7 @@ def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
         _remove_progress(progress)
         _remove_data(out)
     if (out / COMPLETE_FILE).exists() and not plan_file.exists():
-        raise UserError(f"{out} holds a data set already; choose another --out or --overwrite it.")
+        raise _taken(out)
     if plan_file.exists():
         if json.loads(plan_file.read_text()) != plan:
             raise UserError(
@@ -345,6 +360,21 @@ def _remove_progress(progress: Path) -> None:
 
     if progress.exists():
         epath.Path(progress).rmtree()
+
+
+def check_not_taken(args: argparse.Namespace) -> None:
+    """Raises UserError if --out holds a whole data set, before anything slow is done."""
+    from escherjax.data.records import COMPLETE_FILE
+
+    plan_file = args.out / PROGRESS_FOLDER / "plan.json"
+    if (args.out / COMPLETE_FILE).exists() and not plan_file.exists() and not args.overwrite:
+        raise _taken(args.out)
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{args.out} is not an empty folder; choose another --out.")
+
+
+def _taken(out: Path) -> UserError:
+    return UserError(f"{out} holds a data set already; choose another --out or --overwrite it.")
 
 
 def _remove_data(out: Path) -> None:

@@ -13,6 +13,7 @@ depend on --seed and its id alone.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import sys
@@ -47,12 +48,9 @@ def main(argv: Sequence[str]) -> None:
     args.blender_version = blender["version"]  # another makes other pictures: no going on then
     threads = max(1, (os.cpu_count() or 1) // args.workers)
 
-    def read_scene(place: int) -> importing.Imported:
-        scene_id, model = found[place]
-        return _render(args, scene_id, model, python, threads)
-
+    read_scene = functools.partial(_render, args, python=python, threads=threads)
+    read = importing.SceneReader(read_scene, found, args.workers)
     ids = [scene_id for scene_id, _ in found]
-    read = importing.read_in_threads(read_scene, ids, args.workers)
     importing.import_scenes(args, "render_meshes", ids, read)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from escherjax import cameras as cameras_lib
 from escherjax.cameras import Cameras
@@ -114,8 +113,8 @@ class Pipeline:
         """New views of one scene, all targets jointly.
 
         images: [N, H, H, 3] float in [0, 1] of any size, or a list of PIL images or paths
-        (composited on white, cut to the central square). reference_cameras: c2w [N, 4, 4];
-        target_cameras: c2w [M, 4, 4].
+        (turned as their EXIF orientation says, composited on white, cut to the central square).
+        reference_cameras: c2w [N, 4, 4], of the turned pictures; target_cameras: c2w [M, 4, 4].
         initial_latents: [M, h, w, C] standard normal, drawn from `seed` if None.
         Returns [M, R, R, 3] float32 in [0, 1], R = `resolution`.
         Raises UserError for empty or unequal views, bad poses, values outside [0, 1], NaN.
@@ -217,12 +216,15 @@ class Pipeline:
     def _read(self, image: Any) -> np.ndarray:
         if isinstance(image, (str, Path)):
             try:
-                image = Image.open(image)
-                image.load()
+                data = Path(image).read_bytes()
             except OSError as error:
                 raise UserError(f"cannot read the image {image}: {error}") from error
-        mode = "RGBA" if image.has_transparency_data else "RGB"
-        picture, _ = images_lib.square_crop(np.asarray(image.convert(mode)), np.eye(3))
+            picture, orientation = images_lib.decode_tagged(data, f"the image {image}")
+        else:
+            mode = "RGBA" if image.has_transparency_data else "RGB"
+            picture, orientation = np.asarray(image.convert(mode)), images_lib.orientation_of(image)
+        picture = images_lib.turn_upright(picture, orientation)
+        picture, _ = images_lib.square_crop(picture, np.eye(3))
         flat = images_lib.on_background(picture, images_lib.WHITE)
         resized = images_lib.resize_image(flat, self.resolution, self.resolution)
         return resized / np.float32(255)

@@ -192,7 +192,7 @@ DAMAGES = {
     "cameras.bin": "cameras.bin has 32 bytes; what it lists takes 64",
     "images.bin": "is no whole COLMAP model",
     "pictures missing": f"{picture_name(1)} is missing; ",
-    "picture empty": f"{picture_name(1)} is no picture",
+    "picture empty": f"{picture_name(1)} cannot be decoded (it is empty)",
     "picture turned": f"has {HEIGHT} x {WIDTH} pixels, its camera {WIDTH} x {HEIGHT}",
     "NaN focal length": "a camera with parameters [nan",
     "panorama": "EQUIRECTANGULAR, which no pinhole camera can stand for",

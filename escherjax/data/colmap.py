@@ -60,7 +60,7 @@ def read_views(
         try:
             path = _inside(pictures, image.name)
             mask = _find_mask(masks, image.name) if masks else None
-            size = images.picture_size(path)
+            size = images.picture_size(path, str(path))
             key = (image.camera_id, size)
             if key not in pinholes:
                 pinholes[key] = _PinholeCamera(image.camera, size, f"{model}: {image.name}")

@@ -5,13 +5,16 @@ Pictures are [H, W, 3] RGB or [H, W, 4] RGBA with straight alpha.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
-from collections.abc import Callable
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from escherjax import cameras
 from escherjax.errors import UserError
@@ -21,36 +24,99 @@ from escherjax.errors import UserError
 Pinhole = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+FORMATS = ("PNG", "JPEG", "WEBP")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Decodes PNG, JPEG or WebP bytes to uint8 [H, W, 3], or [H, W, 4] where there is alpha.
 
-    Raises UserError, starting with `name`, if the bytes are no whole 8-bit picture.
+    Pixels come as they are stored, whatever an EXIF orientation says: cameras in files refer to
+    these. Grey and palette pictures become colours; 16-bit colours keep their upper 8 bits; colour
+    profiles are not applied.
+    Raises UserError, starting with `name`, for what is no whole picture, has more than
+    PIL.Image.MAX_IMAGE_PIXELS pixels, several frames, or a mode that is no 8-bit RGB or grey (CMYK,
+    16-bit grey, float).
     """
+    return _decode(data, name)[0]
+
+
+def decode_tagged(data: bytes, name: str) -> tuple[np.ndarray, int]:
+    """(what `decode_image` gives, EXIF orientation 1..8; 1 is upright, also where no tag is)."""
+    return _decode(data, name, read_orientation=True)
+
+
+def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """The picture as it is to be looked at: [H, W, C] -> [H, W, C], or [W, H, C] for 5 to 8.
+
+    orientation: EXIF's: 1 upright, 3 upside down, 6 and 8 on its right and left side (a quarter
+    turn clockwise or back rights it), 2, 4, 5, 7 mirrored.
+    """
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation 1..8 of a PIL image; 1 where it has none that is valid."""
+    tag = image.getexif().get(ExifTags.Base.Orientation)
+    return tag if tag in range(1, 9) else 1
+
+
+def picture_size(file: Path | io.BytesIO, name: str) -> tuple[int, int]:
+    """(height, width) from a picture's header, as stored; errors as in `decode_image`."""
+    with _opened(file, name) as image:
+        return image.height, image.width
+
+
+def _decode(data: bytes, name: str, read_orientation: bool = False) -> tuple[np.ndarray, int]:
+    with _opened(io.BytesIO(data), name) as image:
+        picture = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        return picture, orientation_of(image) if read_orientation else 1
+
+
+@contextlib.contextmanager
+def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
+    """The picture behind its header; UserError for one that we do not read, now or when decoded."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith(("I", "F")):
-                raise UserError(
-                    f"{name} is a picture of mode '{image.mode}' (depth or HDR?); needed 8-bit "
-                    "colours. Convert it first."
-                )
-            has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-            return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        with Image.open(file, formats=FORMATS) as image:
+            problem = _refusal(image)
+            if problem:
+                raise UserError(f"{name} {problem}")
+            yield image
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} is too large ({error}); shrink it first.") from error
+    except (
+        OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError,
+        struct.error, zlib.error,
+    ) as error:  # fmt: skip
+        size = len(file.getbuffer()) if isinstance(file, io.BytesIO) else file.stat().st_size
         raise UserError(
-            f"{name} cannot be decoded ({type(error).__name__}); needed a whole PNG, JPEG or WebP "
-            "file."
+            f"{name} cannot be decoded ({type(error).__name__ if size else 'it is empty'}); needed "
+            "a whole PNG, JPEG or WebP file."
         ) from error
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) from a picture file's header; raises UserError if it has none."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no picture ({type(error).__name__}).") from error
+def _refusal(image: Image.Image) -> str | None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        return (
+            f"is too large: {image.width} x {image.height} pixels; needed at most {limit} in all. "
+            "Shrink it first."
+        )
+    # A phone's MPO file is a JPEG with more pictures of the same moment behind the first
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        return f"is an animation of {image.n_frames} frames; needed one picture. Choose a frame."
+    if image.mode not in MODES:
+        return (
+            f"is a picture of mode '{image.mode}' (print colours, depth or HDR?); needed 8-bit "
+            "colours. Convert it first."
+        )
+    return None
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -9,6 +9,7 @@ scaled or moved, but for COLMAP's world, which has no up, origin and scale of it
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -48,7 +49,7 @@ def find_scene_folders(source: Path, layout: str, split: str = "train") -> list[
 
     def is_scene(folder: Path, files: list[str]) -> bool:
         if layout == "zero123":
-            return any(_view_number(name) is not None for name in files)
+            return any(view_number(name) is not None for name in files)
         if layout == "colmap":
             return colmap.find_model(folder) is not None
         return f"transforms_{split}.json" in files or "transforms.json" in files
@@ -111,7 +112,7 @@ def read_scene_folder(
     transforms = [n for n in (f"transforms_{split}.json", "transforms.json") if n in files]
     if transforms:
         views, source = _read_transforms(folder / transforms[0]), "transforms"
-    elif any(_view_number(name) is not None for name in files):
+    elif any(view_number(name) is not None for name in files):
         views, source = _read_zero123(folder, files, axes), "zero123"
     elif (model := colmap.find_model(folder)) is not None:
         views, source = colmap.read_views(model, folder / "images"), "colmap"
@@ -128,13 +129,30 @@ def read_scene_folder(
     return assemble_scene(scene_id, source, views, resolution, stored)
 
 
-def read_picture(path: Path) -> tuple[bytes, np.ndarray]:
-    """(bytes, decoded picture) of a PNG, JPEG or WebP file. Raises UserError naming it."""
+def read_picture(path: Path) -> tuple[bytes | None, np.ndarray]:
+    """(bytes, decoded picture) of a PNG, JPEG or WebP file. Raises UserError naming it.
+
+    Pixels are as stored, which is what cameras in files refer to, whatever an EXIF orientation
+    says; the bytes are None where such a tag would turn them in other readers.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}).") from error
-    return data, images.decode_image(data, str(path))
+    picture, orientation = images.decode_tagged(data, str(path))
+    return data if orientation == 1 else None, picture
+
+
+def read_zero123(
+    folder: Any, scene_id: str, resolution: int = 0, stored: images.PictureFormat = KEPT_OR_PNG
+) -> Scene:
+    """Reads a Zero123 render folder that lies in memory.
+
+    folder: stands in for a Path: `folder.list()` names its files, `folder / name` has
+    `read_bytes()`. The rest, and errors, as in `read_scene_folder`.
+    """
+    views = _read_zero123(folder, folder.list(), "opengl")
+    return assemble_scene(scene_id, "zero123", views, resolution, stored)
 
 
 def assemble_scene(
@@ -191,18 +209,19 @@ def _nested_hint(folder: Path, split: str) -> str:
     return f" Below it are scenes: {', '.join(below[:3])}." if below else ""
 
 
-def _view_number(name: str) -> int | None:
+def view_number(name: str) -> int | None:
+    """Number of the view that a file of a Zero123 render folder belongs to, or None."""
     stem, suffix = os.path.splitext(name)
     is_view = suffix.lower() in (*IMAGE_SUFFIXES, ".npy") and re.fullmatch(r"\d{3,}", stem)
     return int(stem) if is_view else None
 
 
-def _read_zero123(folder: Path, files: list[str], axes: str) -> list[View]:
+def _read_zero123(folder: Any, files: Sequence[str], axes: str) -> list[View]:
     """Views of a Zero123 render folder: NNN.npy is [3, 4] world-to-camera, Blender axes if not
     said otherwise."""
     poses, pictures = {}, {}
     for name in files:
-        number = _view_number(name)
+        number = view_number(name)
         if number is not None:
             (poses if name.endswith(".npy") else pictures)[number] = folder / name
     for kind, has, lacks in (("pose", pictures, poses), ("picture", poses, pictures)):
@@ -221,7 +240,7 @@ def _read_zero123(folder: Path, files: list[str], axes: str) -> list[View]:
     views = []
     for number in sorted(pictures):
         try:
-            w2c = np.load(poses[number], allow_pickle=False)
+            w2c = np.load(io.BytesIO(poses[number].read_bytes()), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
                 f"{poses[number]} is no whole .npy file of numbers; needed a world-to-camera "

@@ -76,6 +76,8 @@ def base() -> ConfigDict:
     c.diffusion.beta_start = 0.00085
     c.diffusion.beta_end = 0.012
     c.diffusion.prediction_type = "epsilon"  # predicts epsilon, v_prediction or sample
+    c.diffusion.timestep_spacing = "leading"  # of DDIM: leading (released code) or trailing
+    c.diffusion.rescale_betas_zero_snr = False  # last timestep without any signal; v or sample only
 
     c.optimizer = ConfigDict()  # AdamW with a joint gradient clip
     c.optimizer.peak_lr = 1e-4  # (paper)

@@ -29,7 +29,7 @@ from escherjax.weights.stored import StoredFormat
 
 log = logging.getLogger("escherjax.weights")
 
-SAMPLERS = ("ddim",)
+_STATIC = ("num_steps", "guidance_scale", "sampler", "eta", "guidance_rescale")
 
 
 def load(
@@ -97,7 +97,7 @@ class Pipeline:
         self._encode_latents = jax.jit(model.encode_latents)
         self._decode_latents = jax.jit(model.decode_latents)
         self._predict = jax.jit(model.predict)
-        self._generate = jax.jit(model.generate, static_argnames=("num_steps", "guidance_scale"))
+        self._generate = jax.jit(model.generate, static_argnames=_STATIC)
 
     def generate(
         self,
@@ -109,6 +109,8 @@ class Pipeline:
         seed: int = 0,
         initial_latents: np.ndarray | None = None,
         sampler: str = "ddim",
+        eta: float = 0.0,
+        guidance_rescale: float = 0.0,
     ) -> np.ndarray:
         """New views of one scene, all targets jointly.
 
@@ -116,11 +118,12 @@ class Pipeline:
         (turned as their EXIF orientation says, composited on white, cut to the central square).
         reference_cameras: c2w [N, 4, 4], of the turned pictures; target_cameras: c2w [M, 4, 4].
         initial_latents: [M, h, w, C] standard normal, drawn from `seed` if None.
+        sampler: "ddim", "dpmpp_2m" or "unipc"; eta: noise that DDIM adds at each step, 0 to 1;
+        guidance_rescale: 0 to 1 (see `escherjax.diffusion`).
         Returns [M, R, R, 3] float32 in [0, 1], R = `resolution`.
-        Raises UserError for empty or unequal views, bad poses, values outside [0, 1], NaN.
+        Raises UserError for empty or unequal views, bad poses, values outside [0, 1], NaN, and
+        settings that the sampler does not know.
         """
-        if sampler not in SAMPLERS:
-            raise UserError(f"sampler = {sampler!r}; known: {', '.join(SAMPLERS)}.")
         pixels = self._reference_pixels(images)
         reference_c2w = _checked_poses(reference_cameras, "reference cameras")
         target_c2w = _checked_poses(target_cameras, "target cameras")
@@ -146,6 +149,10 @@ class Pipeline:
             latents[None],
             num_steps=num_steps,
             guidance_scale=guidance_scale,
+            sampler=sampler,
+            eta=eta,
+            guidance_rescale=guidance_rescale,
+            key=jax.random.fold_in(jax.random.key(seed), 1),
         )
         return np.asarray(views[0])
 

@@ -7,10 +7,12 @@ A folder of shards holds `scenes-SPLIT.array_record-00000-of-00004` ..., `featur
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from typing import Any
 import numpy as np
 
 from escherjax import cameras
+from escherjax.data import remote
 from escherjax.errors import UserError
 
 DATASET_NAME = "scenes"
 COMPLETE_FILE = "dataset_info.json"
+FEATURES_FILE = "features.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +176,6 @@ def write_metadata(
 
     shard_lengths: scenes in each shard of each split, in order of the shards.
     """
-    import tempfile
-
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import dataset_info, file_adapters, naming
 
@@ -294,40 +296,67 @@ class ShardSource:
 
 
 def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
-    """Opens one split of a data set folder, local or any address that etils.epath reads.
+    """Opens one split of a data set: a folder, or an address (gs://, s3://, http://, https://).
 
-    Raises UserError if the folder is no whole data set, has no such split, or misses shards.
+    At an address records are read one by one, by byte ranges. Raises UserError if the folder is no
+    whole data set, has no such split, or misses shards, or an address cannot be read.
     """
     import tensorflow_datasets as tfds
-    from etils import epath
     from google.protobuf import json_format
 
-    root = epath.Path(folder)
-    if not (root / COMPLETE_FILE).exists():
-        raise UserError(
-            f"{folder} is no whole data set: it has no {COMPLETE_FILE}. Give the folder that a "
-            "data_prep command made; if one was stopped, start it again and it goes on."
-        )
-    try:
-        info = json.loads((root / COMPLETE_FILE).read_text())
-        lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
-        builder = tfds.builder_from_directory(root)
-    except (json_format.Error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{COMPLETE_FILE} or features.json of {folder} is damaged ({type(error).__name__}: "
-            f"{str(error)[:200]}); copy them again."
-        ) from error
+    with contextlib.ExitStack() as stack:
+        if remote.is_remote(folder):
+            metadata = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            far = remote.RemoteFolder(str(folder), remote.OPENING_RETRIES)
+            for name in (COMPLETE_FILE, FEATURES_FILE):
+                content = far.read(name)
+                if content is not None:
+                    (metadata / name).write_bytes(content)
+        else:
+            metadata = Path(folder)
+        if not (metadata / COMPLETE_FILE).exists():
+            raise UserError(
+                f"{folder} is no whole data set: it has no {COMPLETE_FILE}. Give the folder that a "
+                "data_prep command made; if one was stopped, start it again and it goes on."
+            )
+        try:
+            info = json.loads((metadata / COMPLETE_FILE).read_text())
+            lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
+            builder = tfds.builder_from_directory(metadata)
+        except (json_format.Error, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{COMPLETE_FILE} or {FEATURES_FILE} of {folder} is damaged "
+                f"({type(error).__name__}: {str(error)[:200]}); copy them again."
+            ) from error
     if split not in lengths:
         raise UserError(f"{folder} has no split '{split}'; it has {', '.join(sorted(lengths))}.")
+    if not sum(lengths[split]):
+        raise UserError(f"split '{split}' of {folder} has no scenes.")
     count = len(lengths[split])
     names = [shard_path(Path(), split, shard, count).name for shard in range(count)]
-    present = {path.name for path in root.iterdir()}
+    if remote.is_remote(folder):
+        shards = remote.RemoteShards(str(folder), names, lengths[split])
+        return ShardSource(
+            str(folder), split, _DecodedRecords(shards, builder.info.features), lengths[split]
+        )
+    present = set(os.listdir(folder))
     missing = [name for name in names if name not in present]
     if missing:
         raise UserError(
             f"{folder} misses {len(missing)} of {count} shards of split '{split}': "
             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Copy them again."
         )
-    if not sum(lengths[split]):
-        raise UserError(f"split '{split}' of {folder} has no scenes.")
     return ShardSource(str(folder), split, builder.as_data_source(split), lengths[split])
+
+
+class _DecodedRecords:
+    """The fields of records that are read as bytes."""
+
+    def __init__(self, records: Sequence[bytes], features: Any):
+        self._records, self._features = records, features
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._features.deserialize_example_np(self._records[index])

@@ -1,58 +1,65 @@
 """What all importers share: arguments, shards that survive a kill, progress bar, report.
 
 An import is a list of scene ids in a fixed order and a function that reads some of them. Shard i
-holds a fixed part of the list and is written whole, under a temporary name first; a finished shard
-is noted in OUT/.import. Started again with the same arguments, an import keeps finished shards and
-goes on, and what it makes is byte for byte what an undisturbed run makes.
+holds a fixed part of the list; see data_prep/shards.py. Started again with the same arguments, an
+import keeps finished shards and goes on, and what it makes is byte for byte what an undisturbed run
+makes, on however many processes or machines.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import concurrent.futures
-import dataclasses
 import hashlib
 import json
 import math
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.shards import (
+    PROGRESS_FOLDER,
+    Imported,
+    ReadScenes,
+    SceneReader,
+    ShardTask,
+    Skipped,
+    no_room_stops,
+    run_in_processes,
+    write_json,
+)
 from escherjax.errors import UserError
 
-PROGRESS_FOLDER = ".import"
+__all__ = ["Imported", "SceneReader", "Skipped"]  # what importers need besides what is below
+
 REPORT_FILE = "report.json"
 SCENES_PER_SHARD = 1024
+# Of one process: reading holds Python's lock for a part of its time, so more threads gain nothing.
+THREADS = 4
+# Arguments that do not change what is written.
+WAYS = ("out", "overwrite", "workers", "runner", "beam_flags")
 
 
-@dataclasses.dataclass(frozen=True)
-class Imported:
-    """A scene, and what the report should say about it."""
+class _Parser(argparse.ArgumentParser):
+    """Leaves the flags that it does not know to Beam, where --runner is given."""
 
-    scene: Any  # escherjax.data.records.Scene
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Skipped:
-    """A scene that cannot be used, and why."""
-
-    scene_id: str
-    reason: str
-
-
-# Reads the scenes at these places of the list of ids, and yields them in that order.
-ReadScenes = Callable[[Sequence[int]], Iterator[Imported | Skipped]]
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        known, rest = self.parse_known_args(args, namespace)
+        if rest and not known.runner:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        known.beam_flags = rest
+        return known
 
 
 def argument_parser(
     command: str, description: str, needs_source: bool = True
 ) -> argparse.ArgumentParser:
     """An argparse parser with the arguments of every importer."""
-    parser = argparse.ArgumentParser(prog=f"python -m data_prep.{command}", description=description)
+    parser = _Parser(
+        prog=f"python -m data_prep.{command}", description=description, allow_abbrev=False
+    )
     parser.add_argument(
         "--source",
         type=Path,
@@ -61,15 +68,36 @@ def argument_parser(
         if needs_source
         else "not used: these scenes are made, not read",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of shards to make")
+    parser.add_argument(
+        "--out", type=_folder, required=True,
+        help="folder of shards to make; or an address, gs://... or s3://...",
+    )  # fmt: skip
     parser.add_argument("--limit", type=int, help="only the first so many scenes")
     parser.add_argument(
         "--resolution", type=int, default=256,
-        help="shrink pictures whose shorter side is longer than this, and K with them, to PNG with "
-        "straight alpha; 0 keeps the files' own bytes, as the faithful zero123 background needs "
-        "(default %(default)s)",
+        help="shrink pictures whose shorter side is longer than this, and K with them; 0 leaves "
+        "their size, as the faithful zero123 background needs (default %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads")
+    parser.add_argument(
+        "--format", choices=("png", "jpeg", "webp"),
+        help="of every picture; JPEG cannot hold transparent pixels: scenes that have them are "
+        "skipped (default: files that need no change keep their bytes, others become png)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quality", type=int, metavar="1..100",
+        help="of jpeg and webp; a webp of 100 is lossless (default 92)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(),
+        help=f"threads; where there are several shards, in processes of {THREADS} (default: number "
+        "of cores, %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--runner", metavar="DirectRunner|DataflowRunner|FlinkRunner|SparkRunner|...",
+        help="write the shards by an Apache Beam pipeline on this runner, to which all flags that "
+        "are not listed here go; --source and --out must be the same on all its machines "
+        "(default: this machine alone, without Beam)",
+    )  # fmt: skip
     parser.add_argument(
         "--shards", type=int, help=f"files to write (default: one for {SCENES_PER_SHARD} scenes)"
     )
@@ -82,26 +110,20 @@ def argument_parser(
     return parser
 
 
-def add_normalize_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds --normalize; its value is a radius, or None to keep the file's scale."""
+def add_max_views(parser: argparse.ArgumentParser) -> None:
+    """Adds --max-views, for formats that are videos; see `evenly_spaced`."""
     parser.add_argument(
-        "--normalize", default="max_radius=1.5", type=_max_radius, metavar="max_radius=R|none",
-        help="scale each scene so that its farthest camera is R from the origin; none keeps the "
-        "file's scale (default %(default)s)",
+        "--max-views", type=int,
+        help="keep at most so many frames of a scene, evenly spaced, first and last among them",
     )  # fmt: skip
 
 
-def _max_radius(text: str) -> float | None:
-    if text == "none":
-        return None
-    name, _, value = text.partition("=")
-    try:
-        radius = float(value)
-    except ValueError:
-        radius = 0.0
-    if name != "max_radius" or not 0 < radius < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}'; needed max_radius=R with R > 0, or none")
-    return radius
+def evenly_spaced(items: Sequence[Any], count: int | None) -> Sequence[Any]:
+    """At most `count` of the items, evenly spaced, first and last among them; None keeps all."""
+    if count is None or count >= len(items):
+        return items
+    step = (len(items) - 1) / max(count - 1, 1)
+    return [items[round(place * step)] for place in range(count)]
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -109,41 +131,39 @@ def check_arguments(args: argparse.Namespace) -> None:
     from escherjax.data.records import check_split_name
 
     check_split_name(args.split)
-    for name, lowest in (("limit", 1), ("resolution", 0), ("workers", 1), ("shards", 1)):
-        value = getattr(args, name)
+    for name in ("limit", "resolution", "workers", "shards", "max_views", "first_views"):
+        value, lowest = getattr(args, name, None), 0 if name == "resolution" else 1
         if value is not None and value < lowest:
-            raise UserError(f"--{name} {value}: needed at least {lowest}.")
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {value}: needed at least {lowest}.")
+    if args.quality is not None:
+        if args.format not in ("jpeg", "webp"):
+            raise UserError(f"--quality {args.quality} needs --format jpeg or webp.")
+        if not 1 <= args.quality <= 100:
+            raise UserError(f"--quality {args.quality}: needed 1 to 100.")
     if args.heldout < 0 or (args.heldout > 1 and args.heldout != int(args.heldout)):
         raise UserError(f"--heldout {args.heldout}: needed a fraction below 1 or a whole number.")
     if args.heldout and args.split == "heldout":
         raise UserError("--heldout needs a --split of another name than 'heldout'.")
+    if args.runner:
+        from data_prep import beam
+
+        beam.check_runner(args.runner, args.beam_flags)
 
 
-def read_in_threads(
-    read_scene: Callable[[int], Imported], scene_ids: Sequence[str], workers: int
-) -> ReadScenes:
-    """Reads scenes one by one in threads, in order; a UserError skips its scene.
+def picture_format(args: argparse.Namespace) -> Any:
+    """The images.PictureFormat that --format and --quality ask for."""
+    from escherjax.data.images import PictureFormat
 
-    Decoding and resizing run outside Python's lock. At most 2 * workers scenes are kept waiting.
-    """
+    return PictureFormat(args.format, args.quality or PictureFormat.quality)
 
-    def read_one(place: int) -> Imported | Skipped:
-        try:
-            return read_scene(place)
-        except UserError as error:
-            return Skipped(scene_ids[place], str(error))
 
-    def read(places: Sequence[int]) -> Iterator[Imported | Skipped]:
-        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            waiting = collections.deque()
-            for place in places:
-                waiting.append(pool.submit(read_one, place))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+def _folder(text: str) -> Path:
+    if "://" not in text:
+        return Path(text)
+    from etils import epath
 
-    return read
+    return epath.Path(text)
 
 
 def import_scenes(
@@ -151,8 +171,10 @@ def import_scenes(
 ) -> Path:
     """Writes scenes as a data set with a report, going on from an earlier try. Returns the folder.
 
-    scene_ids: of every candidate, sorted, before --limit. Raises UserError if --out is taken, ids
-    repeat, or no scene at all can be used.
+    scene_ids: of every candidate, sorted, before --limit. read: a SceneReader of as many items; or
+    any function of places, which is called in this process alone, or pickled whole for Beam.
+    Raises UserError if --out is taken, ids repeat, or no scene at all can be used; StoppedError if
+    shards could not be written.
     """
     from tqdm import tqdm
 
@@ -165,61 +187,122 @@ def import_scenes(
     options = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in sorted(vars(args).items())
-        if name not in ("out", "workers", "overwrite")
+        if name not in WAYS
     }
     plan = {
         "command": command,
         "options": options,
         "scenes_sha256": hashlib.sha256("\n".join(scene_ids).encode()).hexdigest(),
     }
-    progress = _open_folder(out, plan, args.overwrite)
-
-    notes: dict[str, list] = {}
+    with no_room_stops(out):
+        progress = _open_folder(out, plan, args.overwrite)
+    tasks = [
+        _make_task(out, split, shard, parts, scene_ids, read)
+        for split, parts in shards.items()
+        for shard in range(len(parts))
+    ]
+    pending = [task for task in tasks if not task.note_file.exists()]
     with tqdm(total=len(scene_ids), desc=f"{command} -> {out}", unit="scene", mininterval=1) as bar:
-        for split, parts in shards.items():
-            notes[split] = []
-            for shard, places in enumerate(parts):
-                note_file = progress / f"{split}-{shard:05d}.json"
-                if not note_file.exists():
-                    path = records.shard_path(out, split, shard, len(parts))
-                    note = _write_shard(path, read(places), bar)
-                    _write_json(note_file, note)
-                else:
-                    bar.update(len(places))
-                notes[split].append(json.loads(note_file.read_text()))
-
-    every = [note for parts in notes.values() for note in parts]
-    skipped = [entry for note in every for entry in note["skipped"]]
-    if not any(note["scenes"] for note in every):
+        bar.update(len(scene_ids) - sum(len(task.places) for task in pending))
+        _run_tasks(args, pending, bar.update)
+    notes = [json.loads(task.note_file.read_text()) for task in tasks]
+    skipped = [entry for note in notes for entry in note["skipped"]]
+    if not any(note["scenes"] for note in notes):
         first = skipped[0]
-        shutil.rmtree(progress)
+        _remove_progress(progress)
         _remove_data(out)
         raise UserError(
             f"none of {len(skipped)} scenes can be used. The first, '{first['scene_id']}': "
             f"{first['reason']}"
         )
-    lengths = {split: [note["scenes"] for note in parts] for split, parts in notes.items()}
+    lengths: dict[str, list[int]] = {split: [] for split in shards}
+    for task, note in zip(tasks, notes, strict=True):
+        lengths[task.split].append(note["scenes"])
     report = {
         "command": command,
         "options": options,
         "scenes": sum(map(sum, lengths.values())),
-        "views": sum(note["views"] for note in every),
+        "views": sum(note["views"] for note in notes),
+        "bytes": sum(note["bytes"] for note in notes),
         "splits": {split: sum(counts) for split, counts in lengths.items()},
         "num_skipped": len(skipped),
+        "skipped_by_reason": _count_reasons(skipped, str(options["source"])),
         "skipped": skipped,
-        "notes": {key: value for note in every for key, value in note["notes"].items()},
+        "notes": {key: value for note in notes for key, value in note["notes"].items()},
     }
-    _write_json(out / REPORT_FILE, report)
-    records.write_metadata(out, lengths, f"Made by data_prep.{command}")
-    shutil.rmtree(progress)
-    for entry in skipped[:5]:
-        print(f"skipped {entry['scene_id']}: {entry['reason']}")
-    if len(skipped) > 5:
-        print(f"... and {len(skipped) - 5} more, all in {out / REPORT_FILE}")
-    counts = ", ".join(f"{name} {count}" for name, count in report["splits"].items())
-    print(f"{report['scenes']} scenes ({counts}), {report['views']} views, {len(skipped)} skipped")
-    print(out)
+    with no_room_stops(out):
+        write_json(out / REPORT_FILE, report)
+        records.write_metadata(out, lengths, f"Made by data_prep.{command}")
+    _remove_progress(progress)
+    _print_summary(report, out)
     return out
+
+
+def _make_task(
+    out: Path,
+    split: str,
+    shard: int,
+    parts: Sequence[range],
+    scene_ids: Sequence[str],
+    read: ReadScenes,
+) -> ShardTask:
+    places: Sequence[int] = parts[shard]
+    ids = [scene_ids[place] for place in places]
+    if isinstance(read, SceneReader):
+        read, places = read.part(places), range(len(places))
+    return ShardTask(out, split, shard, len(parts), ids, read, places)
+
+
+def _run_tasks(
+    args: argparse.Namespace, tasks: Sequence[ShardTask], tick: Callable[[int], Any]
+) -> None:
+    """Runs tasks where the arguments say: by Beam, in several processes, or here."""
+    if not tasks:
+        return
+    if args.runner:
+        from data_prep import beam
+
+        beam.run_tasks(tasks, args.runner, args.beam_flags)
+        tick(sum(len(task.places) for task in tasks))
+        return
+    readers = [task.read for task in tasks if isinstance(task.read, SceneReader)]
+    processes = min(len(readers), args.workers // THREADS)
+    if processes > 1:
+        for reader in readers:
+            reader.workers = args.workers // processes
+        run_in_processes(tasks, processes, tick)
+        return
+    for task in tasks:
+        task.run(tick)
+
+
+def _count_reasons(skipped: Sequence[dict[str, str]], source: str) -> dict[str, int]:
+    """How often scenes were skipped for each reason, most often first.
+
+    A reason's kind is its first sentence, names of files and scenes and numbers left out.
+    """
+    kinds: collections.Counter[str] = collections.Counter()
+    for entry in skipped:
+        text = entry["reason"].replace(source, "/").replace(entry["scene_id"], "/")
+        sentence = re.split(r"[;:.](?:\s|$)", text, maxsplit=1)[0]
+        words = ["..." if re.search(r"[/'\d]", word) else word for word in sentence.split()]
+        kinds[re.sub(r"\.\.\.( \.\.\.)+", "...", " ".join(words))] += 1
+    return dict(kinds.most_common())
+
+
+def _print_summary(report: dict[str, Any], out: Path) -> None:
+    counts = ", ".join(f"{name} {count}" for name, count in report["splits"].items())
+    print(
+        f"{report['scenes']} scenes ({counts}), {report['views']} views, "
+        f"{report['bytes'] / 1e6:.1f} MB, {report['num_skipped']} skipped"
+    )
+    for kind, count in report["skipped_by_reason"].items():
+        print(f"  skipped {count}: {kind}")
+    for entry in report["skipped"][:5]:
+        print(f"    {entry['scene_id']}: {entry['reason']}")
+    if report["num_skipped"] > 5:
+        print(f"    ... and {report['num_skipped'] - 5} more, all in {out / REPORT_FILE}")
+    print(out)
 
 
 def _plan_shards(args: argparse.Namespace, count: int) -> dict[str, list[range]]:
@@ -247,7 +330,7 @@ def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> Path:
     progress = out / PROGRESS_FOLDER
     plan_file = progress / "plan.json"
     if overwrite and out.is_dir():
-        shutil.rmtree(progress, ignore_errors=True)
+        _remove_progress(progress)
         _remove_data(out)
     if (out / COMPLETE_FILE).exists() and not plan_file.exists():
         raise UserError(f"{out} holds a data set already; choose another --out or --overwrite it.")
@@ -261,10 +344,17 @@ def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> Path:
         if out.exists() and (not out.is_dir() or any(p != progress for p in out.iterdir())):
             raise UserError(f"{out} is not an empty folder; choose another --out.")
         progress.mkdir(parents=True, exist_ok=True)
-        _write_json(plan_file, plan)
-    for leftover in (*out.glob("*.tmp"), *out.glob(".metadata-*")):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        write_json(plan_file, plan)
+    for leftover in (*out.glob("*.tmp"), *progress.glob("*.tmp")):
+        leftover.unlink(missing_ok=True)
     return progress
+
+
+def _remove_progress(progress: Path) -> None:
+    from etils import epath
+
+    if progress.exists():
+        epath.Path(progress).rmtree()
 
 
 def _remove_data(out: Path) -> None:
@@ -274,30 +364,3 @@ def _remove_data(out: Path) -> None:
     names = (COMPLETE_FILE, "features.json", REPORT_FILE)
     for path in (*(out / name for name in names), *out.glob(f"{DATASET_NAME}-*.array_record-*")):
         path.unlink(missing_ok=True)
-
-
-def _write_shard(path: Path, results: Iterator[Imported | Skipped], bar) -> dict[str, Any]:
-    """Writes one shard and returns its note: numbers of scenes and views, skipped, notes."""
-    from escherjax.data import records
-
-    note: dict[str, Any] = {"scenes": 0, "views": 0, "skipped": [], "notes": {}}
-
-    def usable():
-        for result in results:
-            bar.update()
-            if isinstance(result, Skipped):
-                note["skipped"].append(dataclasses.asdict(result))
-                continue
-            note["views"] += result.scene.num_views
-            if result.notes:
-                note["notes"][result.scene.scene_id] = result.notes
-            yield result.scene
-
-    note["scenes"] = records.write_shard(path, usable())
-    return note
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)

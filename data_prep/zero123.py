@@ -9,8 +9,10 @@ pixel import with --resolution 0, which keeps the source's files.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from data_prep import importing
 from escherjax.errors import UserError, run_command
@@ -19,6 +21,17 @@ from escherjax.errors import UserError, run_command
 def main(argv: Sequence[str]) -> None:
     """Runs the importer; see --help."""
     parser = importing.argument_parser("zero123", "Zero123-style render folders to shards.")
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    importing.check_arguments(args)
+
+    from escherjax.data.scenes import find_scene_folders
+
+    import_renders(args, "zero123", find_scene_folders(args.source, "zero123")[: args.limit])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say which render folders are left out."""
     parser.add_argument(
         "--num-views", type=int, help="skip scenes with another number of views (original: 12)"
     )
@@ -26,16 +39,20 @@ def main(argv: Sequence[str]) -> None:
         "--max-empty-views", type=int, default=2,
         help="skip scenes with more fully transparent views than this (default %(default)s)",
     )  # fmt: skip
-    args = parser.parse_args(argv)
-    importing.check_arguments(args)
 
-    from escherjax.data.scenes import find_scene_folders, read_scene_folder
 
-    found = find_scene_folders(args.source, "zero123")[: args.limit]
+def import_renders(
+    args: argparse.Namespace, command: str, found: Sequence[tuple[str, Path]], axes: str = "opengl"
+) -> None:
+    """Imports render folders given as (scene id, folder), with poses of these camera axes."""
+    from escherjax.data.scenes import read_scene_folder
 
-    def read_scene(place: int) -> importing.Imported:
-        scene_id, folder = found[place]
-        scene = read_scene_folder(folder, scene_id, resolution=args.resolution)
+    stored = importing.picture_format(args)
+
+    def read_scene(scene_id: str, folder: Path) -> importing.Imported:
+        scene = read_scene_folder(
+            folder, scene_id, resolution=args.resolution, axes=axes, stored=stored
+        )
         if args.num_views and scene.num_views != args.num_views:
             raise UserError(f"has {scene.num_views} views; --num-views asks for {args.num_views}.")
         empty = sum(_is_empty(data) for data in scene.images)
@@ -44,8 +61,8 @@ def main(argv: Sequence[str]) -> None:
         return importing.Imported(scene)
 
     ids = [scene_id for scene_id, _ in found]
-    read = importing.read_in_threads(read_scene, ids, args.workers)
-    importing.import_scenes(args, "zero123", ids, read)
+    read = importing.SceneReader(read_scene, found, args.workers)
+    importing.import_scenes(args, command, ids, read)
 
 
 def _is_empty(data: bytes) -> bool:

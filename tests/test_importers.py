@@ -184,13 +184,13 @@ def import_until(args, source, last):
     """The zero123 import, stopped as Ctrl-C does when scene number `last` is to be read."""
     found = scenes.find_scene_folders(source, "zero123")
 
-    def read_scene(place):
-        if place == last:
+    def read_scene(scene_id, folder):
+        if scene_id == f"scene-{last}":
             raise KeyboardInterrupt
-        return importing.Imported(scenes.read_scene_folder(found[place][1], found[place][0]))
+        return importing.Imported(scenes.read_scene_folder(folder, scene_id))
 
     ids = [scene_id for scene_id, _ in found]
-    read = importing.read_in_threads(read_scene, ids, workers=1)
+    read = importing.SceneReader(read_scene, found, workers=1)
     return importing.import_scenes(args, "zero123", ids, read)
 
 

@@ -11,7 +11,7 @@ import pytest
 from range_server import serve
 from test_records import assert_same_scene, make_scene
 
-from escherjax.data import loader, records, remote, riegeli
+from escherjax.data import loader, records, riegeli, whole_files
 from escherjax.errors import UserError
 
 BLOCK = riegeli.POSTSCRIPT_SIZE
@@ -217,4 +217,4 @@ def test_a_record_that_is_damaged_is_an_error_with_its_shard(server, folder):
 
 @pytest.mark.parametrize("path", ["shards", "/data/shards", "a:b", "c:/shards"])
 def test_paths_of_this_machine_are_no_addresses(path):
-    assert not remote.is_remote(path)
+    assert not whole_files.is_remote(path)

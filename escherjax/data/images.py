@@ -5,6 +5,7 @@ Pictures are [H, W, 3] RGB or [H, W, 4] RGBA with straight alpha.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,43 @@ def encode_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureFormat:
+    """How pictures are stored.
+
+    name: "png", "jpeg" or "webp": every picture is of that format. None: files that need no change
+    keep their bytes, others become PNG.
+    quality: 1 to 100, of JPEG and WebP; a WebP of 100 is lossless.
+    """
+
+    name: str | None = None
+    quality: int = 92
+
+    def keeps(self, data: bytes) -> bool:
+        """Whether a file that needs no other change can stay as it is."""
+        if self.name is None:
+            return True
+        with Image.open(io.BytesIO(data)) as image:
+            return image.format == self.name.upper()
+
+    def encode(self, image: np.ndarray) -> bytes:
+        """Bytes of a picture; the same picture gives the same bytes.
+
+        Alpha that is opaque everywhere is left out of a JPEG. Raises UserError if it is not.
+        """
+        if self.name in (None, "png"):
+            return encode_png(image)
+        if self.name == "jpeg" and image.shape[-1] == 4:
+            if (image[..., 3] < 255).any():
+                raise UserError("JPEG cannot hold its transparent pixels; take PNG or WebP.")
+            image = np.ascontiguousarray(image[..., :3])
+        # WebP's `exact` keeps the colour of transparent pixels
+        extra = {"lossless": self.quality == 100, "exact": True} if self.name == "webp" else {}
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, self.name, quality=self.quality, **extra)
+        return buffer.getvalue()
 
 
 def on_background(images: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:

@@ -7,13 +7,16 @@ A folder of shards holds `scenes-SPLIT.array_record-00000-of-00004` ..., `featur
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import numpy as np
 
 from escherjax import cameras
 from escherjax.data import remote
+from escherjax.data.whole_files import file_size, is_remote, whole_file
 from escherjax.errors import UserError
 
 DATASET_NAME = "scenes"
@@ -151,22 +155,39 @@ def shard_path(folder: Path, split: str, shard: int, num_shards: int) -> Path:
 def write_shard(path: Path, scenes: Iterable[Scene]) -> int:
     """Writes one shard under a temporary name, then renames it. Returns the number of scenes.
 
-    Nothing is left at `path` unless all scenes were written.
+    path: local, or an etils.epath.Path. Nothing is left of the shard unless all scenes were
+    written. Raises OSError if it cannot be written: a full disk, say.
     """
     from array_record.python import array_record_module
 
-    temporary = path.with_name(f"{path.name}.tmp")
-    # Group size 1 reads one scene at a time; pictures are compressed already.
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     count = 0
-    try:
-        for scene in scenes:
-            writer.write(encode_scene(scene))
-            count += 1
-    finally:
-        writer.close()
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        # Group size 1 reads one scene at a time; pictures are compressed already.
+        writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1,uncompressed")
+        try:
+            for scene in scenes:
+                record = encode_scene(scene)
+                with _write_errors(path):
+                    writer.write(record)
+                count += 1
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                writer.close()
+            raise
+        with _write_errors(path):
+            writer.close()
     return count
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Makes ArrayRecord's errors, which name the reason in words alone, OSErrors with a number."""
+    try:
+        yield
+    except RuntimeError as error:
+        codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        code = next((code for code in codes if os.strerror(code) in str(error)), errno.EIO)
+        raise OSError(code, f"{os.strerror(code)}: {str(error)[:200]}", str(path)) from error
 
 
 def write_metadata(
@@ -189,7 +210,7 @@ def write_metadata(
             name=split,
             shard_lengths=list(lengths),
             num_bytes=sum(
-                shard_path(folder, split, i, len(lengths)).stat().st_size
+                file_size(shard_path(folder, split, i, len(lengths)))
                 for i in range(len(lengths))
             ),
             filename_template=template.replace(split=split),
@@ -202,11 +223,12 @@ def write_metadata(
     info = tfds.core.DatasetInfo(builder=identity, features=features(), description=description)
     info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
     info.set_splits(tfds.core.SplitDict(splits))
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".metadata-") as temporary:
+    with tempfile.TemporaryDirectory() as temporary:
         info.write_to_directory(temporary)
         names = sorted(os.listdir(temporary), key=lambda name: name == COMPLETE_FILE)
         for name in names:
-            os.replace(Path(temporary) / name, folder / name)
+            with whole_file(folder / name) as file:
+                shutil.copyfile(Path(temporary) / name, file)
 
 
 def write_scenes(
@@ -239,12 +261,13 @@ def check_split_name(split: str) -> None:
 
 
 def check_unique(scene_ids: Sequence[str]) -> None:
-    """Raises UserError naming the first id that comes twice."""
-    seen: set[str] = set()
-    for scene_id in scene_ids:
-        if scene_id in seen:
-            raise UserError(f"scene id '{scene_id}' comes twice; every scene needs its own.")
-        seen.add(scene_id)
+    """Raises UserError naming the ids that come twice, five of them at most."""
+    counts = collections.Counter(scene_ids)
+    twice = [scene_id for scene_id, count in counts.items() if count > 1]
+    if twice:
+        named = ", ".join(f"'{scene_id}'" for scene_id in twice[:5])
+        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+        raise UserError(f"scene id {named}{more} comes twice; every scene needs its own.")
 
 
 class ShardSource:
@@ -305,7 +328,7 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
     from google.protobuf import json_format
 
     with contextlib.ExitStack() as stack:
-        if remote.is_remote(folder):
+        if is_remote(folder):
             metadata = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             far = remote.RemoteFolder(str(folder), remote.OPENING_RETRIES)
             for name in (COMPLETE_FILE, FEATURES_FILE):
@@ -334,7 +357,7 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
         raise UserError(f"split '{split}' of {folder} has no scenes.")
     count = len(lengths[split])
     names = [shard_path(Path(), split, shard, count).name for shard in range(count)]
-    if remote.is_remote(folder):
+    if is_remote(folder):
         shards = remote.RemoteShards(str(folder), names, lengths[split])
         return ShardSource(
             str(folder), split, _DecodedRecords(shards, builder.info.features), lengths[split]

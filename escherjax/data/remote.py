@@ -8,8 +8,6 @@ environment, none for public buckets and http.
 from __future__ import annotations
 
 import concurrent.futures
-import os
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,11 +20,6 @@ OPENING_RETRIES = 4
 READING_RETRIES = 32
 _OPENING_THREADS = 32
 _KINDS = ("gcs", "s3", "http")
-
-
-def is_remote(folder: str | os.PathLike) -> bool:
-    """Whether `folder` is an address such as gs://bucket/folder, and no path of this machine."""
-    return re.match(r"[a-z][a-z0-9+.-]*://", os.fspath(folder)) is not None
 
 
 class RemoteFolder:

@@ -9,7 +9,6 @@ scaled or moved, but for COLMAP's world, which has no up, origin and scale of it
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import re
@@ -32,8 +31,12 @@ PINHOLE_MODELS = (
     "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "RADIAL", "SIMPLE_RADIAL",
 )  # fmt: skip
 
+KEPT_OR_PNG = images.PictureFormat()
+
 # A view before its picture is read: its file, c2w [4, 4] with OpenCV axes, its lens.
 View = tuple[Path, np.ndarray, images.Pinhole]
+# File -> (its bytes where they can be kept as they are, else None; the picture, uint8).
+ReadPicture = Callable[[Path], tuple[bytes | None, np.ndarray]]
 
 
 def find_scene_folders(source: Path, layout: str, split: str = "train") -> list[tuple[str, Path]]:
@@ -83,14 +86,21 @@ def find_folders(
 
 
 def read_scene_folder(
-    folder: str | Path, scene_id: str | None = None, split: str = "train", resolution: int = 0
+    folder: str | Path,
+    scene_id: str | None = None,
+    split: str = "train",
+    resolution: int = 0,
+    axes: str = "opengl",
+    stored: images.PictureFormat = KEPT_OR_PNG,
 ) -> Scene:
     """Reads one scene folder of any of the layouts.
 
     split: which transforms_SPLIT.json; transforms.json is read where that is missing.
-    resolution: pictures whose shorter side is longer are shrunk to it, and K with them; 0 keeps
-    the file's own bytes. Every picture is decoded, so that a broken one is found here.
-    A COLMAP world is turned z up, centred and scaled by the defaults of `colmap.normalize_poses`.
+    resolution: pictures whose shorter side is longer are shrunk to it, and K with them; 0 leaves
+    their size. Every picture is decoded, so that a broken one is found here.
+    A COLMAP world is turned z up, centred and scaled by the defaults of
+    `cameras.normalize_poses`.
+    axes: "opengl" or "opencv", of the poses in .npy files. stored: format of the pictures.
     Raises UserError naming the scene: missing pose, broken picture, bad camera, no such layout.
     """
     folder = Path(folder)
@@ -102,10 +112,10 @@ def read_scene_folder(
     if transforms:
         views, source = _read_transforms(folder / transforms[0]), "transforms"
     elif any(_view_number(name) is not None for name in files):
-        views, source = _read_zero123(folder, files), "zero123"
+        views, source = _read_zero123(folder, files, axes), "zero123"
     elif (model := colmap.find_model(folder)) is not None:
         views, source = colmap.read_views(model, folder / "images"), "colmap"
-        c2w, _ = colmap.normalize_poses(np.stack([pose for _, pose, _ in views]))
+        c2w, _ = cameras.normalize_poses(np.stack([pose for _, pose, _ in views]))
         views = [(path, pose, pinhole) for (path, _, pinhole), pose in zip(views, c2w, strict=True)]
     else:
         other = [name for name in files if re.fullmatch(r"transforms_\w+\.json", name)]
@@ -115,18 +125,45 @@ def read_scene_folder(
             + (f"; it has {', '.join(other)}: choose that split." if other else ".")
             + _nested_hint(folder, split)
         )
-    return assemble_scene(scene_id, source, views, resolution)
+    return assemble_scene(scene_id, source, views, resolution, stored)
 
 
-def assemble_scene(scene_id: str, source: str, views: Sequence[View], resolution: int = 0) -> Scene:
-    """Reads the pictures of views and makes them a valid scene; see `read_scene_folder`."""
-    encoded, c2w, K, sizes = [], [], [], []
+def read_picture(path: Path) -> tuple[bytes, np.ndarray]:
+    """(bytes, decoded picture) of a PNG, JPEG or WebP file. Raises UserError naming it."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    return data, images.decode_image(data, str(path))
+
+
+def assemble_scene(
+    scene_id: str,
+    source: str,
+    views: Sequence[View],
+    resolution: int = 0,
+    stored: images.PictureFormat = KEPT_OR_PNG,
+    read: ReadPicture = read_picture,
+) -> Scene:
+    """Reads the pictures of views and makes a scene of them; every format ends here.
+
+    source: name of the format. resolution, stored: as in `read_scene_folder`.
+    Raises UserError naming the scene or every file at fault: broken pictures, mixed sizes, bad
+    camera.
+    """
+    encoded, c2w, K, sizes, problems = [], [], [], [], []
     for path, pose, pinhole in views:
-        data, size, intrinsics = _read_view(path, pinhole, resolution)
+        try:
+            data, size, intrinsics = _read_view(path, pinhole, resolution, stored, read)
+        except UserError as error:
+            problems.append(str(error))
+            continue
         encoded.append(data)
         c2w.append(pose)
         K.append(intrinsics)
         sizes.append(size)
+    if problems:
+        raise UserError(" ".join(problems))
     if len(set(sizes)) > 1:
         raise UserError(
             f"scene '{scene_id}' mixes picture sizes (height, width) {sorted(set(sizes))}; "
@@ -160,8 +197,9 @@ def _view_number(name: str) -> int | None:
     return int(stem) if is_view else None
 
 
-def _read_zero123(folder: Path, files: list[str]) -> list[View]:
-    """Views of a Zero123 render folder: NNN.npy is [3, 4] world-to-camera with Blender axes."""
+def _read_zero123(folder: Path, files: list[str], axes: str) -> list[View]:
+    """Views of a Zero123 render folder: NNN.npy is [3, 4] world-to-camera, Blender axes if not
+    said otherwise."""
     poses, pictures = {}, {}
     for name in files:
         number = _view_number(name)
@@ -194,7 +232,9 @@ def _read_zero123(folder: Path, files: list[str]) -> list[View]:
                 f"{poses[number]} holds {w2c.dtype} {w2c.shape}; needed a float world-to-camera "
                 "matrix (3, 4)."
             )
-        c2w = cameras.opencv_from_opengl(cameras.c2w_from_w2c(w2c.astype(np.float64)))
+        c2w = cameras.c2w_from_w2c(w2c.astype(np.float64))
+        if axes == "opengl":
+            c2w = cameras.opencv_from_opengl(c2w)
         views.append((pictures[number], c2w, pinhole))
     return views
 
@@ -239,16 +279,9 @@ def _read_transforms(path: Path) -> list[View]:
     meta, frames = _read_frames(path)
     views = []
     for frame, c2w, where in frames:
-        pinhole = functools.partial(_transforms_pinhole, {**meta, **frame}, where)
+        pinhole = pinhole_intrinsics({**meta, **frame}, where)
         views.append((_find_picture(path.parent, str(frame["file_path"]), where), c2w, pinhole))
     return views
-
-
-def _transforms_pinhole(
-    fields: dict[str, Any], where: str, picture: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    K, distortion = _transforms_intrinsics(fields, where, *picture.shape[:2])
-    return images.undistort(picture, K, distortion) if distortion else picture, K
 
 
 def _read_frames(path: Path) -> tuple[dict[str, Any], list[tuple[dict[str, Any], np.ndarray, str]]]:
@@ -288,13 +321,24 @@ def _find_picture(folder: Path, name: str, where: str) -> Path:
     raise UserError(f"{where}: {folder / name} is missing (also with {', '.join(IMAGE_SUFFIXES)}).")
 
 
+def pinhole_intrinsics(fields: dict[str, Any], where: str) -> images.Pinhole:
+    """The lens that nerfstudio's or NeRF-synthetic's fields describe.
+
+    Where they state another size `w`, `h` than a picture has, K is scaled to the picture. What is
+    returned raises UserError, starting with `where`, if fields are missing or shapes differ.
+    """
+
+    def pinhole(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        K, distortion = _transforms_intrinsics(fields, where, *picture.shape[:2])
+        return images.undistort(picture, K, distortion) if distortion else picture, K
+
+    return pinhole
+
+
 def _transforms_intrinsics(
     fields: dict[str, Any], where: str, height: int, width: int
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """(K [3, 3] for a picture of this size, distortion) from nerfstudio or NeRF-synthetic fields.
-
-    Where the file states another size `w`, `h` than the picture has, K is scaled to the picture.
-    """
+    """(K [3, 3] for a picture of this size, lens distortion)."""
     model = fields.get("camera_model", "OPENCV")
     if model not in PINHOLE_MODELS:
         raise UserError(f"{where}: camera_model '{model}'; needed one of {PINHOLE_MODELS}.")
@@ -325,14 +369,14 @@ def _transforms_intrinsics(
 
 
 def _read_view(
-    path: Path, pinhole: images.Pinhole, resolution: int
+    path: Path,
+    pinhole: images.Pinhole,
+    resolution: int,
+    stored: images.PictureFormat,
+    read: ReadPicture,
 ) -> tuple[bytes, tuple[int, int], np.ndarray]:
     """(encoded bytes, (height, width), K) of one view, undistorted and shrunk where needed."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}).") from error
-    picture = images.decode_image(data, str(path))
+    data, picture = read(path)
     changed, K = pinhole(picture)
     height, width = changed.shape[:2]
     shorter = min(height, width)
@@ -341,6 +385,9 @@ def _read_view(
         new_width = round(width * resolution / shorter)
         changed = images.resize_image(changed, new_height, new_width)
         K = cameras.resize_intrinsics(K, new_width / width, new_height / height)
-    if changed is not picture:
-        data = images.encode_png(changed)
+    if data is None or changed is not picture or not stored.keeps(data):
+        try:
+            data = stored.encode(changed)
+        except UserError as error:
+            raise UserError(f"{path} cannot be stored: {error}") from error
     return data, changed.shape[:2], K

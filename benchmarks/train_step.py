@@ -47,7 +47,9 @@ def main(argv: Sequence[str]) -> int:
     state = jax.block_until_ready(create_state(model, optimizer, mesh, config))
     init_sec = time.perf_counter() - started
     print(f"initialised in {init_sec:.1f} s", file=sys.stderr, flush=True)
-    flops = perf.train_step_flops(model, state.params, state.frozen, config)
+    flops = perf.train_step_flops(
+        model, state.params, state.frozen, config, config.num_references, config.num_targets
+    )
 
     rng = np.random.default_rng(0)
     size, side = config.batch_size // jax.process_count(), config.resolution

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from escherjax import cameras
+from escherjax.data import moments as moments_lib
 from escherjax.data import remote
 from escherjax.data.whole_files import file_size, is_remote, whole_file
 from escherjax.errors import UserError
@@ -40,6 +41,7 @@ class Scene:
         uint8 array [V, H, W, 4] with straight alpha.
     c2w: [V, 4, 4] float32 camera-to-world, OpenCV axes, world z up.
     K: [V, 3, 3] float32, pixels of the pictures.
+    moments: [V, h, w, 2 C] bfloat16 of the views' VAE latents (see data/moments.py), or None.
     """
 
     scene_id: str
@@ -49,6 +51,7 @@ class Scene:
     K: np.ndarray
     height: int
     width: int
+    moments: np.ndarray | None = None
 
     @property
     def num_views(self) -> int:
@@ -86,6 +89,9 @@ def scene_faults(scene: Scene) -> list[Fault]:
         if scene.images.shape != shape or scene.images.dtype != np.uint8:
             text = f"has pictures {scene.images.dtype} {scene.images.shape}; needed uint8 {shape}."
             faults.append(Fault("wrong picture size", text))
+    if scene.moments is not None:
+        texts = moments_lib.moments_faults(scene.moments, views)
+        faults += [Fault("bad moments", text) for text in texts]
     if scene.c2w.shape[1:] == (4, 4):
         faults += [
             Fault(f"pose {kind}", text, view)
@@ -114,8 +120,8 @@ def validate_scene(scene: Scene) -> None:
         raise UserError(f"scene '{scene.scene_id}': {' '.join(texts)}{more}")
 
 
-def features() -> Any:
-    """The TFDS features of a record."""
+def features(with_moments: bool = False) -> Any:
+    """The TFDS features of a record, with or without stored moments."""
     from tensorflow_datasets import features as tfds_features
 
     return tfds_features.FeaturesDict({
@@ -126,6 +132,7 @@ def features() -> Any:
         "K": tfds_features.Tensor(shape=(None, 3, 3), dtype=np.float32),
         "height": tfds_features.Scalar(np.int32),
         "width": tfds_features.Scalar(np.int32),
+        **(moments_lib.record_features() if with_moments else {}),
     })  # fmt: skip
 
 
@@ -139,10 +146,14 @@ def encode_scene(scene: Scene) -> bytes:
     validate_scene(scene)
     if isinstance(scene.images, np.ndarray):
         raise UserError(f"scene '{scene.scene_id}' has raw pictures; encode them before writing.")
-    spec = features()
+    spec = features(with_moments=scene.moments is not None)
     serializer = example_serializer.ExampleSerializer(spec.get_serialized_info())
     fields = {field.name: getattr(scene, field.name) for field in dataclasses.fields(scene)}
     fields["images"] = list(scene.images)
+    if scene.moments is not None:
+        fields |= moments_lib.to_fields(scene.moments)
+    else:
+        del fields["moments"]
     example = serializer.get_tf_example(spec.encode_example(fields))
     return example.SerializeToString(deterministic=True)
 
@@ -191,11 +202,15 @@ def _write_errors(path: Path) -> Iterator[None]:
 
 
 def write_metadata(
-    folder: Path, shard_lengths: Mapping[str, Sequence[int]], description: str = ""
+    folder: Path,
+    shard_lengths: Mapping[str, Sequence[int]],
+    description: str = "",
+    with_moments: bool = False,
 ) -> None:
     """Makes a folder of written shards a whole data set.
 
-    shard_lengths: scenes in each shard of each split, in order of the shards.
+    shard_lengths: scenes in each shard of each split, in order of the shards. with_moments:
+    whether the scenes hold stored moments.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import dataset_info, file_adapters, naming
@@ -220,7 +235,9 @@ def write_metadata(
     identity = dataset_info.DatasetIdentity(
         name=DATASET_NAME, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=""
     )
-    info = tfds.core.DatasetInfo(builder=identity, features=features(), description=description)
+    info = tfds.core.DatasetInfo(
+        builder=identity, features=features(with_moments), description=description
+    )
     info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
     info.set_splits(tfds.core.SplitDict(splits))
     with tempfile.TemporaryDirectory() as temporary:
@@ -300,6 +317,7 @@ class ShardSource:
                 raise ValueError(f"it has no {', '.join(missing)}")
             fields["scene_id"] = fields["scene_id"].decode()
             fields["source"] = fields["source"].decode()
+            fields["moments"] = moments_lib.from_fields(fields)
             return Scene(**{field.name: fields[field.name] for field in dataclasses.fields(Scene)})
         except (
             DecodeError, RuntimeError, ValueError, KeyError, TypeError, IndexError, OSError
@@ -330,9 +348,8 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
     with contextlib.ExitStack() as stack:
         if is_remote(folder):
             metadata = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            far = remote.RemoteFolder(str(folder), remote.OPENING_RETRIES)
             for name in (COMPLETE_FILE, FEATURES_FILE):
-                content = far.read(name)
+                content = remote.read_file(folder, name)
                 if content is not None:
                     (metadata / name).write_bytes(content)
         else:
@@ -358,10 +375,9 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
     count = len(lengths[split])
     names = [shard_path(Path(), split, shard, count).name for shard in range(count)]
     if is_remote(folder):
-        shards = remote.RemoteShards(str(folder), names, lengths[split])
-        return ShardSource(
-            str(folder), split, _DecodedRecords(shards, builder.info.features), lengths[split]
-        )
+        decode = builder.info.features.deserialize_example_np
+        shards = remote.RemoteShards(str(folder), names, lengths[split], decode)
+        return ShardSource(str(folder), split, shards, lengths[split])
     present = set(os.listdir(folder))
     missing = [name for name in names if name not in present]
     if missing:
@@ -370,16 +386,3 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Copy them again."
         )
     return ShardSource(str(folder), split, builder.as_data_source(split), lengths[split])
-
-
-class _DecodedRecords:
-    """The fields of records that are read as bytes."""
-
-    def __init__(self, records: Sequence[bytes], features: Any):
-        self._records, self._features = records, features
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._features.deserialize_example_np(self._records[index])

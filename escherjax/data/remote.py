@@ -8,11 +8,14 @@ environment, none for public buckets and http.
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from escherjax.data import riegeli
+from escherjax.data.whole_files import is_remote
 from escherjax.errors import UserError
 
 # Opening fails after about 15 seconds; a long run outlives storage that is away for 15 minutes.
@@ -20,6 +23,21 @@ OPENING_RETRIES = 4
 READING_RETRIES = 32
 _OPENING_THREADS = 32
 _KINDS = ("gcs", "s3", "http")
+
+
+def read_file(folder: str | Path, name: str) -> bytes | None:
+    """A file of a folder or an address, whole; None if there is none.
+
+    Raises UserError if it cannot be read.
+    """
+    if is_remote(folder):
+        return RemoteFolder(str(folder), OPENING_RETRIES).read(name)
+    try:
+        return (Path(folder) / name).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{Path(folder) / name} cannot be read ({error}).") from error
 
 
 class RemoteFolder:
@@ -57,13 +75,21 @@ class RemoteFolder:
 
 
 class RemoteShards:
-    """Records of many shards as one sequence of bytes. Safe to use from threads."""
+    """Records of many shards as one sequence. Safe to use from threads."""
 
-    def __init__(self, address: str, names: Sequence[str], lengths: Sequence[int]):
-        """Reads every shard's footer. lengths: the number of records each shard should have.
+    def __init__(
+        self,
+        address: str,
+        names: Sequence[str],
+        lengths: Sequence[int],
+        decode: Callable[[bytes], Any],
+    ):
+        """Reads every shard's footer.
 
+        lengths: the number of records each shard should have. decode: what an item is made by.
         Raises UserError naming all shards that are missing, cut or of another layout.
         """
+        self._decode = decode
         opening = RemoteFolder(address, OPENING_RETRIES)
         self._folder, self._names = RemoteFolder(address), list(names)
         with concurrent.futures.ThreadPoolExecutor(_OPENING_THREADS) as pool:
@@ -89,7 +115,7 @@ class RemoteShards:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> bytes:
+    def __getitem__(self, index: int) -> Any:
         """Raises UserError as `RemoteFolder.read`, and LayoutError if what it reads is damaged."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
@@ -100,7 +126,7 @@ class RemoteShards:
         chunk = self._folder.read(self._names[shard], begin, end)
         if chunk is None:
             raise UserError(f"{self._folder.address}/{self._names[shard]} is gone since opening.")
-        return riegeli.read_record(chunk, begin)
+        return self._decode(riegeli.read_record(chunk, begin))
 
 
 def _read_bounds(folder: RemoteFolder, name: str) -> np.ndarray | str:

@@ -102,6 +102,7 @@ def base() -> ConfigDict:
     c.data.buckets = ()  # ((N, M, weight), ...): every step draws one; (): num_references, targets
     c.data.with_replacement = True  # draw the N + M views of a scene with replacement (paper)
     c.data.background = "zero123"  # zero123: only alpha = 0 turns white (released code); white
+    c.data.latents = False  # take targets' moments from the shards (data_prep.latents), no encoder
     c.data.zoom = ()  # (low, high), log-uniform factor on the focal length: crops; pads if < 1
     c.data.shift = 0.0  # how far off centre a crop may lie, in sides of the picture
     c.data.augment_views = False  # draw zoom and shift for each view, not for each scene

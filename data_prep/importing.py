@@ -69,7 +69,7 @@ def argument_parser(
         else "not used: these scenes are made, not read",
     )
     parser.add_argument(
-        "--out", type=_folder, required=True,
+        "--out", type=folder, required=True,
         help="folder of shards to make; or an address, gs://... or s3://...",
     )  # fmt: skip
     parser.add_argument("--limit", type=int, help="only the first so many scenes")
@@ -158,7 +158,7 @@ def picture_format(args: argparse.Namespace) -> Any:
     return PictureFormat(args.format, args.quality or PictureFormat.quality)
 
 
-def _folder(text: str) -> Path:
+def folder(text: str) -> Path:
     if "://" not in text:
         return Path(text)
     from etils import epath
@@ -194,8 +194,7 @@ def import_scenes(
         "options": options,
         "scenes_sha256": hashlib.sha256("\n".join(scene_ids).encode()).hexdigest(),
     }
-    with no_room_stops(out):
-        progress = _open_folder(out, plan, args.overwrite)
+    open_folder(out, plan, args.overwrite)
     tasks = [
         _make_task(out, split, shard, parts, scene_ids, read)
         for split, parts in shards.items()
@@ -205,37 +204,55 @@ def import_scenes(
     with tqdm(total=len(scene_ids), desc=f"{command} -> {out}", unit="scene", mininterval=1) as bar:
         bar.update(len(scene_ids) - sum(len(task.places) for task in pending))
         _run_tasks(args, pending, bar.update)
+    finish_folder(out, plan, tasks, str(options["source"]))
+    return out
+
+
+def finish_folder(
+    out: Path,
+    plan: dict[str, Any],
+    tasks: Sequence[ShardTask],
+    source: str,
+    with_moments: bool = False,
+) -> None:
+    """Makes a folder of which all shards are written a data set with a report, and prints that.
+
+    plan: as given to `open_folder`. source: what the scenes were read from, left out of reasons.
+    with_moments: see `records.write_metadata`. Raises UserError if no scene at all could be used.
+    """
+    from escherjax.data import records
+
     notes = [json.loads(task.note_file.read_text()) for task in tasks]
     skipped = [entry for note in notes for entry in note["skipped"]]
     if not any(note["scenes"] for note in notes):
         first = skipped[0]
-        _remove_progress(progress)
+        _remove_progress(out / PROGRESS_FOLDER)
         _remove_data(out)
         raise UserError(
             f"none of {len(skipped)} scenes can be used. The first, '{first['scene_id']}': "
             f"{first['reason']}"
         )
-    lengths: dict[str, list[int]] = {split: [] for split in shards}
+    lengths: dict[str, list[int]] = {task.split: [] for task in tasks}
     for task, note in zip(tasks, notes, strict=True):
         lengths[task.split].append(note["scenes"])
     report = {
-        "command": command,
-        "options": options,
+        "command": plan["command"],
+        "options": plan["options"],
         "scenes": sum(map(sum, lengths.values())),
         "views": sum(note["views"] for note in notes),
         "bytes": sum(note["bytes"] for note in notes),
         "splits": {split: sum(counts) for split, counts in lengths.items()},
         "num_skipped": len(skipped),
-        "skipped_by_reason": _count_reasons(skipped, str(options["source"])),
+        "skipped_by_reason": _count_reasons(skipped, source),
         "skipped": skipped,
         "notes": {key: value for note in notes for key, value in note["notes"].items()},
     }
     with no_room_stops(out):
         write_json(out / REPORT_FILE, report)
-        records.write_metadata(out, lengths, f"Made by data_prep.{command}")
-    _remove_progress(progress)
+        description = f"Made by data_prep.{plan['command']}"
+        records.write_metadata(out, lengths, description, with_moments)
+    _remove_progress(out / PROGRESS_FOLDER)
     _print_summary(report, out)
-    return out
 
 
 def _make_task(
@@ -323,8 +340,16 @@ def _cut(start: int, stop: int, parts: int) -> list[range]:
     return [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
-def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> Path:
-    """Makes --out ready to write or to go on, and returns the folder of progress notes."""
+def open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
+    """Makes `out` ready to write shards to, or to go on with the same plan.
+
+    plan: what the shards follow from, as JSON. Raises UserError if something else is there.
+    """
+    with no_room_stops(out):
+        _open_folder(out, plan, overwrite)
+
+
+def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
     from escherjax.data.records import COMPLETE_FILE
 
     progress = out / PROGRESS_FOLDER
@@ -347,7 +372,6 @@ def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> Path:
         write_json(plan_file, plan)
     for leftover in (*out.glob("*.tmp"), *progress.glob("*.tmp")):
         leftover.unlink(missing_ok=True)
-    return progress
 
 
 def _remove_progress(progress: Path) -> None:
@@ -359,8 +383,9 @@ def _remove_progress(progress: Path) -> None:
 
 def _remove_data(out: Path) -> None:
     """Removes what an import writes to a folder, and nothing else."""
-    from escherjax.data.records import COMPLETE_FILE, DATASET_NAME
+    from escherjax.data import moments
+    from escherjax.data.records import COMPLETE_FILE, DATASET_NAME, FEATURES_FILE
 
-    names = (COMPLETE_FILE, "features.json", REPORT_FILE)
+    names = (COMPLETE_FILE, FEATURES_FILE, REPORT_FILE, moments.FILE_NAME)
     for path in (*(out / name for name in names), *out.glob(f"{DATASET_NAME}-*.array_record-*")):
         path.unlink(missing_ok=True)

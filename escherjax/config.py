@@ -17,7 +17,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from escherjax import cape
-from escherjax.data.loader_config import augmentation_problems, bucket_problems, weight_problems
+from escherjax.data.loader_config import (
+    augmentation_problems,
+    bucket_problems,
+    moments_problems,
+    weight_problems,
+)
 from escherjax.errors import UserError
 
 # Fields that may change when a run continues: they do not change what a step computes.
@@ -155,6 +160,18 @@ def _check_data(config: ConfigDict) -> None:
     problems += [f"config.data.{text}" for text in weight_problems(data.weights, num_sources)]
     problems += [f"config.data.{text}" for text in bucket_problems(data.buckets)]
     problems += [f"config.data.{text}" for text in augmentation_problems(data.zoom, data.shift)]
+    if data.latents:
+        problems += [f"config.data.{text}" for text in moments_problems(data.background, data.zoom)]
+        if config.latents.kind != "vae":
+            problems.append(
+                f"config.latents.kind = {config.latents.kind!r}, and config.data.latents reads the "
+                "moments of a VAE: set one of them otherwise"
+            )
+        if data.source and "procedural" in source_names(config):
+            problems.append(
+                "config.data.source names 'procedural', of which no moments are stored: set "
+                "config.data.latents=False"
+            )
     if problems:
         raise UserError("; ".join(problems) + ".")
 

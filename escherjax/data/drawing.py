@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import grain.python as grain
+import ml_dtypes
 import numpy as np
 
 from escherjax import cameras
@@ -82,6 +83,14 @@ def read_views(
     return pictures, c2w, K
 
 
+def square_intrinsics(scene: Scene, views: np.ndarray, resolution: int) -> np.ndarray:
+    """K float32 [n, 3, 3] of the pictures that `read_views` gives without crops; none is read."""
+    shape = np.broadcast_to(np.uint8(0), (scene.height, scene.width, 4))  # takes no memory
+    scale = resolution / min(scene.height, scene.width)
+    square = [images.square_crop(shape, K)[1] for K in scene.K[views].astype(np.float32)]
+    return np.stack([cameras.resize_intrinsics(K, scale, scale) for K in square])
+
+
 class DrawRow(grain.RandomMapTransform):
     """(step, scene number) -> one row of a batch; an unusable scene gives its error instead."""
 
@@ -107,14 +116,35 @@ class DrawRow(grain.RandomMapTransform):
             if background == "random":
                 background = tuple(rng.integers(0, 256, 3).tolist())
             crops = draw_crops(config, count, rng) if config.zoom else None
-            pictures, c2w, K = read_views(scene, views, config.resolution, background, crops)
+            decoded = views[:high] if config.moments_shape else views
+            pictures, c2w, K = read_views(scene, decoded, config.resolution, background, crops)
+            moments = None
+            if config.moments_shape:
+                moments = _target_moments(scene, views[high:], config.moments_shape)
+                c2w = scene.c2w[views].astype(np.float32)
+                K = square_intrinsics(scene, views, config.resolution)
             error = None
         except UserError as problem:
             error, size = str(problem), config.resolution
-            pictures = np.zeros((count, size, size, 3), np.uint8)
+            pictures = np.zeros((high if config.moments_shape else count, size, size, 3), np.uint8)
+            moments = np.zeros((bucket.num_targets, *config.moments_shape), ml_dtypes.bfloat16)
             c2w = np.broadcast_to(np.eye(4, dtype=np.float32), (count, 4, 4))
             K = np.broadcast_to(np.eye(3, dtype=np.float32), (count, 3, 3))
         row = {"scene_index": np.int32(index), "num_references": np.int32(num_references)}
         for name, array in (("images", pictures), ("c2w", c2w), ("K", K)):
             row[f"ref_{name}"], row[f"target_{name}"] = array[:high], array[high:]
+        if config.moments_shape:
+            row["target_moments"] = moments
+            del row["target_images"]
         return row | {"valid": np.float32(error is None), "scene_ids": scene_id, "error": error}
+
+
+def _target_moments(scene: Scene, views: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Stored moments of chosen views; UserError where the record has none of this shape."""
+    if scene.moments is None or scene.moments.shape[1:] != shape:
+        found = None if scene.moments is None else scene.moments.shape[1:]
+        raise UserError(
+            f"scene '{scene.scene_id}' has stored moments {found}; needed {shape}. Make them by "
+            "data_prep.latents."
+        )
+    return scene.moments[views]

@@ -86,6 +86,7 @@ def make_loader(
     Each batch is a dict, b = global_batch / process_count, N (the most references) and M (targets)
     those of the step's bucket:
         ref_images, target_images    uint8 [b, N or M, H, W, 3]
+        target_moments               bfloat16 [b, M, *moments_shape], and then no target_images
         ref_c2w, target_c2w          float32 [b, N or M, 4, 4], OpenCV axes
         ref_K, target_K              float32 [b, N or M, 3, 3], pixels of these pictures
         num_references               int32 [b]: the first so many references are real

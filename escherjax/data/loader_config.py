@@ -42,6 +42,8 @@ class LoaderConfig:
     shift: how far off the centre a crop may lie, as a fraction of the picture's side. Limited
         for each zoom so that a crop stays inside the picture, and a padded picture is kept whole.
     augment_views: zoom and shift are drawn for each view instead of once for a row.
+    moments_shape: (h, w, 2 C) of the stored VAE moments that stand for the targets' pictures, which
+        are not decoded then; (): pictures. Moments are of whole pictures on one background.
     on_bad_record: "stop" raises UserError at the batch that holds the record; "skip" gives a row of
         zeros with valid 0 and lists the record in `bad_records`. It is never replaced by another.
     """
@@ -55,6 +57,7 @@ class LoaderConfig:
     zoom: tuple[float, float] | tuple[()] = ()
     shift: float = 0.0
     augment_views: bool = False
+    moments_shape: tuple[int, int, int] | tuple[()] = ()
     on_bad_record: str = "stop"
     seed: int = 0
     shuffle: bool = True
@@ -103,6 +106,8 @@ class LoaderConfig:
                 )
         problems += bucket_problems(self.buckets)
         problems += augmentation_problems(self.zoom, self.shift)
+        if self.moments_shape:
+            problems += moments_problems(self.background, self.zoom)
         if problems:
             raise UserError("; ".join(problems) + ".")
 
@@ -151,6 +156,16 @@ def augmentation_problems(zoom: Any, shift: float) -> list[str]:
         problems.append(f"shift is {shift}; needed a fraction of the side, 0 to 0.5")
     if shift and not len(zoom):
         problems.append(f"shift is {shift} without zoom, and a whole picture cannot move: set zoom")
+    return problems
+
+
+def moments_problems(background: str, zoom: Any) -> list[str]:
+    """What stored moments cannot stand in for."""
+    problems = []
+    if background == "random":
+        problems.append("background is 'random', and stored moments are of one: take that")
+    if len(zoom):
+        problems.append(f"zoom is {zoom!r}, and stored moments are of whole pictures: set ()")
     return problems
 
 

@@ -134,8 +134,10 @@ def record_features() -> dict[str, Any]:
     }
 
 
-def to_fields(moments: np.ndarray) -> dict[str, Any]:
-    """The fields of a record for moments [V, h, w, 2 C] bfloat16."""
+def to_fields(moments: np.ndarray | None) -> dict[str, Any]:
+    """The fields of a record for moments [V, h, w, 2 C] bfloat16; none for None."""
+    if moments is None:
+        return {}
     return {
         "moments": [view.tobytes() for view in moments],
         "moments_shape": np.asarray(moments.shape[1:], np.int32),
@@ -154,8 +156,10 @@ def from_fields(fields: Mapping[str, Any]) -> np.ndarray | None:
     return np.frombuffer(data, _NUMBER).reshape(shape)
 
 
-def moments_faults(moments: np.ndarray, num_views: int) -> list[str]:
-    """What keeps moments from being those of so many views."""
+def moments_faults(moments: np.ndarray | None, num_views: int) -> list[str]:
+    """What keeps moments from being those of so many views; nothing if there are none."""
+    if moments is None:
+        return []
     if moments.dtype != _NUMBER or moments.ndim != 4 or len(moments) != num_views:
         return [
             f"has moments {moments.dtype} {moments.shape}; needed bfloat16 "

@@ -89,9 +89,8 @@ def scene_faults(scene: Scene) -> list[Fault]:
         if scene.images.shape != shape or scene.images.dtype != np.uint8:
             text = f"has pictures {scene.images.dtype} {scene.images.shape}; needed uint8 {shape}."
             faults.append(Fault("wrong picture size", text))
-    if scene.moments is not None:
-        texts = moments_lib.moments_faults(scene.moments, views)
-        faults += [Fault("bad moments", text) for text in texts]
+    texts = moments_lib.moments_faults(scene.moments, views)
+    faults += [Fault("bad moments", text) for text in texts]
     if scene.c2w.shape[1:] == (4, 4):
         faults += [
             Fault(f"pose {kind}", text, view)
@@ -150,10 +149,7 @@ def encode_scene(scene: Scene) -> bytes:
     serializer = example_serializer.ExampleSerializer(spec.get_serialized_info())
     fields = {field.name: getattr(scene, field.name) for field in dataclasses.fields(scene)}
     fields["images"] = list(scene.images)
-    if scene.moments is not None:
-        fields |= moments_lib.to_fields(scene.moments)
-    else:
-        del fields["moments"]
+    fields |= moments_lib.to_fields(fields.pop("moments"))
     example = serializer.get_tf_example(spec.encode_example(fields))
     return example.SerializeToString(deterministic=True)
 
@@ -330,9 +326,14 @@ class ShardSource:
                 f"{self.shard_of(index)} again."
             ) from error
 
+    @property
+    def shard_ends(self) -> list[int]:
+        """For each shard the number of scenes in it and in those before."""
+        return np.cumsum(self._shard_lengths).tolist()
+
     def shard_of(self, index: int) -> str:
         """File name of the shard that holds scene `index`."""
-        shard = int(np.searchsorted(np.cumsum(self._shard_lengths), int(index), side="right"))
+        shard = int(np.searchsorted(self.shard_ends, int(index), side="right"))
         return shard_path(Path(), self.split, shard, len(self._shard_lengths)).name
 
 
@@ -342,6 +343,34 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
     At an address records are read one by one, by byte ranges. Raises UserError if the folder is no
     whole data set, has no such split, or misses shards, or an address cannot be read.
     """
+    lengths, builder = _read_metadata(folder)
+    if split not in lengths:
+        raise UserError(f"{folder} has no split '{split}'; it has {', '.join(sorted(lengths))}.")
+    if not sum(lengths[split]):
+        raise UserError(f"split '{split}' of {folder} has no scenes.")
+    count = len(lengths[split])
+    names = [shard_path(Path(), split, shard, count).name for shard in range(count)]
+    if is_remote(folder):
+        decode = builder.info.features.deserialize_example_np
+        shards = remote.RemoteShards(str(folder), names, lengths[split], decode)
+        return ShardSource(str(folder), split, shards, lengths[split])
+    present = set(os.listdir(folder))
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise UserError(
+            f"{folder} misses {len(missing)} of {count} shards of split '{split}': "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Copy them again."
+        )
+    return ShardSource(str(folder), split, builder.as_data_source(split), lengths[split])
+
+
+def split_names(folder: str | Path) -> list[str]:
+    """The splits of a data set that have scenes. Raises UserError as `open_shards`."""
+    return [split for split, lengths in _read_metadata(folder)[0].items() if sum(lengths)]
+
+
+def _read_metadata(folder: str | Path) -> tuple[dict[str, list[int]], Any]:
+    """(scenes in each shard of each split, TFDS builder) of a folder or an address."""
     import tensorflow_datasets as tfds
     from google.protobuf import json_format
 
@@ -362,27 +391,9 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
         try:
             info = json.loads((metadata / COMPLETE_FILE).read_text())
             lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
-            builder = tfds.builder_from_directory(metadata)
+            return lengths, tfds.builder_from_directory(metadata)
         except (json_format.Error, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{COMPLETE_FILE} or {FEATURES_FILE} of {folder} is damaged "
                 f"({type(error).__name__}: {str(error)[:200]}); copy them again."
             ) from error
-    if split not in lengths:
-        raise UserError(f"{folder} has no split '{split}'; it has {', '.join(sorted(lengths))}.")
-    if not sum(lengths[split]):
-        raise UserError(f"split '{split}' of {folder} has no scenes.")
-    count = len(lengths[split])
-    names = [shard_path(Path(), split, shard, count).name for shard in range(count)]
-    if is_remote(folder):
-        decode = builder.info.features.deserialize_example_np
-        shards = remote.RemoteShards(str(folder), names, lengths[split], decode)
-        return ShardSource(str(folder), split, shards, lengths[split])
-    present = set(os.listdir(folder))
-    missing = [name for name in names if name not in present]
-    if missing:
-        raise UserError(
-            f"{folder} misses {len(missing)} of {count} shards of split '{split}': "
-            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Copy them again."
-        )
-    return ShardSource(str(folder), split, builder.as_data_source(split), lengths[split])

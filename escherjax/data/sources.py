@@ -9,12 +9,14 @@ import jax
 from ml_collections import ConfigDict
 
 from escherjax import config as config_lib
+from escherjax.data import moments
 from escherjax.data.loader import BatchIterator, make_loader
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.data.mixture import Mixture
 from escherjax.data.procedural import ProceduralSource
 from escherjax.data.records import open_shards
 from escherjax.errors import UserError
+from escherjax.models import eschernet
 
 # Procedural scenes are numbered; held-out ones are counted from here, far from any training scene.
 FIRST_HELDOUT_SCENE = 1 << 30
@@ -36,6 +38,8 @@ def open_training_source(config: ConfigDict) -> Any:
                 loader.check_views(data.num_views, "config.data.num_views: every procedural scene")
             else:
                 opened[name] = open_shards(name, data.split)
+                if data.latents:
+                    _check_moments(name, config)
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -47,6 +51,30 @@ def open_training_source(config: ConfigDict) -> Any:
     if len(names) == 1:
         return opened[names[0]]
     return Mixture({name: opened[name] for name in names}, data.weights)
+
+
+def _check_moments(folder: str, config: ConfigDict) -> None:
+    """Raises UserError unless the stored moments of a data set are those this run would encode."""
+    shape = eschernet.moments_shape(config)
+    problems = moments.mismatches(
+        moments.read_info(folder), config.resolution, config.data.background, shape
+    )
+    if problems:
+        raise UserError(
+            f"the stored moments of {folder} do not fit: {'; '.join(problems)}. Change the config, "
+            "or make moments for it by data_prep.latents."
+        )
+
+
+def check_vae(config: ConfigDict, vae_params: Any) -> None:
+    """Raises UserError unless this VAE made the stored moments that the config trains on.
+
+    vae_params: host arrays.
+    """
+    if config.data.latents:
+        fingerprint = moments.vae_fingerprint(vae_params)
+        for folder in config_lib.source_names(config):
+            moments.check_vae(folder, fingerprint)
 
 
 def training_batches(source: Any, config: ConfigDict, position: int) -> BatchIterator:
@@ -76,6 +104,7 @@ def _training_loader(config: ConfigDict) -> LoaderConfig:
         zoom=config.data.zoom,
         shift=config.data.shift,
         augment_views=config.data.augment_views,
+        moments_shape=eschernet.moments_shape(config) if config.data.latents else (),
         on_bad_record=config.data.on_bad_record,
         seed=config.seed,
         shuffle=True,

@@ -52,6 +52,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             config, model, {**abstract.params, **abstract.frozen}
         )
         log.info("starting points:\n%s", starting_points.format_table(table))
+        sources.check_vae(config, loaded["vae"])
     checkpoint.prepare_workdir(workdir, config)
     _log_setup(mesh, abstract)
 

@@ -77,8 +77,9 @@ def train_step_flops(
 ) -> float:
     """FLOPs of one training step by the usual count: forward and twice that for backward.
 
-    The frozen latent encoder counts once; recomputation (remat) does not count. trained, frozen:
-    parameters or their ShapeDtypeStructs. num_references, num_targets: the step's N and M.
+    The frozen latent encoder counts once, or not at all where moments are stored; recomputation
+    (remat) does not count. trained, frozen: parameters or their ShapeDtypeStructs.
+    num_references, num_targets: the step's N and M.
     """
     plain = dataclasses.replace(model, unet=model.unet.clone(attention_impl="xla", remat=False))
     batch, side = config.batch_size, config.resolution
@@ -101,5 +102,7 @@ def train_step_flops(
         views(num_references, 4, 4),
         views(num_targets, 4, 4),
     )
+    if config.data.latents:
+        return 3 * forward
     encode = count_flops(plain.encode_latents, frozen, views(num_targets, side, side, 3))
     return 3 * forward + encode

@@ -63,7 +63,7 @@ class Facts:
         """The content of `escherjax.json`."""
         return {
             **_FIXED,
-            "escherjax": _version(),
+            "escherjax": package_version(),
             "cape": self.cape,
             "translation_unit": self.translation_unit,
             "resolution": self.resolution,
@@ -145,7 +145,8 @@ def of_folder(
     return Facts(cape, translation_unit=_PUBLISHED_UNIT)
 
 
-def _version() -> str:
+def package_version() -> str:
+    """Version of this package, as files that it writes state it."""
     try:
         return importlib.metadata.version("escherjax")
     except importlib.metadata.PackageNotFoundError:

@@ -60,11 +60,15 @@ def main(argv: Sequence[str]) -> int:
         return images, from_spherical(polar, azimuth, rng.uniform(1.5, 2.2, (size, count)))
 
     (refs, ref_c2w), (targets, target_c2w) = views(config.num_references), views(config.num_targets)
+    shown = {"target_images": targets}
+    if config.data.latents:  # any numbers take as long
+        shape = (*targets.shape[:2], *eschernet.moments_shape(config))
+        shown = {"target_moments": rng.standard_normal(shape).astype(ml_dtypes.bfloat16)}
     batch = sharding.put_batch(
         mesh,
         {
             "ref_images": refs,
-            "target_images": targets,
+            **shown,
             "ref_c2w": ref_c2w,
             "target_c2w": target_c2w,
             "num_references": np.full(size, config.num_references, np.int32),

@@ -56,22 +56,29 @@ def draw(key: jax.Array, model: EscherNet, batch: Batch, drop_rate: float) -> Dr
     )
 
 
+def target_latents(model: EscherNet, frozen: Params, batch: Batch, draws: Draws) -> jax.Array:
+    """A posterior sample of the targets' latents, times their scale: [B, M, h, w, C] float32.
+
+    Targets are encoded by the frozen latent space; stored moments in the batch stand in for that.
+    """
+    if "target_moments" in batch:
+        mean, logvar = jnp.split(batch["target_moments"].astype(jnp.float32), 2, axis=-1)
+    else:
+        mean, logvar = model.encode_latents(frozen, unit_images(batch["target_images"]))
+    latents = mean + jnp.exp(0.5 * logvar) * draws.posterior_noise
+    return jax.lax.stop_gradient(latents) * model.latent_scale
+
+
 def scene_losses(
     model: EscherNet, trained: Params, frozen: Params, batch: Batch, draws: Draws
 ) -> jax.Array:
     """Mean squared error of the prediction for each scene, [B] float32.
 
     The loss of a batch is the mean over its valid scenes. batch: as the loader yields it, images
-    uint8; targets are encoded by the frozen latent space, or stored moments of that stand in for
-    them; either way their latents are a posterior sample.
+    uint8.
     """
     references = unit_images(batch["ref_images"])
-    if "target_moments" in batch:
-        mean, logvar = jnp.split(batch["target_moments"].astype(jnp.float32), 2, axis=-1)
-    else:
-        mean, logvar = model.encode_latents(frozen, unit_images(batch["target_images"]))
-    latents = mean + jnp.exp(0.5 * logvar) * draws.posterior_noise
-    latents = jax.lax.stop_gradient(latents) * model.latent_scale  # [B, M, h, w, C]
+    latents = target_latents(model, frozen, batch, draws)  # [B, M, h, w, C]
     noisy = add_noise(model.schedule, latents, draws.noise, draws.timesteps)
     target = training_target(model.schedule, latents, draws.noise, draws.timesteps)
 

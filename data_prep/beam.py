@@ -57,7 +57,8 @@ def _options(runner: str, flags: Sequence[str]):
         create_runner(runner)
     except (ValueError, ImportError, AttributeError) as error:
         raise UserError(f"--runner {runner}: {str(error)[:300]}") from error
-    options = PipelineOptions([f"--runner={runner}", *flags])
+    quiet = "--default_sdk_harness_log_level=WARNING"  # the last of a flag counts
+    options = PipelineOptions([f"--runner={runner}", quiet, *flags])
     unknown = options.get_all_options(retain_unknown_options=True).keys()
     unknown -= options.get_all_options().keys()
     if unknown:

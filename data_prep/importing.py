@@ -9,16 +9,15 @@ makes, on however many processes or machines.
 from __future__ import annotations
 
 import argparse
-import collections
 import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep import reporting
 from data_prep.shards import (
     PROGRESS_FOLDER,
     Imported,
@@ -34,10 +33,11 @@ from escherjax.errors import UserError
 
 __all__ = ["Imported", "SceneReader", "Skipped"]  # what importers need besides what is below
 
-REPORT_FILE = "report.json"
 SCENES_PER_SHARD = 1024
-# Of one process: reading holds Python's lock for a part of its time, so more threads gain nothing.
+# Of one process: reading was seen to hold Python's lock for 9 to 19% of its time, so that about
+# five to ten threads would wait for it.
 THREADS = 4
+ADDRESSES = ("gs://", "s3://", "az://")  # that etils.epath reads and writes
 # Arguments that do not change what is written.
 WAYS = ("out", "overwrite", "workers", "runner", "beam_flags")
 
@@ -161,6 +161,8 @@ def picture_format(args: argparse.Namespace) -> Any:
 def folder(text: str) -> Path:
     if "://" not in text:
         return Path(text)
+    if not text.startswith(ADDRESSES):
+        raise argparse.ArgumentTypeError(f"'{text}'; needed a folder, or {', '.join(ADDRESSES)}")
     from etils import epath
 
     return epath.Path(text)
@@ -200,11 +202,11 @@ def import_scenes(
         for split, parts in shards.items()
         for shard in range(len(parts))
     ]
-    pending = [task for task in tasks if not task.note_file.exists()]
+    pending = [task for task in tasks if not (task.note_file.exists() and task.path.exists())]
     with tqdm(total=len(scene_ids), desc=f"{command} -> {out}", unit="scene", mininterval=1) as bar:
         bar.update(len(scene_ids) - sum(len(task.places) for task in pending))
         _run_tasks(args, pending, bar.update)
-    finish_folder(out, plan, tasks, str(options["source"]))
+    finish_folder(out, plan, tasks)
     return out
 
 
@@ -212,13 +214,12 @@ def finish_folder(
     out: Path,
     plan: dict[str, Any],
     tasks: Sequence[ShardTask],
-    source: str,
     with_moments: bool = False,
 ) -> None:
     """Makes a folder of which all shards are written a data set with a report, and prints that.
 
-    plan: as given to `open_folder`. source: what the scenes were read from, left out of reasons.
-    with_moments: see `records.write_metadata`. Raises UserError if no scene at all could be used.
+    plan: as given to `open_folder`; its options name a source. with_moments: see
+    `records.write_metadata`. Raises UserError if no scene at all could be used.
     """
     from escherjax.data import records
 
@@ -235,24 +236,13 @@ def finish_folder(
     lengths: dict[str, list[int]] = {task.split: [] for task in tasks}
     for task, note in zip(tasks, notes, strict=True):
         lengths[task.split].append(note["scenes"])
-    report = {
-        "command": plan["command"],
-        "options": plan["options"],
-        "scenes": sum(map(sum, lengths.values())),
-        "views": sum(note["views"] for note in notes),
-        "bytes": sum(note["bytes"] for note in notes),
-        "splits": {split: sum(counts) for split, counts in lengths.items()},
-        "num_skipped": len(skipped),
-        "skipped_by_reason": _count_reasons(skipped, source),
-        "skipped": skipped,
-        "notes": {key: value for note in notes for key, value in note["notes"].items()},
-    }
+    report = reporting.make_report(plan["command"], plan["options"], lengths, notes)
     with no_room_stops(out):
-        write_json(out / REPORT_FILE, report)
+        write_json(out / reporting.REPORT_FILE, report)
         description = f"Made by data_prep.{plan['command']}"
         records.write_metadata(out, lengths, description, with_moments)
     _remove_progress(out / PROGRESS_FOLDER)
-    _print_summary(report, out)
+    reporting.print_summary(report, out)
 
 
 def _make_task(
@@ -293,35 +283,6 @@ def _run_tasks(
         task.run(tick)
 
 
-def _count_reasons(skipped: Sequence[dict[str, str]], source: str) -> dict[str, int]:
-    """How often scenes were skipped for each reason, most often first.
-
-    A reason's kind is its first sentence, names of files and scenes and numbers left out.
-    """
-    kinds: collections.Counter[str] = collections.Counter()
-    for entry in skipped:
-        text = entry["reason"].replace(source, "/").replace(entry["scene_id"], "/")
-        sentence = re.split(r"[;:.](?:\s|$)", text, maxsplit=1)[0]
-        words = ["..." if re.search(r"[/'\d]", word) else word for word in sentence.split()]
-        kinds[re.sub(r"\.\.\.( \.\.\.)+", "...", " ".join(words))] += 1
-    return dict(kinds.most_common())
-
-
-def _print_summary(report: dict[str, Any], out: Path) -> None:
-    counts = ", ".join(f"{name} {count}" for name, count in report["splits"].items())
-    print(
-        f"{report['scenes']} scenes ({counts}), {report['views']} views, "
-        f"{report['bytes'] / 1e6:.1f} MB, {report['num_skipped']} skipped"
-    )
-    for kind, count in report["skipped_by_reason"].items():
-        print(f"  skipped {count}: {kind}")
-    for entry in report["skipped"][:5]:
-        print(f"    {entry['scene_id']}: {entry['reason']}")
-    if report["num_skipped"] > 5:
-        print(f"    ... and {report['num_skipped'] - 5} more, all in {out / REPORT_FILE}")
-    print(out)
-
-
 def _plan_shards(args: argparse.Namespace, count: int) -> dict[str, list[range]]:
     """Places in the list of ids that each shard of each split holds."""
     heldout = int(args.heldout) if args.heldout >= 1 else math.ceil(args.heldout * count)
@@ -352,6 +313,13 @@ def open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
 def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
     from escherjax.data.records import COMPLETE_FILE
 
+    try:
+        out.exists()
+    except Exception as error:  # of any class, by the address's library
+        raise UserError(
+            f"--out {out} cannot be reached ({type(error).__name__}: {str(error)[:300]}). "
+            "Addresses need fsspec's package for them: gcsfs, s3fs or adlfs."
+        ) from error
     progress = out / PROGRESS_FOLDER
     plan_file = progress / "plan.json"
     if overwrite and out.is_dir():
@@ -386,6 +354,6 @@ def _remove_data(out: Path) -> None:
     from escherjax.data import moments
     from escherjax.data.records import COMPLETE_FILE, DATASET_NAME, FEATURES_FILE
 
-    names = (COMPLETE_FILE, FEATURES_FILE, REPORT_FILE, moments.FILE_NAME)
+    names = (COMPLETE_FILE, FEATURES_FILE, reporting.REPORT_FILE, moments.FILE_NAME)
     for path in (*(out / name for name in names), *out.glob(f"{DATASET_NAME}-*.array_record-*")):
         path.unlink(missing_ok=True)

@@ -242,7 +242,7 @@ def add_latents(args: argparse.Namespace) -> None:
     )
     encoder = Encoder(VAE(config, dtype=jnp.dtype(args.dtype)), params, args.batch_size)
     tasks = make_tasks(args, sources, encoder)
-    options = {name: str(getattr(args, name)) for name in ("data", "weights", "limit")}
+    options = {"source": args.data, "weights": args.weights, "limit": args.limit}
     # The batch size decides how a device rounds, so that one of another size is another plan.
     options |= {**dataclasses.asdict(info), "batch_size": encoder.batch_size}
     options["shape"] = list(info.shape)
@@ -257,7 +257,7 @@ def add_latents(args: argparse.Namespace) -> None:
     total = sum(len(task.places) for task in mine)
     with tqdm(total=total, desc=f"latents -> {args.out}", unit="scene", mininterval=1) as bar:
         for task in mine:
-            if task.note_file.exists():
+            if task.note_file.exists() and task.path.exists():
                 bar.update(len(task.places))
             else:
                 task.run(bar.update)
@@ -265,7 +265,7 @@ def add_latents(args: argparse.Namespace) -> None:
         multihost_utils.sync_global_devices("written")
     if process == 0:
         moments.write_info(args.out, info)
-        importing.finish_folder(args.out, plan, tasks, args.data, with_moments=True)
+        importing.finish_folder(args.out, plan, tasks, with_moments=True)
 
 
 def main(argv: Sequence[str]) -> None:

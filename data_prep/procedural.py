@@ -38,6 +38,8 @@ def main(argv: Sequence[str]) -> None:
             )
 
     if args.folders:
+        if args.format or args.runner:
+            raise UserError("--folders writes PNG files here, without --format and --runner.")
         _write_folders(args)
         return
 

@@ -228,6 +228,7 @@ def _obituary(task: ShardTask, read: int, exit_code: int) -> str:
     if exit_code < 0:
         how = f"killed by {signal.Signals(-exit_code).name}"
         how += ", as by a machine out of memory" if exit_code == -signal.SIGKILL else ""
+    # Threads read ahead, so that what is to be written next is only near the scene at fault.
     near = f", near '{task.scene_ids[read]}'" if read < len(task.scene_ids) else ""
     return (
         f"the process that wrote {task.path.name} died ({how}) after {read} of its "

@@ -31,7 +31,7 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     traceback. Any other exception propagates with its traceback, and Python exits with 1.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s")
-    for noisy in ("absl", "orbax", "jax", "grain"):
+    for noisy in ("absl", "orbax", "jax", "grain", "apache_beam"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         code = main(argv)

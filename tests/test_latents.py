@@ -185,17 +185,13 @@ def test_pictures_of_targets_are_not_read(stored):
     source = records.open_shards(stored)
     scene = source[2]
     scene = dataclasses.replace(scene, images=Watched(scene.images))
-    changes = {"num_references": 1, "num_targets": 3, "with_replacement": False}
-    stream = batches([scene], True, **changes)
-    batch = next(stream)
-    stream.close()
-    positions = scene.c2w[:, :3, 3]
-    shown = {
-        int(np.abs(positions - c2w[:3, 3]).sum(-1).argmin()) for c2w in batch["ref_c2w"][:, 0]
-    }
-    # Batches made ahead read more; one reference of 4 views drawn is read, of 8 rows a batch.
-    assert shown <= set(scene.images.read)
-    assert len(scene.images.read) % 8 == 0
+    config = loader.LoaderConfig(
+        16, num_references=1, num_targets=3, with_replacement=False, moments_shape=SHAPE
+    )
+    row = drawing.DrawRow([scene], config).random_map((0, 0), np.random.default_rng(0))
+    [view] = scene.images.read
+    np.testing.assert_array_equal(row["ref_c2w"][0], scene.c2w[view])
+    assert row["target_moments"].shape == (3, *SHAPE)
 
 
 def test_records_of_other_moments_are_bad_records(stored):

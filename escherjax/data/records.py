@@ -194,7 +194,8 @@ def _write_errors(path: Path) -> Iterator[None]:
     except RuntimeError as error:
         codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         code = next((code for code in codes if os.strerror(code) in str(error)), errno.EIO)
-        raise OSError(code, f"{os.strerror(code)}: {str(error)[:200]}", str(path)) from error
+        text = str(error)[:200] if code == errno.EIO else os.strerror(code)
+        raise OSError(code, text, str(path)) from error
 
 
 def write_metadata(

@@ -104,7 +104,8 @@ def main(work, first, count):
         done = mutate(damaged, number)
         print(json.dumps({"number": number, "mutation": done}), flush=True)
         try:
-            result = read_all(damaged, before)
+            with contextlib.redirect_stdout(sys.stderr):  # what TFDS has to say
+                result = read_all(damaged, before)
         except Exception:  # what a fuzzer looks for: anything but UserError
             result = {"foreign": traceback.format_exc()}
         print(json.dumps({"number": number, "mutation": done, **result}), flush=True)

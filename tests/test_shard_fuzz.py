@@ -13,6 +13,7 @@ from shard_fuzz import BATCH
 from escherjax import cameras
 from escherjax.data import images, loader, records
 from escherjax.data.loader_config import LoaderConfig
+from escherjax.errors import UserError
 
 NUM_SCENES, VIEWS, SIZE = 8, 4, 48
 
@@ -72,6 +73,18 @@ def check(found):
 def test_150_damaged_data_sets_are_exact_or_refused_by_name(work):
     outcomes = check(fuzz(work, 150, timeout=120))
     assert all(outcomes[kind] > 10 for kind in ("refused", "bad", "exact")), outcomes
+
+
+@pytest.mark.parametrize(
+    "name, found, damaged",
+    [("features.json", '"string"', '"spring"'), ("dataset_info.json", "{DATASET}", "{DATASET{")],
+)
+def test_metadata_that_tfds_cannot_follow_is_refused(work, name, found, damaged):
+    path = work / "whole" / name
+    assert found in path.read_text()
+    path.write_text(path.read_text().replace(found, damaged))
+    with pytest.raises(UserError, match=f"{name}.* is damaged .*copy them again"):
+        records.open_shards(path.parent)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ A folder of shards holds `scenes-SPLIT.array_record-00000-of-00004` ..., `featur
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -308,15 +309,23 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
             f"{folder} is no whole data set: it has no {COMPLETE_FILE}. Give the folder that a "
             "data_prep command made; if one was stopped, start it again and it goes on."
         )
-    try:
+
+    @contextlib.contextmanager
+    def reading_metadata():
+        try:
+            yield
+        except (
+            json_format.Error, ValueError, KeyError, TypeError, AttributeError, ImportError
+        ) as error:  # fmt: skip
+            raise UserError(
+                f"{COMPLETE_FILE} or features.json of {folder} is damaged "
+                f"({type(error).__name__}: {str(error)[:200]}); copy them again."
+            ) from error
+
+    with reading_metadata():
         info = json.loads((root / COMPLETE_FILE).read_text())
         lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
         builder = tfds.builder_from_directory(root)
-    except (json_format.Error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{COMPLETE_FILE} or features.json of {folder} is damaged ({type(error).__name__}: "
-            f"{str(error)[:200]}); copy them again."
-        ) from error
     if split not in lengths:
         raise UserError(f"{folder} has no split '{split}'; it has {', '.join(sorted(lengths))}.")
     count = len(lengths[split])
@@ -330,4 +339,6 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
         )
     if not sum(lengths[split]):
         raise UserError(f"split '{split}' of {folder} has no scenes.")
-    return ShardSource(str(folder), split, builder.as_data_source(split), lengths[split])
+    with reading_metadata():
+        data = builder.as_data_source(split)
+    return ShardSource(str(folder), split, data, lengths[split])

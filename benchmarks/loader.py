@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
-import itertools
+import io
 import json
 import os
 import platform
@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,8 @@ from escherjax.errors import UserError, run_command
 VIEWS_PER_SCENE = 12
 RESOLUTION = 256
 SIZES = (512, 256)
-# Encodings of pictures in shards, and how Pillow writes them. JPEG has no alpha: white behind.
-ENCODINGS: dict[str, dict[str, Any]] = {
-    "png": {"compress_level": 6},
-    "jpeg": {"quality": 95},
-    "webp": {"quality": 95},
-}
+ENCODINGS = ("png", "jpeg", "webp")  # of pictures in shards; JPEG has no alpha: white behind
+QUALITY = 95
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,16 +72,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write_inputs(root: Path, arguments: argparse.Namespace) -> dict[str, Path]:
-    """Contender -> folder of its files: 'pytorch_512', ..., 'png_256', ..."""
+    """Contender -> folder of its files: 'pytorch_512', 'png_512', ..., 'webp_256'."""
     import numpy as np
 
     from escherjax import cameras
-    from escherjax.data.images import decode_image, encode_png
-    from escherjax.data.records import Scene, write_scenes
+    from escherjax.data.records import write_scenes
 
     places = {}
     for size in SIZES:
-        scenes = list(read_sources(arguments, size))
+        scenes = read_scenes(arguments, size)
         folder = places[f"pytorch_{size}"] = root / f"pytorch_{size}"
         for scene in scenes:
             (folder / scene.scene_id).mkdir(parents=True)
@@ -96,33 +91,148 @@ def write_inputs(root: Path, arguments: argparse.Namespace) -> dict[str, Path]:
                 np.save(stem.with_suffix(".npy"), w2c[:3])
         for encoding in ENCODINGS:
             folder = places[f"{encoding}_{size}"] = root / f"{encoding}_{size}"
-
-            def encoded(scene: Scene, encoding: str = encoding) -> Scene:
-                if encoding == "png":
-                    return scene
-                pictures = [decode_image(data, scene.scene_id) for data in scene.images]
-                return dataclasses.replace(scene, images=[encode(p, encoding) for p in pictures])
-
-            write_scenes(folder, [encoded(scene) for scene in scenes])
-    assert encode_png  # the importers' own PNG, which `read_sources` gives
+            write_scenes(folder, [encode(scene, encoding) for scene in scenes])
     return places
 
 
-def encode(picture: Any, encoding: str) -> bytes:
-    """A uint8 picture [H, W, 4] as the bytes of an encoding."""
-    import io
+def read_scenes(arguments: argparse.Namespace, size: int) -> list[Any]:
+    """`--scenes` scenes of 12 PNG views each; those there are come again with other views."""
+    from escherjax.data.images import encode_png, resize_image
+    from escherjax.data.procedural import ProceduralSource
+    from escherjax.data.scenes import find_scene_folders, read_scene_folder
 
+    if arguments.source is None:
+        source = ProceduralSource(0, 2, VIEWS_PER_SCENE, SIZES[0])
+        found = [
+            dataclasses.replace(
+                scene,
+                images=[encode_png(resize_image(view, size, size)) for view in scene.images],
+                height=size,
+                width=size,
+            )
+            for scene in (source[0], source[1])
+        ]
+    else:
+        folders = find_scene_folders(arguments.source, "zero123")[: arguments.scenes]
+        found = [read_scene_folder(folder, resolution=size) for _, folder in folders]
+    scenes = []
+    for number in range(arguments.scenes):
+        scene = found[number % len(found)]
+        first = number // len(found) * VIEWS_PER_SCENE
+        views = [view % scene.num_views for view in range(first, first + VIEWS_PER_SCENE)]
+        scenes.append(
+            dataclasses.replace(
+                scene,
+                scene_id=f"{number:05d}",
+                images=[scene.images[view] for view in views],
+                c2w=scene.c2w[views],
+                K=scene.K[views],
+            )
+        )
+    return scenes
+
+
+def encode(scene: Any, encoding: str) -> Any:
+    """A scene of PNG pictures with its pictures in another encoding."""
     from PIL import Image
 
     from escherjax.data import images
 
-    if encoding == "jpeg":
-        picture = images.on_binary_white(picture)
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, encoding, **ENCODINGS[encoding])
-    return buffer.getvalue()
+    if encoding == "png":
+        return scene
+    encoded = []
+    for data in scene.images:
+        picture = images.decode_image(data, scene.scene_id)
+        if encoding == "jpeg":
+            picture = images.on_binary_white(picture)
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, encoding, quality=QUALITY)
+        encoded.append(buffer.getvalue())
+    return dataclasses.replace(scene, images=encoded)
 
 
-def read_sources(arguments: argparse.Namespace, size: int) -> Iterator[Any]:
-    """`--scenes` scenes of 12 PNG views; those of --source come again as often as needed."""
-    raise NotImplementedError
+def measure(place: Path, config: Any, arguments: argparse.Namespace) -> dict[str, float]:
+    """Views per second by the clock, and by the processor time of this process."""
+    batches = open_batches(place, config, arguments)
+    for _ in range(2):
+        next(batches)
+    count, started, cpu_started = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - started < arguments.seconds:
+        next(batches)
+        count += arguments.batch * 6
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+    batches.close()
+    return {"wall": count / wall, "cpu": count / cpu}
+
+
+def open_batches(place: Path, config: Any, arguments: argparse.Namespace) -> Any:
+    """An endless iterator of batches, with close()."""
+    if place.name.startswith("pytorch"):
+        from benchmarks.pytorch_loader import endless_batches
+
+        workers = arguments.cores if arguments.cores > 1 else 0  # one core: no copies between two
+        folders = sorted(place.iterdir())
+        return endless_batches(folders, 6, config.resolution, arguments.batch, workers)
+    from escherjax.data.loader import make_loader
+    from escherjax.data.records import open_shards
+
+    return make_loader(
+        open_shards(place), config, arguments.batch, num_threads=arguments.cores, prefetch=2
+    )
+
+
+def report(
+    rates: dict[str, list[dict[str, float]]], sizes: dict[str, int], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """What is printed. Rates are views per second and core; ratios are over PyTorch's medians."""
+
+    def spread(name: str, clock: str) -> dict[str, float]:
+        values = [rate[clock] for rate in rates[name]]
+        if clock == "wall":
+            values = [value / arguments.cores for value in values]
+        return {
+            "median": round(statistics.median(values), 1),
+            "min": round(min(values), 1),
+            "max": round(max(values), 1),
+        }
+
+    rows = {}
+    for name in rates:
+        rows[name] = {"bytes_per_view": sizes[name], "views_per_sec_per_core": spread(name, "wall")}
+        if arguments.cores == 1:  # beyond, PyTorch's time is that of other processes
+            rows[name]["views_per_cpu_sec"] = spread(name, "cpu")
+    clock = "views_per_cpu_sec" if arguments.cores == 1 else "views_per_sec_per_core"
+    for row in rows.values():
+        for size in SIZES:
+            base = rows[f"pytorch_{size}"][clock]["median"]
+            row[f"times_pytorch_{size}"] = round(row[clock]["median"] / base, 2)
+    packages = ("grain", "array-record", "pillow", "numpy", "torch")
+    return {
+        "benchmark": "loader",
+        "source": str(arguments.source or "procedural"),
+        "cpu": cpu_name(),
+        "cores": arguments.cores,
+        "batch": arguments.batch,
+        "views_per_scene": 6,
+        "resolution": RESOLUTION,
+        "repeats": arguments.repeats,
+        "seconds_per_repeat": arguments.seconds,
+        "load_average": os.getloadavg()[0],
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "contenders": rows,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

@@ -3,7 +3,8 @@
     python -m benchmarks.train_step --config configs/6dof.py --config.batch_size=32
 
 The batch is random and already on the device, so that data loading is not in the time; the VAE
-encoding of the targets is. Parameters are random: speed does not depend on them.
+encoding of the targets is (not with --config.data.latents=True, which takes moments instead).
+Parameters are random: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     arguments, overrides = parser.parse_known_args(argv)
 
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from benchmarks.kernels import busiest_kernels
@@ -63,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     shown = {"target_images": targets}
     if config.data.latents:  # any numbers take as long
         shape = (*targets.shape[:2], *eschernet.moments_shape(config))
-        shown = {"target_moments": rng.standard_normal(shape).astype(ml_dtypes.bfloat16)}
+        shown = {"target_moments": rng.standard_normal(shape).astype(jnp.bfloat16)}
     batch = sharding.put_batch(
         mesh,
         {

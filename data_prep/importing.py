@@ -311,7 +311,7 @@ def open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
 
 
 def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
-    from escherjax.data.records import COMPLETE_FILE
+    from escherjax.data.metadata import COMPLETE_FILE
 
     try:
         out.exists()
@@ -352,7 +352,8 @@ def _remove_progress(progress: Path) -> None:
 def _remove_data(out: Path) -> None:
     """Removes what an import writes to a folder, and nothing else."""
     from escherjax.data import moments
-    from escherjax.data.records import COMPLETE_FILE, DATASET_NAME, FEATURES_FILE
+    from escherjax.data.metadata import COMPLETE_FILE, FEATURES_FILE
+    from escherjax.data.records import DATASET_NAME
 
     names = (COMPLETE_FILE, FEATURES_FILE, reporting.REPORT_FILE, moments.FILE_NAME)
     for path in (*(out / name for name in names), *out.glob(f"{DATASET_NAME}-*.array_record-*")):

@@ -212,7 +212,7 @@ def add_latents(args: argparse.Namespace) -> None:
     from jax.experimental import multihost_utils
     from tqdm import tqdm
 
-    from escherjax.data import moments, records
+    from escherjax.data import metadata, moments, records
     from escherjax.models.vae import VAE
     from escherjax.training import starting_points
     from escherjax.weights import facts
@@ -222,7 +222,7 @@ def add_latents(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: needed at least 1.")
     sources = {
-        split: records.open_shards(args.data, split) for split in records.split_names(args.data)
+        split: records.open_shards(args.data, split) for split in metadata.split_names(args.data)
     }
     config, params = starting_points.read_vae(args.weights)
     reduction = 2 ** (len(config.block_channels) - 1)

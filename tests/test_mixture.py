@@ -187,9 +187,12 @@ def test_a_bad_record_is_blank_in_the_shape_of_its_step():
 
 def test_views_must_suffice_for_every_bucket_of_every_source(parts):
     settings = config(with_replacement=False, buckets=((1, 1, 1), (4, 1, 1)))
-    with pytest.raises(UserError, match="has 4 views; a row needs 4 references .* = 5 different"):
+    message = "every scene of c has 4 views; a row needs 4 references .* = 5 different"
+    with pytest.raises(UserError, match=message):
         loader.make_loader(mixture.Mixture(parts), settings, 4)
     loader.make_loader(parts["a"], settings, 4).close()
+    with pytest.raises(UserError, match="d has no scenes"):
+        loader.make_loader(mixture.Mixture({"a": parts["a"], "d": []}), settings, 4)
 
 
 def test_views_that_were_not_drawn_are_never_decoded(parts):

@@ -124,7 +124,11 @@ def on_binary_white(images: np.ndarray) -> np.ndarray:
     """
     if images.shape[-1] == 3:
         return images
-    return np.where(images[..., 3:] == 0, np.uint8(255), images[..., :3])
+    white = np.negative((images[..., 3] == 0).astype(np.uint8))  # 255 where alpha is 0, else 0
+    flat = np.empty((*images.shape[:-1], 3), np.uint8)
+    for channel in range(3):  # planes, as above: six times as fast as a choice of colours
+        np.bitwise_or(images[..., channel], white, out=flat[..., channel])
+    return flat
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -104,12 +104,14 @@ def make_loader(
         )
     if start_step < 0:
         raise UserError(f"start_step is {start_step}; needed 0 or more.")
-    if len(source) < 1:
-        raise UserError("the data source has no scenes.")
-    parts = source.sources if isinstance(source, mixture.Mixture) else [source]
-    for part in parts:
+    parts = {"the data source": source}
+    if isinstance(source, mixture.Mixture):
+        parts = dict(zip(source.names, source.sources, strict=True))
+    for name, part in parts.items():
+        if len(part) < 1:
+            raise UserError(f"{name} has no scenes.")
         if hasattr(part, "num_views"):
-            config.check_views(part.num_views, "every scene of the source")
+            config.check_views(part.num_views, f"every scene of {name}")
     threads = min(16, os.cpu_count() or 1) if num_threads is None else num_threads
     waiting = threads if prefetch is None else max(prefetch, threads)
 

@@ -11,7 +11,6 @@ import collections
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import re
 import shutil
@@ -25,12 +24,11 @@ import numpy as np
 from escherjax import cameras
 from escherjax.data import moments as moments_lib
 from escherjax.data import remote
+from escherjax.data.metadata import COMPLETE_FILE, naming_damage, read_metadata
 from escherjax.data.whole_files import file_size, is_remote, whole_file
 from escherjax.errors import UserError
 
 DATASET_NAME = "scenes"
-COMPLETE_FILE = "dataset_info.json"
-FEATURES_FILE = "features.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,7 +342,7 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
     At an address records are read one by one, by byte ranges. Raises UserError if the folder is no
     whole data set, has no such split, or misses shards, or an address cannot be read.
     """
-    lengths, builder = _read_metadata(folder)
+    lengths, builder = read_metadata(folder)
     if split not in lengths:
         raise UserError(f"{folder} has no split '{split}'; it has {', '.join(sorted(lengths))}.")
     if not sum(lengths[split]):
@@ -362,39 +360,6 @@ def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
             f"{folder} misses {len(missing)} of {count} shards of split '{split}': "
             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Copy them again."
         )
-    return ShardSource(str(folder), split, builder.as_data_source(split), lengths[split])
-
-
-def split_names(folder: str | Path) -> list[str]:
-    """The splits of a data set that have scenes. Raises UserError as `open_shards`."""
-    return [split for split, lengths in _read_metadata(folder)[0].items() if sum(lengths)]
-
-
-def _read_metadata(folder: str | Path) -> tuple[dict[str, list[int]], Any]:
-    """(scenes in each shard of each split, TFDS builder) of a folder or an address."""
-    import tensorflow_datasets as tfds
-    from google.protobuf import json_format
-
-    with contextlib.ExitStack() as stack:
-        if is_remote(folder):
-            metadata = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            for name in (COMPLETE_FILE, FEATURES_FILE):
-                content = remote.read_file(folder, name)
-                if content is not None:
-                    (metadata / name).write_bytes(content)
-        else:
-            metadata = Path(folder)
-        if not (metadata / COMPLETE_FILE).exists():
-            raise UserError(
-                f"{folder} is no whole data set: it has no {COMPLETE_FILE}. Give the folder that a "
-                "data_prep command made; if one was stopped, start it again and it goes on."
-            )
-        try:
-            info = json.loads((metadata / COMPLETE_FILE).read_text())
-            lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
-            return lengths, tfds.builder_from_directory(metadata)
-        except (json_format.Error, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{COMPLETE_FILE} or {FEATURES_FILE} of {folder} is damaged "
-                f"({type(error).__name__}: {str(error)[:200]}); copy them again."
-            ) from error
+    with naming_damage(folder):
+        data = builder.as_data_source(split)
+    return ShardSource(str(folder), split, data, lengths[split])

@@ -30,6 +30,7 @@ from escherjax.errors import UserError, run_command
 
 VIEWS_PER_SCENE = 12
 RESOLUTION = 256
+MOMENTS_SHAPE = (32, 32, 8)  # of Stable Diffusion's VAE at that resolution
 SIZES = (512, 256)
 ENCODINGS = ("png", "jpeg", "webp")  # of pictures in shards; JPEG has no alpha: white behind
 QUALITY = 95
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--scenes", type=int, default=32, help="scenes, of 12 views each")
     parser.add_argument("--batch", type=int, default=8, help="scenes in a batch")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--latents", action="store_true",
+        help="also shards with moments of the targets, which are not decoded")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=3.0, help="of every repeat")
     arguments = parser.parse_args(argv)
     available = sorted(os.sched_getaffinity(0))
@@ -92,7 +95,28 @@ def write_inputs(root: Path, arguments: argparse.Namespace) -> dict[str, Path]:
         for encoding in ENCODINGS:
             folder = places[f"{encoding}_{size}"] = root / f"{encoding}_{size}"
             write_scenes(folder, [encode(scene, encoding) for scene in scenes])
+        if arguments.latents:
+            folder = places[f"latents_{size}"] = root / f"latents_{size}"
+            write_with_moments(folder, scenes)
     return places
+
+
+def write_with_moments(folder: Path, scenes: Sequence[Any]) -> None:
+    """Shards of PNG pictures with moments of 256-pixel views; any numbers are read as fast."""
+    import ml_dtypes
+    import numpy as np
+
+    from escherjax.data import records
+
+    rng = np.random.default_rng(0)
+    shape = (VIEWS_PER_SCENE, *MOMENTS_SHAPE)
+    with_moments = [
+        dataclasses.replace(scene, moments=rng.normal(size=shape).astype(ml_dtypes.bfloat16))
+        for scene in scenes
+    ]
+    folder.mkdir()
+    count = records.write_shard(records.shard_path(folder, "train", 0, 1), with_moments)
+    records.write_metadata(folder, {"train": [count]}, with_moments=True)
 
 
 def read_scenes(arguments: argparse.Namespace, size: int) -> list[Any]:
@@ -176,6 +200,8 @@ def open_batches(place: Path, config: Any, arguments: argparse.Namespace) -> Any
     from escherjax.data.loader import make_loader
     from escherjax.data.records import open_shards
 
+    if place.name.startswith("latents"):
+        config = dataclasses.replace(config, moments_shape=MOMENTS_SHAPE)
     return make_loader(
         open_shards(place), config, arguments.batch, num_threads=arguments.cores, prefetch=2
     )

@@ -3,7 +3,8 @@
     python -m benchmarks.train_step --config configs/6dof.py --config.batch_size=32
 
 The batch is random and already on the device, so that data loading is not in the time; the VAE
-encoding of the targets is. Parameters are random: speed does not depend on them.
+encoding of the targets is (not with --config.data.latents=True, which takes moments instead).
+Parameters are random: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     arguments, overrides = parser.parse_known_args(argv)
 
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from benchmarks.kernels import busiest_kernels
@@ -47,7 +49,9 @@ def main(argv: Sequence[str]) -> int:
     state = jax.block_until_ready(create_state(model, optimizer, mesh, config))
     init_sec = time.perf_counter() - started
     print(f"initialised in {init_sec:.1f} s", file=sys.stderr, flush=True)
-    flops = perf.train_step_flops(model, state.params, state.frozen, config)
+    flops = perf.train_step_flops(
+        model, state.params, state.frozen, config, config.num_references, config.num_targets
+    )
 
     rng = np.random.default_rng(0)
     size, side = config.batch_size // jax.process_count(), config.resolution
@@ -58,11 +62,15 @@ def main(argv: Sequence[str]) -> int:
         return images, from_spherical(polar, azimuth, rng.uniform(1.5, 2.2, (size, count)))
 
     (refs, ref_c2w), (targets, target_c2w) = views(config.num_references), views(config.num_targets)
+    shown = {"target_images": targets}
+    if config.data.latents:  # any numbers take as long
+        shape = (*targets.shape[:2], *eschernet.moments_shape(config))
+        shown = {"target_moments": rng.standard_normal(shape).astype(jnp.bfloat16)}
     batch = sharding.put_batch(
         mesh,
         {
             "ref_images": refs,
-            "target_images": targets,
+            **shown,
             "ref_c2w": ref_c2w,
             "target_c2w": target_c2w,
             "num_references": np.full(size, config.num_references, np.int32),

@@ -222,11 +222,12 @@ def finish_folder(
     tasks: Sequence[ShardTask],
     source: str,
     about: Mapping[str, Any] | None = None,
+    with_moments: bool = False,
 ) -> None:
     """Makes a folder of which all shards are written a data set with a report, and prints that.
 
     plan: as given to `open_folder`. source: what the scenes were read from, left out of reasons.
-    about: further entries of the report.
+    about: further entries of the report. with_moments: see `records.write_metadata`.
     Raises UserError if no scene at all could be used.
     """
     from escherjax.data import records
@@ -247,7 +248,8 @@ def finish_folder(
     report = {**reporting.make_report(plan, source, lengths, notes), **(about or {})}
     with no_room_stops(out):
         write_json(out / reporting.REPORT_FILE, report)
-        records.write_metadata(out, lengths, f"Made by data_prep.{plan['command']}")
+        description = f"Made by data_prep.{plan['command']}"
+        records.write_metadata(out, lengths, description, with_moments)
     _remove_progress(out / PROGRESS_FOLDER)
     reporting.print_summary(report, out)
 
@@ -324,7 +326,7 @@ def open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
 
 
 def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
-    from escherjax.data.records import COMPLETE_FILE
+    from escherjax.data.metadata import COMPLETE_FILE
 
     try:
         out.exists()
@@ -364,7 +366,7 @@ def _remove_progress(progress: Path) -> None:
 
 def check_not_taken(args: argparse.Namespace) -> None:
     """Raises UserError if --out holds a whole data set, before anything slow is done."""
-    from escherjax.data.records import COMPLETE_FILE
+    from escherjax.data.metadata import COMPLETE_FILE
 
     plan_file = args.out / PROGRESS_FOLDER / "plan.json"
     if (args.out / COMPLETE_FILE).exists() and not plan_file.exists() and not args.overwrite:
@@ -379,8 +381,10 @@ def _taken(out: Path) -> UserError:
 
 def _remove_data(out: Path) -> None:
     """Removes what an import writes to a folder, and nothing else."""
-    from escherjax.data.records import COMPLETE_FILE, DATASET_NAME
+    from escherjax.data import moments
+    from escherjax.data.metadata import COMPLETE_FILE, FEATURES_FILE
+    from escherjax.data.records import DATASET_NAME
 
-    names = (COMPLETE_FILE, "features.json", reporting.REPORT_FILE)
+    names = (COMPLETE_FILE, FEATURES_FILE, reporting.REPORT_FILE, moments.FILE_NAME)
     for path in (*(out / name for name in names), *out.glob(f"{DATASET_NAME}-*.array_record-*")):
         path.unlink(missing_ok=True)

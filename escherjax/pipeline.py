@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from escherjax import cameras as cameras_lib
+from escherjax import config as config_lib
 from escherjax.cameras import Cameras
 from escherjax.data import images as images_lib
 from escherjax.errors import UserError
@@ -262,11 +263,13 @@ def _load_workdir(
     step = checkpoint.find_step(workdir, step)
     weights = weights or ("ema" if config.ema.enabled else "raw")
     params = checkpoint.restore_sampling_params(workdir, abstract, step, weights)
+    references, targets = zip(*config_lib.view_counts(config), strict=True)
+    fewest = min(references)
     facts = dataclasses.replace(
         _facts_of_model(model, config.resolution),
         translation_unit="that of the scenes it was trained on",
-        num_references=(config.min_references or config.num_references, config.num_references),
-        num_targets=config.num_targets,
+        num_references=(min(config.min_references or fewest, fewest), max(references)),
+        num_targets=targets[0] if len(set(targets)) == 1 else None,
         weights=weights,
         trained_steps=step,
         guidance_scale=config.guidance_scale,

@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
     from escherjax import cameras, pictures, pipeline
     from escherjax.cameras import Cameras
-    from escherjax.data.loader import read_views
+    from escherjax.data.drawing import read_views
     from escherjax.data.scenes import read_scene_folder, write_transforms
 
     scene = read_scene_folder(arguments.views)
@@ -147,7 +147,7 @@ def _targets(
     import numpy as np
 
     from escherjax import cameras, trajectories
-    from escherjax.data.loader import read_views
+    from escherjax.data.drawing import read_views
     from escherjax.data.scenes import read_cameras
 
     if arguments.targets == "all":

@@ -190,7 +190,11 @@ def on_binary_white(images: np.ndarray) -> np.ndarray:
     """
     if images.shape[-1] == 3:
         return images
-    return np.where(images[..., 3:] == 0, np.uint8(255), images[..., :3])
+    white = np.negative((images[..., 3] == 0).astype(np.uint8))  # 255 where alpha is 0, else 0
+    flat = np.empty((*images.shape[:-1], 3), np.uint8)
+    for channel in range(3):  # planes, as above: six times as fast as a choice of colours
+        np.bitwise_or(images[..., channel], white, out=flat[..., channel])
+    return flat
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -201,14 +205,41 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(resized)
 
 
-def square_crop(image: np.ndarray, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts the central square of the shorter side out of [H, W, C]; K [3, 3] moves with it."""
+def square_crop(
+    image: np.ndarray,
+    K: np.ndarray,
+    zoom: float = 1.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts a square out of [H, W, C]; K [3, 3] moves with it.
+
+    The square has the shorter side divided by zoom, in whole pixels; of a zoom below 1 it reaches
+    beyond the picture, and what lies there is transparent. shift: (right, down) of its centre from
+    the picture's, in shorter sides. The square stays inside the picture, or the picture inside it.
+    Raises UserError if pixels are needed beyond an opaque picture.
+    """
     height, width = image.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    if height == width:
+    shorter = min(height, width)
+    side = max(1, round(shorter / zoom))
+    left, top = (
+        int(np.clip((size - side) // 2 + round(part * shorter), *sorted((0, size - side))))
+        for size, part in ((width, shift[0]), (height, shift[1]))
+    )
+    if (height, width) == (side, side):
         return image, K
-    return image[top : top + side, left : left + side], cameras.crop_intrinsics(K, left, top)
+    K = cameras.crop_intrinsics(K, left, top)
+    if side <= shorter:
+        return image[top : top + side, left : left + side], K
+    if image.shape[-1] == 3 or image[..., 3].min() == 255:
+        raise UserError(
+            f"zoom {zoom:.3g} looks beyond an opaque picture, and nothing says what is there; "
+            "needed a zoom of 1 or more, or pictures with a transparent background."
+        )
+    padded = np.zeros((side, side, 4), np.uint8)
+    inside = image[max(top, 0) : top + side, max(left, 0) : left + side]
+    below, right = max(-top, 0), max(-left, 0)
+    padded[below : below + inside.shape[0], right : right + inside.shape[1]] = inside
+    return padded, K
 
 
 def undistort(image: np.ndarray, K: np.ndarray, distortion: dict[str, float]) -> np.ndarray:

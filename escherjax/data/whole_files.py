@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def is_remote(path: Path) -> bool:
-    """Whether `path` is an address, not a place in the local file system."""
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether `path` is an address (gs://bucket/folder), not a place in the local file system."""
     return "://" in os.fspath(path)
 
 

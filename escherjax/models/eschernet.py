@@ -235,6 +235,12 @@ def from_config(config: ConfigDict) -> EscherNet:
     )
 
 
+def moments_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """(h, w, 2 C) of the VAE moments of one view: mean and log variance side by side."""
+    height, width, channels = from_config(config).latent_shape(config.resolution)
+    return height, width, 2 * channels
+
+
 def from_parts(
     unet: UNetConfig,
     encoder: ConvNeXtV2Config,

@@ -128,7 +128,8 @@ def read_frames(
 
     Raises UserError naming every frame that lacks a picture, a mask or a whole viewpoint.
     """
-    from escherjax.data.scenes import pinhole_intrinsics, read_picture
+    from escherjax.data.scenes import read_picture
+    from escherjax.data.transforms import pinhole_intrinsics
 
     views, mask_of, problems = [], {}, []
     for frame in frames:

@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> None:
     normalizing.check_arguments(args)
 
     from escherjax.data import colmap, scenes
+    from escherjax.data.images import IMAGE_SUFFIXES
+    from escherjax.data.whole_files import is_remote
 
     colmap.load_pycolmap()
     from data_prep import structure_from_motion
@@ -49,13 +51,13 @@ def main(argv: Sequence[str]) -> None:
     found = scenes.find_folders(
         args.source,
         lambda _, files: any(_is_photo(name) for name in files),
-        f"folders with photos ({', '.join(scenes.IMAGE_SUFFIXES)})",
+        f"folders with photos ({', '.join(IMAGE_SUFFIXES)})",
     )[: args.limit]
 
     def read_scene(scene_id: str, folder: Path) -> importing.Imported:
         photos = sorted(path for path in folder.iterdir() if _is_photo(path.name))
         # Below --out, which has room for pictures; what a kill leaves there goes with the folder
-        progress = args.out / importing.PROGRESS_FOLDER
+        progress = None if is_remote(args.out) else args.out / importing.PROGRESS_FOLDER
         with tempfile.TemporaryDirectory(dir=progress, prefix="colmap-") as temporary:
             model = structure_from_motion.reconstruct(photos, Path(temporary), args.matcher)
             imported = read_model(
@@ -70,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _is_photo(name: str) -> bool:
-    from escherjax.data.scenes import IMAGE_SUFFIXES
+    from escherjax.data.images import IMAGE_SUFFIXES
 
     return name.lower().endswith((*IMAGE_SUFFIXES, *OTHER_PHOTOS)) and not name.startswith(".")
 

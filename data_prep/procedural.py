@@ -73,7 +73,7 @@ def _write_folders(args: argparse.Namespace) -> None:
     """One folder a scene: 000.png, ... with straight alpha, and transforms.json."""
     from escherjax.data.images import encode_png
     from escherjax.data.procedural import ProceduralSource
-    from escherjax.data.scenes import write_transforms
+    from escherjax.data.transforms import write_transforms
 
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"--out {args.out} is not empty; name a new folder.")

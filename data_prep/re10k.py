@@ -142,7 +142,7 @@ def _pinhole(unit_K: np.ndarray, picture: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def _find_pictures(folder: Path, scene_id: str) -> dict[int, Path]:
     """Pictures of a clip by timestamp, from FOLDER/ID or, below splits, FOLDER/NAME."""
-    from escherjax.data.scenes import IMAGE_SUFFIXES
+    from escherjax.data.images import IMAGE_SUFFIXES
 
     for clip in (folder / scene_id, folder / Path(scene_id).name):
         if clip.is_dir():

@@ -224,7 +224,7 @@ def _write_views(folder: Path, scene: Any, masks: Sequence, depths: Sequence) ->
     import numpy as np
 
     from escherjax.data.images import encode_png
-    from escherjax.data.scenes import write_transforms
+    from escherjax.data.transforms import write_transforms
 
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -74,7 +74,7 @@ def read_cameras(folder: Path, first_views: int | None = None) -> list[View]:
 
     Raises UserError naming every frame without picture, camera, or a whole camera.
     """
-    from escherjax.data.scenes import pinhole_intrinsics
+    from escherjax.data.transforms import pinhole_intrinsics
 
     names = sorted(os.listdir(folder))
     numbers = {

@@ -64,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
     from escherjax import cameras, pictures, pipeline
     from escherjax.cameras import Cameras
     from escherjax.data.drawing import read_views
-    from escherjax.data.scenes import read_scene_folder, write_transforms
+    from escherjax.data.scenes import read_scene_folder
+    from escherjax.data.transforms import write_transforms
 
     scene = read_scene_folder(arguments.views)
     references = _reference_indices(arguments.references, scene)
@@ -148,7 +149,7 @@ def _targets(
 
     from escherjax import cameras, trajectories
     from escherjax.data.drawing import read_views
-    from escherjax.data.scenes import read_cameras
+    from escherjax.data.transforms import read_cameras
 
     if arguments.targets == "all":
         images, c2w, _ = read_views(scene, np.arange(scene.num_views), resolution, "white")

@@ -8,7 +8,7 @@ from scene_folders import run
 from data_prep import render_meshes
 from data_prep.blender import random_views
 from escherjax import cameras
-from escherjax.data.scenes import read_cameras, write_transforms
+from escherjax.data.transforms import read_cameras, write_transforms
 from escherjax.errors import UserError
 
 

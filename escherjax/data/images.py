@@ -25,6 +25,7 @@ Pinhole = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 FORMATS = ("PNG", "JPEG", "WEBP")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 
 

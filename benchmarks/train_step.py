@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
     config = load_config(arguments.config, overrides)
     enable_compilation_cache()
-    mesh = sharding.make_mesh(config.mesh, config.batch_size, config.accumulation_steps)
+    mesh = sharding.make_mesh(config)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     started = time.perf_counter()
     state = jax.block_until_ready(create_state(model, optimizer, mesh, config))

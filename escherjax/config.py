@@ -31,6 +31,7 @@ RESUMABLE_FIELDS = (
     "data.num_threads",
     "data.prefetch",
     "mesh",
+    "attention_gather",
 )
 
 

@@ -38,7 +38,7 @@ def make_batch(rng, size=8, num_views=4, resolution=16):
 
 def stepper(config, mesh=None):
     """A function from batches to (host state, losses) after a step on each, from a fresh state."""
-    mesh = mesh or sharding.make_mesh(config.mesh, config.batch_size, config.accumulation_steps)
+    mesh = mesh or sharding.make_mesh(config)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     step = make_train_step(model, optimizer, config, mesh)
 
@@ -216,7 +216,7 @@ def test_ema_starts_at_the_first_update_and_ends_at_the_decay():
 
 def test_state_is_born_split_over_fsdp():
     config = tiny_config(mesh__fsdp=8, unet__block_channels="(64,)")
-    mesh = sharding.make_mesh(config.mesh, config.batch_size)
+    mesh = sharding.make_mesh(config)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     state = create_state(model, optimizer, mesh, config)
     for tree in (state.params, state.ema, state.opt_state[1][0].mu):
@@ -231,7 +231,7 @@ def test_state_is_born_split_over_fsdp():
 def test_a_state_can_start_from_given_parameters():
     """As from a folder of weights: nothing is drawn, and the average starts there too."""
     config = tiny_config(mesh__fsdp=8, unet__block_channels="(64,)")
-    mesh = sharding.make_mesh(config.mesh, config.batch_size)
+    mesh = sharding.make_mesh(config)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     given = jax.tree.map(lambda x: x + 1, model.init(9, config.resolution))
     state = create_state(model, optimizer, mesh, config, given)

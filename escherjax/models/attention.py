@@ -7,12 +7,15 @@ cameras (`escherjax.cape`) and by nothing else, so their number and order are fr
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from escherjax import cape
 from escherjax.errors import UserError
+from escherjax.models.parallel import Spread
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn")
 
@@ -90,12 +93,16 @@ def pad_keys_to_even(
 class Attention(nn.Module):
     """Multi-head attention whose queries and keys carry their views' cameras; values do not.
 
-    cape: a variant of `escherjax.cape`. Parameters: to_q, to_k, to_v without bias, to_out_0 with.
+    cape: a variant of `escherjax.cape`. spread: the devices that share a scene, if several do;
+    keys_are_views: whether the context is split over them as x is. Parameters: to_q, to_k, to_v
+    without bias, to_out_0 with.
     """
 
     num_heads: int
     cape: str = "6dof"
     attention_impl: str = "auto"
+    spread: Spread | None = None
+    keys_are_views: bool = False
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -123,7 +130,12 @@ class Attention(nn.Module):
 
         q = cape.rotate_queries(self.cape, project(x, "to_q"), query_poses)  # [B, L, heads, hd]
         k = cape.rotate_keys(self.cape, project(context, "to_k"), key_poses)
-        out = attend(q, k, project(context, "to_v"), self.attention_impl, key_lengths)
+        kernel = functools.partial(attend, impl=self.attention_impl)
+        v = project(context, "to_v")
+        if self.spread is None:
+            out = kernel(q, k, v, key_lengths=key_lengths)
+        else:
+            out = self.spread.attend(kernel, q, k, v, key_lengths, self.keys_are_views)
         return nn.Dense(width, dtype=self.dtype, param_dtype=self.param_dtype, name="to_out_0")(
             out.reshape(x.shape)
         )

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from escherjax.cape import Poses
 from escherjax.models.activations import gelu
 from escherjax.models.attention import Attention
+from escherjax.models.parallel import Spread
 
 ZEROS = nn.initializers.zeros
 
@@ -26,13 +27,15 @@ class Conditioning(NamedTuple):
     """What attention sees beside the image: reference tokens and all cameras.
 
     tokens: [B, N*L, D], view-major. target_poses, ref_poses: from `cape.poses`, of M and N views.
-    key_lengths: int32 [B], how many tokens count; None = all.
+    key_lengths: int32 [B], how many tokens count; num_targets: int32 [B], how many target views,
+    of all devices together, other views attend to; None = all.
     """
 
     tokens: jax.Array
     target_poses: Poses
     ref_poses: Poses
     key_lengths: jax.Array | None = None
+    num_targets: jax.Array | None = None
 
 
 class GroupNorm(nn.Module):
@@ -164,17 +167,23 @@ class TransformerBlock(nn.Module):
     num_heads: int
     cape: str
     attention_impl: str = "auto"
+    spread: Spread | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, conditioning: Conditioning) -> jax.Array:
-        """x: [B, M*T, C], view-major -> the same shape."""
+    def __call__(
+        self, x: jax.Array, conditioning: Conditioning, tokens_per_view: int
+    ) -> jax.Array:
+        """x: [B, M*T, C], view-major -> the same shape; T is tokens_per_view."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        heads = (self.num_heads, self.cape, self.attention_impl)
-        tokens, target_poses, ref_poses, key_lengths = conditioning
+        heads = (self.num_heads, self.cape, self.attention_impl, self.spread)
+        tokens, target_poses, ref_poses, key_lengths, num_targets = conditioning
+        target_lengths = None if num_targets is None else num_targets * tokens_per_view
         h = nn.LayerNorm(epsilon=1e-5, name="norm1", **types)(x)
-        x = x + Attention(*heads, name="attn1", **types)(h, h, target_poses, target_poses)
+        x = x + Attention(*heads, keys_are_views=True, name="attn1", **types)(
+            h, h, target_poses, target_poses, target_lengths
+        )
         h = nn.LayerNorm(epsilon=1e-5, name="norm2", **types)(x)
         x = x + Attention(*heads, name="attn2", **types)(
             h, tokens, target_poses, ref_poses, key_lengths
@@ -193,6 +202,7 @@ class SpatialTransformer(nn.Module):
     num_groups: int
     cape: str
     attention_impl: str = "auto"
+    spread: Spread | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -205,8 +215,13 @@ class SpatialTransformer(nn.Module):
         h = PointwiseConv(width, name="proj_in", **types)(h)
         h = h.reshape(batch, -1, width)  # [B, M*h*w, C]
         h = TransformerBlock(
-            self.num_heads, self.cape, self.attention_impl, name="transformer_blocks_0", **types
-        )(h, conditioning)
+            self.num_heads,
+            self.cape,
+            self.attention_impl,
+            self.spread,
+            name="transformer_blocks_0",
+            **types,
+        )(h, conditioning, x.shape[1] * x.shape[2])
         h = h.reshape(x.shape)
         return x + PointwiseConv(width, ZEROS, name="proj_out", **types)(h)
 

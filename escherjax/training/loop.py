@@ -40,7 +40,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
     """
     enable_compilation_cache()
     checkpoint.check_workdir(workdir, config)
-    mesh = sharding.make_mesh(config.mesh, config.batch_size, config.accumulation_steps)
+    mesh = sharding.make_mesh(config)
+    share = sharding.host_share(mesh)
     model = eschernet.from_config(config)
     optimizer = make_optimizer(config.optimizer)
     abstract = abstract_state(model, optimizer, mesh, config)
@@ -72,7 +73,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             state, position = create_state(model, optimizer, mesh, config, loaded), 0
         del loaded
         start = int(state.step)
-        batches = sources.training_batches(source, config, position)
+        batches = sources.training_batches(source, config, position, share)
         writer = MetricWriter(workdir, start)
         watch = Watch(config, writer, start, flops)
         log.info("compiling the training step: seconds if small, minutes for the full network")
@@ -120,7 +121,8 @@ def enable_compilation_cache() -> None:
 def _heldout(model: EscherNet, config: ConfigDict, mesh: Mesh) -> HeldOut | None:
     if not (config.eval_every_steps or config.sample_every_steps):
         return None
-    return HeldOut(model, config, mesh, sources.heldout_batches(config))
+    batches = sources.heldout_batches(config, sharding.host_share(mesh))
+    return HeldOut(model, config, mesh, batches)
 
 
 def _is_due(config: ConfigDict, step: int) -> bool:

@@ -93,6 +93,10 @@ def make_train_step(
     num_micro = config.accumulation_steps
     schedule = learning_rate(config.optimizer)
     by_scene = sharding.batch_sharding(mesh)
+    model = model.spread_over(sharding.spread(mesh, config.attention_gather))
+
+    def like_state(tree):
+        return jax.lax.with_sharding_constraint(tree, sharding.state_shardings(mesh, tree))
 
     def loss_sum(trained, frozen, batch, draws):
         losses = scene_losses(model, trained, frozen, batch, draws)
@@ -102,16 +106,16 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         draws = draw(key, model, batch, config.conditioning_dropout)
-        draws = jax.lax.with_sharding_constraint(draws, by_scene)
+        draws = jax.lax.with_sharding_constraint(draws, _draws_shardings(mesh))
         num_valid = jnp.maximum(jnp.sum(batch["valid"]), 1.0)
         gradient_of = jax.value_and_grad(loss_sum, has_aux=True)
         if num_micro == 1:
             (total, losses), grads = gradient_of(state.params, state.frozen, batch, draws)
         else:
             total, losses, grads = _accumulate(
-                gradient_of, state, (batch, draws), num_micro, by_scene
+                gradient_of, state, (batch, draws), num_micro, mesh
             )
-        grads = jax.tree.map(lambda g: g / num_valid, grads)
+        grads = like_state(jax.tree.map(lambda g: g / num_valid, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step, config.ema.decay) if state.ema else {}
@@ -120,18 +124,25 @@ def make_train_step(
             "lr": schedule(state.step),
             "grad_norm": optax.global_norm(grads),
             **{f"grad_norm_{name}": optax.global_norm(grads[name]) for name in grads},
-            "scene_losses": losses,
+            "scene_losses": jax.lax.with_sharding_constraint(losses, by_scene),
             "valid_scenes": jnp.sum(batch["valid"]),
         }
         new_state = TrainState(
             step=state.step + 1, params=params, frozen=state.frozen, ema=ema, opt_state=opt_state
         )
-        return new_state, metrics
+        # Without this the compiler may split the result in another way, and the next step compiles
+        # once more.
+        return like_state(new_state), metrics
 
     return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
 
 
-def _accumulate(gradient_of, state: TrainState, arrays, num_micro: int, by_scene):
+def _draws_shardings(mesh: Mesh) -> Draws:
+    by_scene, by_target = sharding.batch_sharding(mesh), sharding.target_sharding(mesh)
+    return Draws(timesteps=by_scene, noise=by_target, posterior_noise=by_target, drop=by_scene)
+
+
+def _accumulate(gradient_of, state: TrainState, arrays, num_micro: int, mesh: Mesh):
     """Sums loss and gradients over micro-batches, one after another.
 
     Scene b goes to micro-batch b % num_micro, so that every device keeps its own scenes.
@@ -142,7 +153,12 @@ def _accumulate(gradient_of, state: TrainState, arrays, num_micro: int, by_scene
         return jnp.moveaxis(x, 1, 0)  # [num_micro, B / num_micro, ...]
 
     def add(carry, micro):
-        micro = jax.lax.with_sharding_constraint(micro, by_scene)
+        batch, draws = micro
+        batch = {
+            name: jax.lax.with_sharding_constraint(array, sharding.entry_sharding(mesh, name))
+            for name, array in batch.items()
+        }
+        micro = batch, jax.lax.with_sharding_constraint(draws, _draws_shardings(mesh))
         (total, losses), grads = gradient_of(state.params, state.frozen, *micro)
         return jax.tree.map(jnp.add, carry, (total, grads)), losses
 

@@ -37,7 +37,7 @@ def base() -> ConfigDict:
     c.dtype = "bfloat16"  # compute: bfloat16 (paper) or float32; parameters have their own
     c.param_dtype = "float32"  # storage of parameters, EMA and optimizer state
     c.remat = False  # recompute activations block by block in the backward pass, to save memory
-    c.attention = "auto"  # kernel: auto, xla, cudnn
+    c.attention = "auto"  # kernel: auto, xla, cudnn (GPU), splash (TPU)
     c.attention_gather = "all"  # of all views' keys, with mesh.view: all at once, or ring
     c.conditioning_dropout = 0.1  # probability that a scene's reference tokens become zero
     c.guidance_scale = 3.0  # classifier-free guidance of the samples drawn while training

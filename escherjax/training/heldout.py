@@ -48,7 +48,7 @@ class HeldOut:
             )
             return samples, psnr(samples, targets)
 
-        self._generate = jax.jit(generate, compiler_options=compiler_options())
+        self._generate = jax.jit(generate, compiler_options=compiler_options(mesh))
         self._latent_shape = model.latent_shape(config.resolution)
 
     def _sample(self, params: Params, num_references: int) -> Iterator[tuple[Any, ...]]:

@@ -92,22 +92,22 @@ def test_warnings_name_what_is_held_whole_and_what_is_gathered_twice():
     mesh = Mesh(jax.devices(), ("fsdp",))
     arguments = {
         "odd": abstract(mesh, (1023, 1023)),
-        "split": abstract(mesh, (1024, 1024), "fsdp"),
+        "split": abstract(mesh, (4096, 1024), "fsdp"),
         "small": abstract(mesh, (8,)),
     }
     (warning,) = estimate.replicated(arguments)
     assert warning.startswith("odd: float32[1023, 1023] is held whole")
 
     line = (
-        "  %g.{0} = f32[1024,{1}]{{1,0}} all-gather(%p), channel_id={0}, "
+        "  %g.{0} = f32[4096,{1}]{{1,0}} all-gather(%p), channel_id={0}, "
         'replica_groups=[1,8]<=[8], metadata={{op_name="jit(f)/{2}/to_q/{3}"}}\n'
     )
     gathers = [line.format(n, 1024, "jvp(A)" if n % 2 else "transpose(jvp(A))", "dot")
                for n in range(1, 5)] + [line.format(9, 512, "jvp(A)", "act")]  # fmt: skip
     found = find_collectives("ENTRY %main (p: f32[]) -> f32[] {\n" + "".join(gathers) + "}\n", 8)
     assert estimate.gathered_twice(found, arguments) == [
-        "jit(f)/jvp(A)/to_q/act: f32[1024,512], no parameter, is gathered.",
-        "to_q/dot: f32[1024,1024] is gathered 4 times in one call.",
+        "jit(f)/jvp(A)/to_q/act: f32[4096,512], no parameter, is gathered.",
+        "to_q/dot: f32[4096,1024] is gathered 4 times in one call.",
     ]
 
 

@@ -34,8 +34,10 @@ def main(argv: Sequence[str]) -> int:
 
     # After parsing, so that --help answers at once.
     from escherjax.config import load_config
+    from escherjax.training import startup
     from escherjax.training.loop import train
 
+    startup.initialize()
     return train(load_config(arguments.config, overrides), arguments.workdir)
 
 

@@ -87,7 +87,7 @@ class Pipeline:
     of the views it makes; facts: what the weights expect of cameras, None if nothing but the model
     is known; stored: how the folder was written that they were read from, None for no folder.
     mesh: devices that share target views, from `sharding.view_mesh`, on all of which params lie;
-    None for the default device.
+    None for one device.
     """
 
     def __init__(
@@ -108,7 +108,9 @@ class Pipeline:
         self._encode_latents = jax.jit(model.encode_latents)
         self._decode_latents = jax.jit(model.decode_latents)
         self._predict = jax.jit(model.predict)
-        self._generate = jax.jit(spread_model.generate, static_argnames=("num_steps", "guidance_scale"))
+        self._generate = jax.jit(
+            spread_model.generate, static_argnames=("num_steps", "guidance_scale")
+        )
 
     def generate(
         self,

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     add("--sampler", default="ddim", help="ddim")
     add("--dtype", default="float32", help="compute: float32 or bfloat16")
     add("--view-parallel", type=int, metavar="N",
-        help="devices that share the new views; default: all, if each gets four at least")  # fmt: skip
+        help="devices that share the views; default: all, if each gets four or more")  # fmt: skip
     add("--cape", help="camera encoding of a pipeline folder whose name does not say it")
     add("--max-radius", type=float, metavar="R",
         help="scale the scene so that its farthest camera stands R from the origin")  # fmt: skip

@@ -95,22 +95,31 @@ def worst(ours, theirs):
     return max(rows)
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    ("cape", "fields"),
+    ("cape", "axes", "accumulation_steps"),
     [
-        ("6dof", {"data": 8}),
-        ("4dof", {"fsdp": 8}),
-        ("4dof", {"model": 2, "fsdp": 4}),
-        ("6dof", {"view": 4, "data": 2}),
-        ("6dof", {"data": 2, "fsdp": 2, "model": 2}),
-        ("4dof", {"data": 2, "fsdp": 2, "view": 2}),
-        ("6dof", {"fsdp": 2, "model": 2, "view": 2}),
+        pytest.param("6dof", {"data": 8}, 1, marks=SLOW),
+        pytest.param("6dof", {"fsdp": 8}, 1, marks=SLOW),
+        pytest.param("6dof", {"data": 2, "fsdp": 2, "model": 2}, 1, marks=SLOW),
+        ("4dof", {"fsdp": 4, "model": 2}, 1),
+        ("4dof", {"data": 2, "view": 4}, 1),
+        ("4dof", {"data": 2, "fsdp": 2, "view": 2}, 2),
+        ("4dof", {"fsdp": 2, "model": 2, "view": 2}, 1),
     ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
+    ids=str,
 )
-def test_eight_devices_equal_one(batches, on_one_device, cape, fields):
-    mesh = {f"mesh__{axis}": fields.get(axis, 1) for axis in sharding.AXES}
-    config = tiny_config(**FIELDS, cape=cape, **mesh)
+def test_eight_devices_equal_one(batches, on_one_device, cape, axes, accumulation_steps):
+    """Sums in another order, so equal but for rounding: float32 rounds by 6e-8 of a value, and
+    differences of up to 1.1e-6 of a tensor's largest value were seen in gradients, 5e-7 elsewhere.
+    A wrong sum is off by the size of an axis.
+    """
+    mesh = {f"mesh__{axis}": axes.get(axis, 1) for axis in sharding.AXES}
+    config = tiny_config(**FIELDS, cape=cape, **mesh, accumulation_steps=accumulation_steps)
     losses, *trees = run(config, sharding.make_mesh(config), batches)
     known_losses, *known = on_one_device(cape)
-    import time; print(time.process_time()); print(np.abs(np.array(losses)/known_losses-1).max(), [worst(a,b) for a,b in zip(trees,known)])
+    np.testing.assert_allclose(losses, known_losses, rtol=5e-6)
+    for ours, theirs, tolerance in zip(trees, known, (1e-5, 5e-6, 5e-6), strict=True):
+        assert worst(ours, theirs) < (tolerance, "")

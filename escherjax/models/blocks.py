@@ -131,25 +131,52 @@ class ResNetBlock(nn.Module):
         return x + h
 
 
+class _ValueAndGate(nn.Module):
+    """A linear map to twice `features`: the halves of its outputs are the values and the gates.
+
+    One product, or where channels are split over devices two, so that each device gets the values
+    and the gates of the same channels.
+    """
+
+    features: int
+    spread: Spread | None
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        shape = (x.shape[-1], 2 * self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
+        bias = self.param("bias", ZEROS, shape[1:], self.param_dtype)
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        bias = bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        if self.spread is None or self.spread.num_model_shards == 1:
+            return jnp.split(jnp.dot(x, kernel) + bias, 2, axis=-1)
+        kernels = (self.spread.split_outputs(half) for half in jnp.split(kernel, 2, axis=-1))
+        biases = jnp.split(bias, 2, axis=-1)
+        return [jnp.dot(x, k) + b for k, b in zip(kernels, biases, strict=True)]
+
+
 class _GEGLUProjection(nn.Module):
     """Linear to (value, gate), then value * GELU(gate) (arXiv 2002.05202); GELU by erf."""
 
     features: int
+    spread: Spread | None
     dtype: jnp.dtype
     param_dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        both = nn.Dense(
-            2 * self.features, dtype=self.dtype, param_dtype=self.param_dtype, name="proj"
+        value, gate = _ValueAndGate(
+            self.features, self.spread, self.dtype, self.param_dtype, name="proj"
         )(x)
-        value, gate = jnp.split(both, 2, axis=-1)
         return value * gelu(gate)
 
 
 class FeedForward(nn.Module):
     """Gated feed-forward of four times the width, back to the width."""
 
+    spread: Spread | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -157,7 +184,9 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [B, L, C] -> [B, L, C]."""
         width = x.shape[-1]
-        hidden = _GEGLUProjection(4 * width, self.dtype, self.param_dtype, name="net_0")(x)
+        hidden = _GEGLUProjection(
+            4 * width, self.spread, self.dtype, self.param_dtype, name="net_0"
+        )(x)
         return nn.Dense(width, dtype=self.dtype, param_dtype=self.param_dtype, name="net_2")(hidden)
 
 
@@ -189,7 +218,7 @@ class TransformerBlock(nn.Module):
             h, tokens, target_poses, ref_poses, key_lengths
         )
         h = nn.LayerNorm(epsilon=1e-5, name="norm3", **types)(x)
-        return x + FeedForward(name="ff", **types)(h)
+        return x + FeedForward(self.spread, name="ff", **types)(h)
 
 
 class SpatialTransformer(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 GATHERS = ("all", "ring")
 
@@ -40,6 +40,10 @@ class Spread:
     def num_view_shards(self) -> int:
         return self.mesh.shape[self.view_axis]
 
+    @property
+    def num_model_shards(self) -> int:
+        return self.mesh.shape[self.model_axis]
+
     def over_views(self, function: Callable[..., Any], split: tuple[bool, ...]) -> Any:
         """`function`, each device's call of which sees its own views only.
 
@@ -58,6 +62,13 @@ class Spread:
             axis_names={self.view_axis},
             check_vma=False,  # its rules do not know nested maps; gradients are tested instead
         )
+
+    def split_outputs(self, kernel: jax.Array) -> jax.Array:
+        """A kernel [..., outputs] with its outputs split over the model axis, wherever it lay."""
+        spec = PartitionSpec(*(None,) * (kernel.ndim - 1), self.model_axis)
+        if self._inside_views():
+            return jax.lax.with_sharding_constraint(kernel, spec)
+        return jax.lax.with_sharding_constraint(kernel, NamedSharding(self.mesh, spec))
 
     def depthwise(self, x: jax.Array, kernel: jax.Array, *settings: Any, **named: Any) -> jax.Array:
         """`jax.lax.conv_general_dilated`, each device its own rows of x [rows, h, w, C].
@@ -106,16 +117,20 @@ class Spread:
 
     def _map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
         """A call of `function` on each device, inside `over_views` or outside."""
-        inside_views = self.view_axis in jax.sharding.get_abstract_mesh().manual_axes
+        axes = {*self.batch_axes, self.model_axis}
+        if not self._inside_views() and self.num_view_shards > 1:
+            axes.add(self.view_axis)
         return jax.shard_map(
             function,
-            mesh=None if inside_views else self.mesh,
+            mesh=None if self._inside_views() else self.mesh,
             in_specs=in_specs,
             out_specs=out_specs,
-            axis_names={*self.batch_axes, self.model_axis}
-            | (set() if inside_views else {self.view_axis}),
+            axis_names=axes,
             check_vma=False,
         )
+
+    def _inside_views(self) -> bool:
+        return self.view_axis in jax.sharding.get_abstract_mesh().manual_axes
 
 
 def ring_attend(

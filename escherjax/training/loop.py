@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -40,6 +41,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
     """
     enable_compilation_cache()
     checkpoint.check_workdir(workdir, config)
+    # What the first host makes there must not meet the check of a slower one.
+    multihost_utils.sync_global_devices("work directory checked")
     mesh = sharding.make_mesh(config)
     share = sharding.host_share(mesh)
     model = eschernet.from_config(config)

@@ -48,8 +48,7 @@ def initialize() -> Launch:
     """
     launch = detect(os.environ, has_tpu=_has_tpu())
     if launch.arguments is not None:
-        if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
-            jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for CPUs alone
         try:
             jax.distributed.initialize(**launch.arguments)
         except (RuntimeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.tpu_table                 # prints the table of the kept results
     python -m benchmarks.tpu_table --compile       # first compiles what has no result yet
+    python -m benchmarks.tpu_table --write         # puts the table into docs/tpu.md
 
 A case takes half an hour or more on two cores, and runs in a process of its own; those done are
 kept in docs/tpu, so that the command goes on where it was stopped. Needs libtpu
@@ -20,13 +21,14 @@ from typing import Any
 
 from escherjax.errors import run_command
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "tpu"
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "tpu.md"
+RESULTS = DOCUMENT.with_suffix("")
+MARKS = "<!-- table -->\n", "<!-- end of table -->\n"
 
 # Batches are the paper's 672 scenes, or the nearest number that the chips divide. v5e-16 and the
 # like are the cloud's names; for v5p they count cores, two to a chip.
 CASES = {
-    "v5e-16_train": ["--topology", "v5e:4x4", "--config.remat=True",
-                     "--config.accumulation_steps=2", "--config.batch_size=672"],
+    "v5e-16_train": ["--topology", "v5e:4x4", "--config.remat=True", "--config.batch_size=672"],
     "v5e-256_train": ["--topology", "v5e:16x16", "--config.mesh.data=4",
                       "--config.mesh.fsdp=64", "--config.batch_size=768",
                       "--config.eval.batch_size=256", "--config.eval.num_scenes=256"],
@@ -50,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--compile", action="store_true", help="compile what has no result yet")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/tpu.md")
     arguments = parser.parse_args(argv)
     if arguments.compile:
         for name, options in CASES.items():
@@ -60,12 +63,17 @@ def main(argv: Sequence[str]) -> None:
                 subprocess.run(
                     [*command, "configs/6dof.py", "--json", str(path), *options], check=True
                 )
-    print(HEADER)
-    print("|" + "---|" * HEADER.count(" | ") + "---|")
+    lines = [HEADER, "|" + "---|" * HEADER.count(" | ") + "---|"]
     for name in CASES:
         path = RESULTS / f"{name}.json"
         if path.is_file():
-            print(table_row(name, json.loads(path.read_text())))
+            lines.append(table_row(name, json.loads(path.read_text())))
+    table = "\n".join(lines) + "\n"
+    print(table, end="")
+    if arguments.write:
+        before, rest = DOCUMENT.read_text().split(MARKS[0])
+        DOCUMENT.write_text(before + MARKS[0] + table + MARKS[1] + rest.split(MARKS[1])[1])
+        print(DOCUMENT)
 
 
 def table_row(name: str, result: dict[str, Any]) -> str:

@@ -13,9 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from escherjax.aot import estimate, topology
 from escherjax.aot.chips import CHIPS
 from escherjax.aot.collectives import find_collectives, find_kernels
-from escherjax.aot.programs import Program
+from escherjax.aot.programs import Program, lower_program
 from escherjax.errors import UserError
-from tests.tiny import tiny_arguments
+from escherjax.training import sharding
+from tests.tiny import tiny_arguments, tiny_config
 
 HLO = """HloModule jit_step
 
@@ -107,7 +108,7 @@ def test_warnings_name_what_is_held_whole_and_what_is_gathered_twice():
     found = find_collectives("ENTRY %main (p: f32[]) -> f32[] {\n" + "".join(gathers) + "}\n", 8)
     assert estimate.gathered_twice(found, arguments) == [
         "jit(f)/jvp(A)/to_q/act: f32[4096,512], no parameter, is gathered.",
-        "to_q/dot: f32[4096,1024] is gathered 4 times in one call.",
+        "to_q/dot: f32[4096,1024] is gathered at 4 places.",
     ]
 
 
@@ -169,6 +170,15 @@ def test_a_product_with_a_split_parameter_is_compiled_and_measured(v5e_devices):
     (row,) = result["collectives"]
     assert (row["kind"], row["count"], row["bytes"]) == ("all-gather", 1, 4 * 512 * 1024)
     assert result["warnings"] == []
+
+
+@pytest.mark.parametrize("program", ["train", "sample"])
+def test_programs_lower_with_the_kernel_of_tpus(v5e_devices, program):
+    config = tiny_config(mesh__fsdp=4, dtype="bfloat16", resolution=64)
+    mesh = sharding.make_mesh(config, v5e_devices)
+    lowered = lower_program(program, config, mesh)
+    assert lowered.model_flops > 0
+    assert "tpu_custom_call" in lowered.lowered.as_text()
 
 
 @pytest.mark.slow

@@ -135,7 +135,8 @@ def gathered_twice(found: list[Collective], arguments: Any) -> list[str]:
 
     A parameter is gathered once forward and once backward; with `remat` also once when the forward
     pass is repeated, which is counted here as part of the backward pass. Anything that is not as
-    large as a parameter is an activation, which a data-parallel step has no need to gather.
+    large as a parameter is an activation, which a data-parallel step has no need to gather. The
+    compiler names the source of most gathers, not of all; those without are left out.
     """
     sizes = {math.prod(leaf.shape) for leaf in jax.tree.leaves(arguments)}
     times: dict[tuple[str, str], int] = collections.Counter()
@@ -145,12 +146,13 @@ def gathered_twice(found: list[Collective], arguments: Any) -> list[str]:
             continue
         elements = math.prod(int(n) for n in one.shape.split("[")[1].rstrip("]").split(",") if n)
         if elements not in sizes and one.num_bytes >= _LARGE:
-            warnings.append(f"{one.source}: {one.shape}, no parameter, is gathered.")
-        times[_plain(one.source), one.shape] += one.calls
+            source = one.source or "unnamed by the compiler"
+            warnings.append(f"{source}: {one.shape}, no parameter, is gathered.")
+        times[_plain(one.source), one.shape] += 1
     return warnings + [
-        f"{source}: {shape} is gathered {count} times in one call."
+        f"{source}: {shape} is gathered at {count} places."
         for (source, shape), count in sorted(times.items())
-        if count > 3 and "while" not in source
+        if count > 3 and source
     ]
 
 

@@ -118,8 +118,8 @@ class Spread:
     def _map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
         """A call of `function` on each device, inside `over_views` or outside."""
         axes = {*self.batch_axes, self.model_axis}
-        if not self._inside_views() and self.num_view_shards > 1:
-            axes.add(self.view_axis)
+        if not self._inside_views():
+            axes.add(self.view_axis)  # if only of one: a TPU kernel has no axis for the compiler
         return jax.shard_map(
             function,
             mesh=None if self._inside_views() else self.mesh,

@@ -62,7 +62,7 @@ def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]
     from escherjax.training.step import make_train_step
 
     enable_compilation_cache()
-    mesh = sharding.make_mesh(config.mesh, config.batch_size, config.accumulation_steps)
+    mesh = sharding.make_mesh(config)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     started = time.perf_counter()
     state = jax.block_until_ready(create_state(model, optimizer, mesh, config))

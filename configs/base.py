@@ -37,7 +37,8 @@ def base() -> ConfigDict:
     c.dtype = "bfloat16"  # compute: bfloat16 (paper) or float32; parameters have their own
     c.param_dtype = "float32"  # storage of parameters, EMA and optimizer state
     c.remat = False  # recompute activations block by block in the backward pass, to save memory
-    c.attention = "auto"  # kernel: auto, xla, cudnn
+    c.attention = "auto"  # kernel: auto, xla, cudnn (GPU), splash (TPU)
+    c.attention_gather = "all"  # of all views' keys, with mesh.view: all at once, or ring
     c.conditioning_dropout = 0.1  # probability that a scene's reference tokens become zero
     c.guidance_scale = 3.0  # classifier-free guidance of the samples drawn while training
 
@@ -116,9 +117,10 @@ def base() -> ConfigDict:
 
     c.mesh = ConfigDict()  # devices along each axis; -1: the rest
     c.mesh.data = 1  # replicas of the parameters
+    c.mesh.dcn_data = 1  # of these, how many TPU slices (or hosts) that only a slow network joins
     c.mesh.fsdp = -1  # shards of parameters and optimizer; the batch is split over data x fsdp
-    c.mesh.model = 1
-    c.mesh.view = 1
+    c.mesh.model = 1  # shards of attention heads and of channels inside units
+    c.mesh.view = 1  # shards of the target views of a scene, which attend to each other
 
     c.eval = ConfigDict()  # while training, on fixed scenes
     c.eval.num_scenes = 16

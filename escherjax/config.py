@@ -37,6 +37,7 @@ RESUMABLE_FIELDS = (
     "data.num_threads",
     "data.prefetch",
     "mesh",
+    "attention_gather",
 )
 
 

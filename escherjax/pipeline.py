@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from escherjax import cameras as cameras_lib
 from escherjax import config as config_lib
@@ -38,6 +40,7 @@ def load(
     dtype: str = "float32",
     cape: str | None = None,
     weights: str | None = None,
+    view_devices: int = 1,
 ) -> Pipeline:
     """Loads a training work directory, one checkpoint in it, or a pipeline folder of PyTorch.
 
@@ -45,7 +48,8 @@ def load(
     dtype: compute dtype, "float32" or "bfloat16". cape: camera encoding of a pipeline folder,
     before what its escherjax.json says; without that file, None reads it from a folder name that
     contains "6dof" or "4dof". weights: of a work directory, "ema" for the averaged parameters or
-    "raw"; None takes the average where the run kept one.
+    "raw"; None takes the average where the run kept one. view_devices: how many local devices share
+    the target views of a scene, each with a copy of the parameters.
     Raises UserError if the folder is none of these, its weights do not fit together, or the hub
     refuses.
     """
@@ -53,13 +57,14 @@ def load(
         raise UserError(f"weights = {weights!r}; needed 'ema', 'raw' or None.")
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype = {dtype!r}; needed 'float32' or 'bfloat16'.")
+    mesh = sharding.view_mesh(view_devices)
     folder = hub.resolve(path)
     if not folder.is_dir():
         raise UserError(f"{path} is not a folder; needed a training work directory, one of its "
                         "checkpoints, a pipeline folder, or the hub id of one.")
     place = checkpoint.locate(folder)
     if place is not None:
-        return _load_workdir(*place, dtype, cape, weights)
+        return _load_workdir(*place, dtype, cape, weights, mesh)
     if (folder / "unet").is_dir() or (folder / "unet_ema").is_dir():
         if weights is not None:
             raise UserError(
@@ -68,7 +73,7 @@ def load(
             )
         # In the hub's cache, folders have the names of commits.
         name = "" if folder == Path(path) else str(path)
-        return _load_pipeline_folder(folder, name, dtype, cape)
+        return _load_pipeline_folder(folder, name, dtype, cape, mesh)
     raise UserError(
         f"{path} holds neither checkpoints/ beside a config.json (a training work directory) nor "
         "unet/ (a pipeline folder); name one that does."
@@ -81,6 +86,8 @@ class Pipeline:
     model: sizes and modules; params: {"unet", "image_encoder", "vae"}; resolution: side in pixels
     of the views it makes; facts: what the weights expect of cameras, None if nothing but the model
     is known; stored: how the folder was written that they were read from, None for no folder.
+    mesh: devices that share target views, from `sharding.view_mesh`, on all of which params lie;
+    None for one device.
     """
 
     def __init__(
@@ -90,15 +97,18 @@ class Pipeline:
         resolution: int,
         facts: Facts | None = None,
         stored: StoredFormat | None = None,
+        mesh: Mesh | None = None,
     ):
         self.model, self.params, self.resolution = model, params, resolution
+        self._mesh = mesh or sharding.single_device_mesh()
+        spread_model = model.spread_over(sharding.spread(self._mesh))
         self.facts = facts or _facts_of_model(model, resolution)
         self.stored = stored
         self._encode_images = jax.jit(model.encode_images)
         self._encode_latents = jax.jit(model.encode_latents)
         self._decode_latents = jax.jit(model.decode_latents)
         self._predict = jax.jit(model.predict)
-        self._generate = jax.jit(model.generate, static_argnames=_STATIC)
+        self._generate = jax.jit(spread_model.generate, static_argnames=_STATIC)
 
     def generate(
         self,
@@ -142,20 +152,27 @@ class Pipeline:
                 raise UserError(
                     f"initial_latents have shape {latents.shape}; needed {shape} (sides may differ)"
                 )
+        num_views, num_targets = len(target_c2w), None
+        missing = -num_views % self._mesh.shape["view"]
+        if missing:  # every device has equally many views; those added are seen by no other
+            target_c2w = np.concatenate([target_c2w, target_c2w[-1:].repeat(missing, axis=0)])
+            latents = jnp.pad(latents, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            num_targets = jnp.full((1,), num_views, jnp.int32)
         views = self._generate(
             self.params,
             pixels[None] * 2 - 1,
             Cameras(reference_c2w[None]),
             Cameras(target_c2w[None]),
-            latents[None],
+            jax.device_put(latents[None], sharding.target_sharding(self._mesh)),
             num_steps=num_steps,
             guidance_scale=guidance_scale,
+            num_targets=num_targets,
             sampler=sampler,
             eta=eta,
             guidance_rescale=guidance_rescale,
             key=jax.random.fold_in(jax.random.key(seed), 1),
         )
-        return np.asarray(views[0])
+        return np.asarray(views[0, :num_views])
 
     def encode_images(self, images: jax.Array) -> jax.Array:
         """Reference tokens [N, L, D] of images [N, H, W, 3] in [-1, 1]."""
@@ -249,7 +266,12 @@ def _checked_poses(cameras: Cameras, name: str) -> np.ndarray:
 
 
 def _load_workdir(
-    workdir: Path, step: int | None, dtype: str, cape: str | None, weights: str | None
+    workdir: Path,
+    step: int | None,
+    dtype: str,
+    cape: str | None,
+    weights: str | None,
+    mesh: Mesh,
 ) -> Pipeline:
     config = checkpoint.read_config(workdir).copy_and_resolve_references()
     if cape not in (None, config.cape):
@@ -258,7 +280,6 @@ def _load_workdir(
         config.dtype = dtype
         config.mesh.data = config.mesh.fsdp = 1
     model = eschernet.from_config(config)
-    mesh = sharding.single_device_mesh()
     abstract = abstract_state(model, make_optimizer(config.optimizer), mesh, config)
     step = checkpoint.find_step(workdir, step)
     weights = weights or ("ema" if config.ema.enabled else "raw")
@@ -274,13 +295,18 @@ def _load_workdir(
         trained_steps=step,
         guidance_scale=config.guidance_scale,
     )
-    return Pipeline(model, params, config.resolution, facts)
+    return Pipeline(model, params, config.resolution, facts, mesh=mesh)
 
 
-def _load_pipeline_folder(folder: Path, name: str, dtype: str, cape: str | None) -> Pipeline:
+def _load_pipeline_folder(
+    folder: Path, name: str, dtype: str, cape: str | None, mesh: Mesh
+) -> Pipeline:
     if not (folder / facts_lib.FILE_NAME).exists():
         facts_lib.of_folder(folder, None, cape, name)  # refuses before gigabytes are read
-    read = pytorch.read_pipeline_folder(folder, jax.device_put)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    read = pytorch.read_pipeline_folder(
+        folder, functools.partial(jax.device_put, device=everywhere)
+    )
     for report in read.reports:
         if report.ignored:
             log.info("%s: ignored %s, which this network has no place for",
@@ -296,7 +322,7 @@ def _load_pipeline_folder(folder: Path, name: str, dtype: str, cape: str | None)
             f"{folder / facts_lib.FILE_NAME}: resolution = {facts.resolution}; needed a multiple "
             f"of {model.reduction}, by which latents shrink an image."
         )
-    return Pipeline(model, read.params, facts.resolution, facts, read.stored)
+    return Pipeline(model, read.params, facts.resolution, facts, read.stored, mesh)
 
 
 def _facts_of_model(model: EscherNet, resolution: int) -> Facts:

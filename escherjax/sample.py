@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 
 from escherjax.errors import UserError, run_command
 
+_MIN_VIEWS_PER_DEVICE = 4  # with fewer, devices are not shared unless asked for
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -54,12 +56,17 @@ def main(argv: Sequence[str]) -> int:
         help="how far guidance keeps the contrast of the unguided views, 0 to 1 "
         "(default %(default)s)")  # fmt: skip
     add("--dtype", default="float32", help="compute: float32 or bfloat16")
+    add("--view-parallel", type=int, metavar="N",
+        help="devices that share the views; default: all, if each gets four or more")  # fmt: skip
     add("--cape", help="camera encoding of a pipeline folder whose name does not say it")
     add("--max-radius", type=float, metavar="R",
         help="scale the scene so that its farthest camera stands R from the origin")  # fmt: skip
     arguments = parser.parse_args(argv)
     if arguments.out.exists() and any(arguments.out.iterdir()):
         raise UserError(f"--out {arguments.out} is not empty; name a new folder.")
+
+    import jax
+    import numpy as np
 
     from escherjax import cameras, pictures, pipeline
     from escherjax.cameras import Cameras
@@ -69,13 +76,25 @@ def main(argv: Sequence[str]) -> int:
 
     scene = read_scene_folder(arguments.views)
     references = _reference_indices(arguments.references, scene)
-    pipe = pipeline.load(arguments.weights, arguments.dtype, arguments.cape)
-    images, c2w, K = read_views(scene, references, pipe.resolution, "white")
     scale = 1.0
     if arguments.max_radius is not None:
         _, scale, _ = cameras.normalize_scene(scene.c2w, arguments.max_radius)
-        c2w[:, :3, 3] *= scale
-    target_c2w, true_images = _targets(arguments, scene, scale, pipe.resolution)
+    target_c2w = _targets(arguments, scene, scale)
+    num_devices = arguments.view_parallel
+    if num_devices is None:
+        num_devices = jax.local_device_count()
+        if len(target_c2w) < _MIN_VIEWS_PER_DEVICE * num_devices:
+            num_devices = 1
+    pipe = pipeline.load(
+        arguments.weights, arguments.dtype, arguments.cape, view_devices=num_devices
+    )
+    images, c2w, K = read_views(scene, references, pipe.resolution, "white")
+    c2w[:, :3, 3] *= scale
+    true_images = None
+    if arguments.targets == "all":
+        true_images, _, _ = read_views(
+            scene, np.arange(scene.num_views), pipe.resolution, "white"
+        )
 
     print(
         f"{len(references)} references to {len(target_c2w)} views, {arguments.steps} steps",
@@ -106,6 +125,7 @@ def main(argv: Sequence[str]) -> int:
         "command": ["python", "-m", "escherjax.sample", *argv],
         "references": references.tolist(),
         "num_views": len(views),
+        "view_parallel": num_devices,
         "resolution": pipe.resolution,
         "cape": pipe.model.cape,
         "scene_scale": scale,
@@ -141,27 +161,24 @@ def _reference_indices(text: str | None, scene: Scene) -> np.ndarray:
     return indices
 
 
-def _targets(
-    arguments: argparse.Namespace, scene: Scene, scale: float, resolution: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """(c2w [M, 4, 4], true pictures [M, H, W, 3] uint8 where the scene has them)."""
+def _targets(arguments: argparse.Namespace, scene: Scene, scale: float) -> np.ndarray:
+    """Target cameras, c2w [M, 4, 4]."""
     import numpy as np
 
     from escherjax import cameras, trajectories
-    from escherjax.data.drawing import read_views
     from escherjax.data.transforms import read_cameras
 
     if arguments.targets == "all":
-        images, c2w, _ = read_views(scene, np.arange(scene.num_views), resolution, "white")
+        c2w = scene.c2w.astype(np.float32)
         c2w[:, :3, 3] *= scale
-        return c2w, images
+        return c2w
     if arguments.targets in trajectories.PRESETS:
         polar, _, radius = cameras.to_spherical(scene.c2w)
         elevation = float(np.pi / 2 - np.median(polar))
         radius = scale * float(np.median(radius))
         return trajectories.trajectory(
             arguments.targets, arguments.num_views, radius, elevation
-        ), None
+        )
     path = Path(arguments.targets)
     if not path.is_file():
         raise UserError(
@@ -170,7 +187,7 @@ def _targets(
         )
     c2w = read_cameras(path)
     c2w[:, :3, 3] *= scale
-    return c2w, None
+    return c2w
 
 
 if __name__ == "__main__":

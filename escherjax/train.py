@@ -34,9 +34,12 @@ def main(argv: Sequence[str]) -> int:
 
     # After parsing, so that --help answers at once.
     from escherjax.config import load_config
+    from escherjax.training import startup
     from escherjax.training.loop import train
 
-    return train(load_config(arguments.config, overrides), arguments.workdir)
+    config = load_config(arguments.config, overrides)
+    startup.initialize()
+    return train(config, arguments.workdir)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def mesh_of(config):
     """Of all eight devices, or of one where the config asks for no more."""
     if config.mesh.data == config.mesh.fsdp == 1:
         return sharding.single_device_mesh()
-    return sharding.make_mesh(config.mesh, config.batch_size)
+    return sharding.make_mesh(config)
 
 
 def saved_run(workdir, config, params):

@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_scenes(tmp_p
         ({"batch_size": 12}, "does not divide over data x fsdp = 8 devices"),
         ({"mesh__data": 3}, "does not divide 8 devices"),
         ({"mesh__fsdp": 2}, "uses 2 of 8 devices"),
-        ({"mesh__model": 2}, "only the axes data and fsdp"),
+        ({"mesh__model": 8}, "unet.num_heads = 4 does not divide over config.mesh's model = 8"),
         ({"data__source": "nowhere"}, "nowhere"),
         ({"data__source": ""}, "config.data.source is empty"),
         ({"data__num_views": 3, "data__with_replacement": False}, "2 references"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from escherjax import config as config_lib
@@ -77,14 +76,16 @@ def check_vae(config: ConfigDict, vae_params: Any) -> None:
             moments.check_vae(folder, fingerprint)
 
 
-def training_batches(source: Any, config: ConfigDict, position: int) -> BatchIterator:
-    """This host's share of every batch from the one numbered `position` on; see the loader."""
+def training_batches(
+    source: Any, config: ConfigDict, position: int, share: tuple[int, int] = (0, 1)
+) -> BatchIterator:
+    """Part `share`, (index, count), of every batch from the one numbered `position` on."""
     return make_loader(
         source,
         _training_loader(config),
         config.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share[0],
+        process_count=share[1],
         start_step=position,
         num_threads=config.data.num_threads,
         prefetch=config.data.prefetch,
@@ -111,8 +112,8 @@ def _training_loader(config: ConfigDict) -> LoaderConfig:
     )
 
 
-def heldout_batches(config: ConfigDict) -> list[dict[str, Any]]:
-    """Fixed batches of held-out scenes with fixed views, this host's share of each.
+def heldout_batches(config: ConfigDict, share: tuple[int, int] = (0, 1)) -> list[dict[str, Any]]:
+    """Part `share`, (index, count), of fixed batches of held-out scenes with fixed views.
 
     Every scene has max(eval.num_references, num_references) references and eval.num_targets
     targets, all different views, never augmented. Of several sources the first one gives them all,
@@ -160,8 +161,8 @@ def heldout_batches(config: ConfigDict) -> list[dict[str, Any]]:
             shuffle=False,
         ),
         sizes.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share[0],
+        process_count=share[1],
         start_step=0,
         num_threads=data.num_threads,
         prefetch=data.prefetch,

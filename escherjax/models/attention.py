@@ -7,17 +7,24 @@ cameras (`escherjax.cape`) and by nothing else, so their number and order are fr
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from escherjax import cape
 from escherjax.errors import UserError
+from escherjax.models.parallel import Spread
+from escherjax.models.tpu_attention import splash_attention
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
 # Below this many queries XLA's plain attention is as fast as the fused kernel (H200, width 160).
 _MIN_CUDNN_QUERIES = 128
+
+# Below this many queries the logits are small, and the kernel would pad more than it saves.
+_MIN_SPLASH_QUERIES = 512
 
 
 def attend(
@@ -32,10 +39,13 @@ def attend(
     q: [B, Lq, heads, head_dim]; k, v: [B, Lk, heads, head_dim].
     key_lengths: int32 [B], only the first key_lengths[b] >= 1 keys of row b are seen; None = all.
     impl: "xla" runs everywhere; "cudnn" is the fused kernel of NVIDIA GPUs for bfloat16 and
-    float16; "auto" takes the faster one that can run. The softmax is float32 in both.
+    float16; "splash" that of TPUs, on one device or inside `jax.shard_map`; "auto" takes the one
+    for the device at hand that can run. The softmax is float32 in all.
     Returns [B, Lq, heads, head_dim] in q's dtype.
     """
     impl = resolve_implementation(impl, q)
+    if impl == "splash":
+        return splash_attention(q, k, v, key_lengths)
     if impl == "cudnn":
         k, v, key_lengths = pad_keys_to_even(k, v, key_lengths)
     return jax.nn.dot_product_attention(
@@ -44,13 +54,15 @@ def attend(
 
 
 def resolve_implementation(impl: str, q: jax.Array) -> str:
-    """Turns "auto" into "cudnn" or "xla" for queries q [B, Lq, heads, head_dim] (trace time)."""
+    """Turns "auto" into a kernel's name for queries q [B, Lq, heads, head_dim] (trace time)."""
     if impl not in IMPLEMENTATIONS:
         raise UserError(
             f"attention_impl = {impl!r} is unknown; needed one of {', '.join(IMPLEMENTATIONS)}."
         )
     if impl != "auto":
         return impl
+    if _on_one_tpu():
+        return "splash" if q.shape[1] >= _MIN_SPLASH_QUERIES else "xla"
     head_dim = q.shape[-1]
     fits = (
         q.dtype in (jnp.bfloat16, jnp.float16)
@@ -59,6 +71,19 @@ def resolve_implementation(impl: str, q: jax.Array) -> str:
         and head_dim <= _max_cudnn_head_dim()
     )
     return "cudnn" if fits else "xla"
+
+
+def _on_one_tpu() -> bool:
+    """Whether what is traced here runs on a TPU, each device by itself.
+
+    A mesh in context tells what the program is for, be it another machine's; without one it is for
+    this machine.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.abstract_device is None:
+        return jax.default_backend() == "tpu" and jax.device_count() == 1
+    by_compiler = [a for a in mesh.axis_names if a not in mesh.manual_axes and mesh.shape[a] > 1]
+    return mesh.abstract_device.platform == "tpu" and not by_compiler
 
 
 def _max_cudnn_head_dim() -> int:
@@ -90,12 +115,16 @@ def pad_keys_to_even(
 class Attention(nn.Module):
     """Multi-head attention whose queries and keys carry their views' cameras; values do not.
 
-    cape: a variant of `escherjax.cape`. Parameters: to_q, to_k, to_v without bias, to_out_0 with.
+    cape: a variant of `escherjax.cape`. spread: the devices that share a scene, if several do;
+    keys_are_views: whether the context is split over them as x is. Parameters: to_q, to_k, to_v
+    without bias, to_out_0 with.
     """
 
     num_heads: int
     cape: str = "6dof"
     attention_impl: str = "auto"
+    spread: Spread | None = None
+    keys_are_views: bool = False
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -123,7 +152,12 @@ class Attention(nn.Module):
 
         q = cape.rotate_queries(self.cape, project(x, "to_q"), query_poses)  # [B, L, heads, hd]
         k = cape.rotate_keys(self.cape, project(context, "to_k"), key_poses)
-        out = attend(q, k, project(context, "to_v"), self.attention_impl, key_lengths)
+        kernel = functools.partial(attend, impl=self.attention_impl)
+        v = project(context, "to_v")
+        if self.spread is None:
+            out = kernel(q, k, v, key_lengths=key_lengths)
+        else:
+            out = self.spread.attend(kernel, q, k, v, key_lengths, self.keys_are_views)
         return nn.Dense(width, dtype=self.dtype, param_dtype=self.param_dtype, name="to_out_0")(
             out.reshape(x.shape)
         )

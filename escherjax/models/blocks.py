@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from escherjax.cape import Poses
 from escherjax.models.activations import gelu
 from escherjax.models.attention import Attention
+from escherjax.models.parallel import Spread
 
 ZEROS = nn.initializers.zeros
 
@@ -26,13 +27,15 @@ class Conditioning(NamedTuple):
     """What attention sees beside the image: reference tokens and all cameras.
 
     tokens: [B, N*L, D], view-major. target_poses, ref_poses: from `cape.poses`, of M and N views.
-    key_lengths: int32 [B], how many tokens count; None = all.
+    key_lengths: int32 [B], how many tokens count; num_targets: int32 [B], how many target views,
+    of all devices together, other views attend to; None = all.
     """
 
     tokens: jax.Array
     target_poses: Poses
     ref_poses: Poses
     key_lengths: jax.Array | None = None
+    num_targets: jax.Array | None = None
 
 
 class GroupNorm(nn.Module):
@@ -128,25 +131,52 @@ class ResNetBlock(nn.Module):
         return x + h
 
 
+class _ValueAndGate(nn.Module):
+    """A linear map to twice `features`: the halves of its outputs are the values and the gates.
+
+    One product, or where channels are split over devices two, so that each device gets the values
+    and the gates of the same channels.
+    """
+
+    features: int
+    spread: Spread | None
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> list[jax.Array]:
+        shape = (x.shape[-1], 2 * self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
+        bias = self.param("bias", ZEROS, shape[1:], self.param_dtype)
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        bias = bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        if self.spread is None or self.spread.num_model_shards == 1:
+            return jnp.split(jnp.dot(x, kernel) + bias, 2, axis=-1)
+        kernels = (self.spread.split_outputs(half) for half in jnp.split(kernel, 2, axis=-1))
+        biases = jnp.split(bias, 2, axis=-1)
+        return [jnp.dot(x, k) + b for k, b in zip(kernels, biases, strict=True)]
+
+
 class _GEGLUProjection(nn.Module):
     """Linear to (value, gate), then value * GELU(gate) (arXiv 2002.05202); GELU by erf."""
 
     features: int
+    spread: Spread | None
     dtype: jnp.dtype
     param_dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        both = nn.Dense(
-            2 * self.features, dtype=self.dtype, param_dtype=self.param_dtype, name="proj"
+        value, gate = _ValueAndGate(
+            self.features, self.spread, self.dtype, self.param_dtype, name="proj"
         )(x)
-        value, gate = jnp.split(both, 2, axis=-1)
         return value * gelu(gate)
 
 
 class FeedForward(nn.Module):
     """Gated feed-forward of four times the width, back to the width."""
 
+    spread: Spread | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -154,7 +184,9 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [B, L, C] -> [B, L, C]."""
         width = x.shape[-1]
-        hidden = _GEGLUProjection(4 * width, self.dtype, self.param_dtype, name="net_0")(x)
+        hidden = _GEGLUProjection(
+            4 * width, self.spread, self.dtype, self.param_dtype, name="net_0"
+        )(x)
         return nn.Dense(width, dtype=self.dtype, param_dtype=self.param_dtype, name="net_2")(hidden)
 
 
@@ -164,23 +196,29 @@ class TransformerBlock(nn.Module):
     num_heads: int
     cape: str
     attention_impl: str = "auto"
+    spread: Spread | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, conditioning: Conditioning) -> jax.Array:
-        """x: [B, M*T, C], view-major -> the same shape."""
+    def __call__(
+        self, x: jax.Array, conditioning: Conditioning, tokens_per_view: int
+    ) -> jax.Array:
+        """x: [B, M*T, C], view-major -> the same shape; T is tokens_per_view."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        heads = (self.num_heads, self.cape, self.attention_impl)
-        tokens, target_poses, ref_poses, key_lengths = conditioning
+        heads = (self.num_heads, self.cape, self.attention_impl, self.spread)
+        tokens, target_poses, ref_poses, key_lengths, num_targets = conditioning
+        target_lengths = None if num_targets is None else num_targets * tokens_per_view
         h = nn.LayerNorm(epsilon=1e-5, name="norm1", **types)(x)
-        x = x + Attention(*heads, name="attn1", **types)(h, h, target_poses, target_poses)
+        x = x + Attention(*heads, keys_are_views=True, name="attn1", **types)(
+            h, h, target_poses, target_poses, target_lengths
+        )
         h = nn.LayerNorm(epsilon=1e-5, name="norm2", **types)(x)
         x = x + Attention(*heads, name="attn2", **types)(
             h, tokens, target_poses, ref_poses, key_lengths
         )
         h = nn.LayerNorm(epsilon=1e-5, name="norm3", **types)(x)
-        return x + FeedForward(name="ff", **types)(h)
+        return x + FeedForward(self.spread, name="ff", **types)(h)
 
 
 class SpatialTransformer(nn.Module):
@@ -193,6 +231,7 @@ class SpatialTransformer(nn.Module):
     num_groups: int
     cape: str
     attention_impl: str = "auto"
+    spread: Spread | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -205,8 +244,13 @@ class SpatialTransformer(nn.Module):
         h = PointwiseConv(width, name="proj_in", **types)(h)
         h = h.reshape(batch, -1, width)  # [B, M*h*w, C]
         h = TransformerBlock(
-            self.num_heads, self.cape, self.attention_impl, name="transformer_blocks_0", **types
-        )(h, conditioning)
+            self.num_heads,
+            self.cape,
+            self.attention_impl,
+            self.spread,
+            name="transformer_blocks_0",
+            **types,
+        )(h, conditioning, x.shape[1] * x.shape[2])
         h = h.reshape(x.shape)
         return x + PointwiseConv(width, ZEROS, name="proj_out", **types)(h)
 

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from escherjax.errors import UserError
 from escherjax.models.activations import gelu
+from escherjax.models.parallel import Spread
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -103,12 +104,14 @@ def _resize_axis(x: jax.Array, axis: int, pixels: np.ndarray, weights: np.ndarra
 class ConvNeXtV2(nn.Module):
     """Encodes images [B, H, W, 3] in [-1, 1] to tokens [B, L, D], row by row of the last map.
 
-    Any H and W: `preprocess` brings them to the configured size. D is the last width. The final
+    Any H and W: `preprocess` brings them to the configured size. D is the last width. spread: the
+    devices that share the work, if several do. The final
     norm acts on each token; nothing is pooled. Sown as intermediates: `preprocessed`, `stem`, and
     the map after each stage, `encoder/stage0`, `encoder/stage1`, ...
     """
 
     config: ConvNeXtV2Config
+    spread: Spread | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -119,7 +122,7 @@ class ConvNeXtV2(nn.Module):
         self.sow("intermediates", "preprocessed", x)
         x = _Embeddings(self.config, **types, name="embeddings")(x)
         self.sow("intermediates", "stem", x)
-        x = _Stages(self.config, **types, name="encoder")(x)
+        x = _Stages(self.config, self.spread, **types, name="encoder")(x)
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, L, D]
         return _layer_norm("layernorm", self.config.final_norm_eps, **types)(tokens)
 
@@ -145,6 +148,7 @@ class _Stages(nn.Module):
     """All stages; returns the last map."""
 
     config: ConvNeXtV2Config
+    spread: Spread | None
     dtype: DTypeLike
     param_dtype: DTypeLike
 
@@ -154,7 +158,7 @@ class _Stages(nn.Module):
         for i, (depth, width) in enumerate(
             zip(self.config.depths, self.config.widths, strict=True)
         ):
-            x = _Stage(depth, width, i > 0, name=f"stages_{i}", **types)(x)
+            x = _Stage(depth, width, i > 0, self.spread, name=f"stages_{i}", **types)(x)
             self.sow("intermediates", f"stage{i}", x)
         return x
 
@@ -165,6 +169,7 @@ class _Stage(nn.Module):
     depth: int
     width: int
     downsample: bool
+    spread: Spread | None
     dtype: DTypeLike
     param_dtype: DTypeLike
 
@@ -177,13 +182,14 @@ class _Stage(nn.Module):
                 self.width, (2, 2), (2, 2), "VALID", **types, name="downsampling_layer_1"
             )(x)
         for i in range(self.depth):
-            x = _Block(**types, name=f"layers_{i}")(x)
+            x = _Block(self.spread, **types, name=f"layers_{i}")(x)
         return x
 
 
 class _Block(nn.Module):
     """Depthwise 7x7, norm, widen by four, GELU, global response norm, narrow; plus the input."""
 
+    spread: Spread | None
     dtype: DTypeLike
     param_dtype: DTypeLike
 
@@ -192,7 +198,13 @@ class _Block(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width = x.shape[-1]
         h = nn.Conv(
-            width, (7, 7), padding=3, feature_group_count=width, **types, name="dwconv"
+            width,
+            (7, 7),
+            padding=3,
+            feature_group_count=width,
+            conv_general_dilated=None if self.spread is None else self.spread.depthwise,
+            **types,
+            name="dwconv",
         )(x)
         h = _layer_norm("layernorm", **types)(h)
         h = nn.Dense(4 * width, **types, name="pwconv1")(h)

@@ -8,6 +8,7 @@ differentiated and sharded.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from escherjax.diffusion.schedule import NoiseSchedule
 from escherjax.errors import UserError
 from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
 from escherjax.models.initialization import draw_parameters
+from escherjax.models.parallel import Spread
 from escherjax.models.pixels import PixelCodec
 from escherjax.models.unet import UNet, UNetConfig
 from escherjax.models.vae import VAE, VAEConfig
@@ -31,12 +33,25 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class EscherNet:
-    """The network's three parts, its noise schedule and its camera encoding; no arrays."""
+    """The network's three parts, its noise schedule and its camera encoding; no arrays.
+
+    spread: the devices that share a scene; None where each scene stays on one.
+    """
 
     unet: UNet
     encoder: ConvNeXtV2
     codec: VAE | PixelCodec
     schedule: NoiseSchedule
+    spread: Spread | None = None
+
+    def spread_over(self, spread: Spread | None) -> EscherNet:
+        """The same functions, computed by the devices of `spread` together."""
+        return dataclasses.replace(
+            self,
+            unet=self.unet.clone(spread=spread),
+            encoder=self.encoder.clone(spread=spread),
+            spread=spread,
+        )
 
     @property
     def cape(self) -> str:
@@ -89,29 +104,48 @@ class EscherNet:
 
     def encode_images(self, params: Params, images: jax.Array) -> jax.Array:
         """Tokens [..., L, D] of reference images [..., H, W, 3] in [-1, 1]."""
-        flat = images.reshape(-1, *images.shape[-3:])
-        tokens = self.encoder.apply({"params": params["image_encoder"]}, flat)
-        return tokens.reshape(*images.shape[:-3], *tokens.shape[-2:])
+
+        def encode(encoder: Params, images: jax.Array) -> jax.Array:
+            flat = images.reshape(-1, *images.shape[-3:])
+            tokens = self.encoder.apply({"params": encoder}, flat)
+            return tokens.reshape(*images.shape[:-3], *tokens.shape[-2:])
+
+        return self._over_views(encode, images)(params["image_encoder"], images)
 
     def encode_latents(self, params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(mean, log variance) [..., h, w, C] of images in [-1, 1], before the scaling factor."""
-        flat = images.reshape(-1, *images.shape[-3:])
-        if isinstance(self.codec, VAE):
-            mean, logvar = self.codec.apply({"params": params["vae"]}, flat, method="encode")
-        else:
-            mean = self.codec.encode(flat)
-            logvar = jnp.full_like(mean, -jnp.inf)  # pixels are exact: no variance
-        shape = (*images.shape[:-3], *mean.shape[-3:])
-        return mean.reshape(shape), logvar.reshape(shape)
+
+        def encode(vae: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            flat = images.reshape(-1, *images.shape[-3:])
+            if isinstance(self.codec, VAE):
+                mean, logvar = self.codec.apply({"params": vae}, flat, method="encode")
+            else:
+                mean = self.codec.encode(flat)
+                logvar = jnp.full_like(mean, -jnp.inf)  # pixels are exact: no variance
+            shape = (*images.shape[:-3], *mean.shape[-3:])
+            return mean.reshape(shape), logvar.reshape(shape)
+
+        return self._over_views(encode, images)(params["vae"], images)
 
     def decode_latents(self, params: Params, latents: jax.Array) -> jax.Array:
         """Images [..., H, W, 3] in about [-1, 1] of latents after division by the factor."""
-        flat = latents.reshape(-1, *latents.shape[-3:])
-        if isinstance(self.codec, VAE):
-            images = self.codec.apply({"params": params["vae"]}, flat, method="decode")
-        else:
-            images = self.codec.decode(flat)
-        return images.reshape(*latents.shape[:-3], *images.shape[-3:])
+
+        def decode(vae: Params, latents: jax.Array) -> jax.Array:
+            flat = latents.reshape(-1, *latents.shape[-3:])
+            if isinstance(self.codec, VAE):
+                images = self.codec.apply({"params": vae}, flat, method="decode")
+            else:
+                images = self.codec.decode(flat)
+            return images.reshape(*latents.shape[:-3], *images.shape[-3:])
+
+        return self._over_views(decode, latents)(params["vae"], latents)
+
+    def _over_views(self, function: Callable[..., Any], images: jax.Array) -> Callable[..., Any]:
+        """`function` of (parameters, images), with images [B, V, H, W, C] split where V divides."""
+        spread = self.spread
+        if spread is None or images.ndim != 5 or images.shape[1] % spread.num_view_shards:
+            return function
+        return spread.over_views(function, (False, True))
 
     def predict(
         self,
@@ -122,21 +156,39 @@ class EscherNet:
         reference_cameras: Cameras,
         target_cameras: Cameras,
         num_references: jax.Array | None = None,
+        num_targets: jax.Array | None = None,
     ) -> jax.Array:
         """The U-Net's output for noisy latents of B scenes (noise or v, as the schedule says).
 
         latents: [B, M, h, w, C]; timesteps: [B] int; tokens: [B, N, L, D]; cameras with
-        c2w [B, N, 4, 4] and [B, M, 4, 4]; num_references: [B] int, how many of the N are real, or
-        None for all. Returns [B, M, h, w, C] float32.
+        c2w [B, N, 4, 4] and [B, M, 4, 4]; num_references, num_targets: [B] int, how many of the N
+        and of the M are real, or None for all. Returns [B, M, h, w, C] float32.
         """
-        return self.unet.apply(
-            {"params": params["unet"]},
+
+        def predict(params, latents, target_poses, *shared):
+            timesteps, tokens, ref_poses, num_references, num_targets = shared
+            return self.unet.apply(
+                {"params": params},
+                latents,
+                timesteps,
+                tokens,
+                target_poses,
+                ref_poses,
+                num_references,
+                num_targets,
+            )
+
+        if self.spread is not None:
+            predict = self.spread.over_views(predict, (False, True, True, *(False,) * 5))
+        return predict(
+            params["unet"],
             latents,
+            cape.poses(self.cape, target_cameras),
             timesteps,
             tokens,
-            cape.poses(self.cape, target_cameras),
             cape.poses(self.cape, reference_cameras),
             num_references,
+            num_targets,
         )
 
     def generate(
@@ -149,12 +201,14 @@ class EscherNet:
         num_steps: int = 50,
         guidance_scale: float = 3.0,
         num_references: jax.Array | None = None,
+        num_targets: jax.Array | None = None,
         **sampling: Any,
     ) -> jax.Array:
         """New views, all targets of a scene jointly.
 
-        images: [B, N, H, W, 3] in [-1, 1]; latents: [B, M, h, w, C] standard normal; sampling: see
-        `generate_latents`. Returns [B, M, H, W, 3] float32 in [0, 1].
+        images: [B, N, H, W, 3] in [-1, 1]; latents: [B, M, h, w, C] standard normal;
+        num_references, num_targets: see `predict`; sampling: see `generate_latents`.
+        Returns [B, M, H, W, 3] float32 in [0, 1].
         """
         latents = self.generate_latents(
             params,
@@ -165,6 +219,7 @@ class EscherNet:
             num_steps,
             guidance_scale,
             num_references,
+            num_targets,
             **sampling,
         )
         decoded = self.decode_latents(params, latents / self.latent_scale)
@@ -180,6 +235,7 @@ class EscherNet:
         num_steps: int = 50,
         guidance_scale: float = 3.0,
         num_references: jax.Array | None = None,
+        num_targets: jax.Array | None = None,
         sampler: str = "ddim",
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
@@ -203,7 +259,7 @@ class EscherNet:
 
             return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, views)
 
-        views = (reference_cameras, target_cameras, num_references)
+        views = (reference_cameras, target_cameras, num_references, num_targets)
         guided = samplers.guide(predict, tokens, views, guidance_scale, guidance_rescale)
         return samplers.sample(
             self.schedule, guided, latents, num_steps, sampler, eta, draw_noise if eta else None

@@ -28,6 +28,7 @@ from escherjax.models.blocks import (
     SpatialTransformer,
     Upsample,
 )
+from escherjax.models.parallel import Spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +173,8 @@ class UNet(nn.Module):
 
     cape: a variant of `escherjax.cape`. dtype: of features; norms' statistics, softmax and cameras
     are float32 always. remat: recompute each residual and transformer unit in the backward pass
-    instead of storing it. attention_impl: see `attention.attend`.
+    instead of storing it. attention_impl: see `attention.attend`. spread: the devices that share a
+    scene, if several do; target views are then this device's own.
     A fresh network outputs zeros: its last convolution starts at zero.
     """
 
@@ -182,6 +184,7 @@ class UNet(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
     remat: bool = False
     attention_impl: str = "auto"
+    spread: Spread | None = None
 
     @nn.compact
     def __call__(
@@ -192,19 +195,22 @@ class UNet(nn.Module):
         target_poses: cape.Poses,
         ref_poses: cape.Poses,
         num_references: jax.Array | None = None,
+        num_targets: jax.Array | None = None,
     ) -> jax.Array:
         """Predicts noise for all target views jointly.
 
         latents: [B, M, h, w, C]; timesteps: [B], one a scene; tokens: [B, N, L, D];
         target_poses, ref_poses: from `cape.poses`, of [B, M] and [B, N] cameras.
         num_references: int32 [B] >= 1, only the first so many references of a scene are seen;
-        None = all. Returns float32 [B, M, h, w, out_channels].
+        None = all. num_targets: int32 [B] >= 1, only the first so many target views, counted over
+        all devices, are seen by other views; None = all.
+        Returns float32 [B, M, h, w, out_channels].
         Raises UserError if cameras and views do not agree in number.
         """
         config = self.config
-        batch, num_targets, *_ = latents.shape
+        batch, num_views, *_ = latents.shape
         num_refs, tokens_per_ref = tokens.shape[1:3]
-        _check_poses("target", target_poses, (batch, num_targets))
+        _check_poses("target", target_poses, (batch, num_views))
         _check_poses("reference", ref_poses, (batch, num_refs))
 
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -216,6 +222,7 @@ class UNet(nn.Module):
             num_groups=config.norm_groups,
             cape=self.cape,
             attention_impl=self.attention_impl,
+            spread=self.spread,
             **types,
         )
         num_levels = len(config.block_channels)
@@ -225,13 +232,14 @@ class UNet(nn.Module):
             target_poses,
             ref_poses,
             None if num_references is None else num_references.astype(jnp.int32) * tokens_per_ref,
+            num_targets,
         )
         time = timestep_features(timesteps, config.block_channels[0])
         time = TimeEmbedding(4 * config.block_channels[0], name="time_embedding", **types)(time)
         self.sow("intermediates", "h_time_embedding", time)
-        time = jnp.repeat(time, num_targets, axis=0)  # [B*M, E]
+        time = jnp.repeat(time, num_views, axis=0)  # [B*M, E]
 
-        h = latents.reshape(batch * num_targets, *latents.shape[2:]).astype(self.dtype)
+        h = latents.reshape(batch * num_views, *latents.shape[2:]).astype(self.dtype)
         h = nn.Conv(config.block_channels[0], (3, 3), name="conv_in", **types)(h)
         self.sow("intermediates", "h_conv_in", h)
         skips = [h]

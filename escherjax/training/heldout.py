@@ -32,6 +32,7 @@ class HeldOut:
         self, model: EscherNet, config: ConfigDict, mesh: Mesh, batches: list[dict[str, Any]]
     ):
         self._config, self._mesh, self._batches = config, mesh, batches
+        model = model.spread_over(sharding.spread(mesh, config.attention_gather))
 
         def generate(params: Params, batch, latents, num_references):
             targets = unit_images(batch["target_images"]) / 2 + 0.5
@@ -47,7 +48,7 @@ class HeldOut:
             )
             return samples, psnr(samples, targets)
 
-        self._generate = jax.jit(generate, compiler_options=compiler_options())
+        self._generate = jax.jit(generate, compiler_options=compiler_options(mesh))
         self._latent_shape = model.latent_shape(config.resolution)
 
     def _sample(self, params: Params, num_references: int) -> Iterator[tuple[Any, ...]]:
@@ -60,7 +61,7 @@ class HeldOut:
             key = jax.random.fold_in(jax.random.key(self._config.seed), index)
             latents = jax.device_put(
                 jax.random.normal(key, (size, num_targets, *self._latent_shape)),
-                sharding.batch_sharding(self._mesh),
+                sharding.target_sharding(self._mesh),
             )
             counts = jax.device_put(
                 jnp.full((size,), num_references, jnp.int32), sharding.batch_sharding(self._mesh)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -40,7 +41,10 @@ def train(config: ConfigDict, workdir: Path) -> int:
     """
     enable_compilation_cache()
     checkpoint.check_workdir(workdir, config)
-    mesh = sharding.make_mesh(config.mesh, config.batch_size, config.accumulation_steps)
+    # What the first host makes there must not meet the check of a slower one.
+    multihost_utils.sync_global_devices("work directory checked")
+    mesh = sharding.make_mesh(config)
+    share = sharding.host_share(mesh)
     model = eschernet.from_config(config)
     optimizer = make_optimizer(config.optimizer)
     abstract = abstract_state(model, optimizer, mesh, config)
@@ -71,7 +75,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             state, position = create_state(model, optimizer, mesh, config, loaded), 0
         del loaded
         start = int(state.step)
-        batches = sources.training_batches(source, config, position)
+        batches = sources.training_batches(source, config, position, share)
         writer = MetricWriter(workdir, start)
         watch = Watch(config, writer, start)
 
@@ -125,7 +129,8 @@ def enable_compilation_cache() -> None:
 def _heldout(model: EscherNet, config: ConfigDict, mesh: Mesh) -> HeldOut | None:
     if not (config.eval_every_steps or config.sample_every_steps):
         return None
-    return HeldOut(model, config, mesh, sources.heldout_batches(config))
+    batches = sources.heldout_batches(config, sharding.host_share(mesh))
+    return HeldOut(model, config, mesh, batches)
 
 
 def _is_due(config: ConfigDict, step: int) -> bool:

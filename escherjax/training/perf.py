@@ -25,7 +25,7 @@ PEAK_FLOPS = {
     "TPU v5e": 197e12,
     "TPU v5": 459e12,
     "TPU v5p": 459e12,
-    "TPU v6": 918e12,
+    "TPU v6 lite": 918e12,
 }
 
 

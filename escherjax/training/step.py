@@ -109,6 +109,10 @@ def make_train_step(
     num_micro = config.accumulation_steps
     schedule = learning_rate(config.optimizer)
     by_scene = sharding.batch_sharding(mesh)
+    model = model.spread_over(sharding.spread(mesh, config.attention_gather))
+
+    def like_state(tree):
+        return jax.lax.with_sharding_constraint(tree, sharding.state_shardings(mesh, tree))
 
     def loss_sum(trained, frozen, batch, draws):
         losses = scene_losses(model, trained, frozen, batch, draws)
@@ -118,16 +122,16 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         draws = draw(key, model, batch, config.conditioning_dropout)
-        draws = jax.lax.with_sharding_constraint(draws, by_scene)
+        draws = jax.lax.with_sharding_constraint(draws, _draws_shardings(mesh))
         num_valid = jnp.maximum(jnp.sum(batch["valid"]), 1.0)
         gradient_of = jax.value_and_grad(loss_sum, has_aux=True)
         if num_micro == 1:
             (total, losses), grads = gradient_of(state.params, state.frozen, batch, draws)
         else:
             total, losses, grads = _accumulate(
-                gradient_of, state, (batch, draws), num_micro, by_scene
+                gradient_of, state, (batch, draws), num_micro, mesh
             )
-        grads = jax.tree.map(lambda g: g / num_valid, grads)
+        grads = like_state(jax.tree.map(lambda g: g / num_valid, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema, params, state.step, config.ema.decay) if state.ema else {}
@@ -136,18 +140,25 @@ def make_train_step(
             "lr": schedule(state.step),
             "grad_norm": optax.global_norm(grads),
             **{f"grad_norm_{name}": optax.global_norm(grads[name]) for name in grads},
-            "scene_losses": losses,
+            "scene_losses": jax.lax.with_sharding_constraint(losses, by_scene),
             "valid_scenes": jnp.sum(batch["valid"]),
         }
         new_state = TrainState(
             step=state.step + 1, params=params, frozen=state.frozen, ema=ema, opt_state=opt_state
         )
-        return new_state, metrics
+        # Without this the compiler may split the result in another way, and the next step compiles
+        # once more.
+        return like_state(new_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
+    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options(mesh))
 
 
-def _accumulate(gradient_of, state: TrainState, arrays, num_micro: int, by_scene):
+def _draws_shardings(mesh: Mesh) -> Draws:
+    by_scene, by_target = sharding.batch_sharding(mesh), sharding.target_sharding(mesh)
+    return Draws(timesteps=by_scene, noise=by_target, posterior_noise=by_target, drop=by_scene)
+
+
+def _accumulate(gradient_of, state: TrainState, arrays, num_micro: int, mesh: Mesh):
     """Sums loss and gradients over micro-batches, one after another.
 
     Scene b goes to micro-batch b % num_micro, so that every device keeps its own scenes.
@@ -158,7 +169,12 @@ def _accumulate(gradient_of, state: TrainState, arrays, num_micro: int, by_scene
         return jnp.moveaxis(x, 1, 0)  # [num_micro, B / num_micro, ...]
 
     def add(carry, micro):
-        micro = jax.lax.with_sharding_constraint(micro, by_scene)
+        batch, draws = micro
+        batch = {
+            name: jax.lax.with_sharding_constraint(array, sharding.entry_sharding(mesh, name))
+            for name, array in batch.items()
+        }
+        micro = batch, jax.lax.with_sharding_constraint(draws, _draws_shardings(mesh))
         (total, losses), grads = gradient_of(state.params, state.frozen, *micro)
         return jax.tree.map(jnp.add, carry, (total, grads)), losses
 
@@ -167,9 +183,20 @@ def _accumulate(gradient_of, state: TrainState, arrays, num_micro: int, by_scene
     return total, jnp.moveaxis(losses, 0, 1).reshape(-1), grads
 
 
-def compiler_options() -> dict[str, Any]:
-    """XLA options that were measured to help; on GPUs cuBLAS beats XLA's Triton products here."""
-    return {"xla_gpu_enable_triton_gemm": False} if jax.default_backend() == "gpu" else {}
+def compiler_options(mesh: Mesh) -> dict[str, Any]:
+    """XLA options for the devices of a mesh.
+
+    GPU: cuBLAS was measured to beat XLA's Triton products. TPU: a gathered parameter is multiplied
+    whole. XLA would cut the product into a loop over its shards, each too narrow for the matrix
+    unit; by its own estimate that is most of the cycles of the step.
+    """
+    return {
+        "gpu": {"xla_gpu_enable_triton_gemm": False},
+        "tpu": {
+            "xla_tpu_enable_windowed_einsum_for_all_gather": False,
+            "xla_tpu_enable_windowed_einsum_for_reduce_scatter": False,
+        },
+    }.get(mesh.devices.flat[0].platform, {})
 
 
 def unit_images(images: jax.Array) -> jax.Array:

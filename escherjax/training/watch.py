@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from escherjax.errors import TrainingError, UserError
-from escherjax.training import perf
+from escherjax.training import perf, sharding
 from escherjax.training.writers import MetricWriter
 
 log = logging.getLogger("escherjax.train")
@@ -141,9 +141,7 @@ class Watch:
 def _describe_break(
     step: int, loss: float, grad_norm: float, metrics: dict[str, Any], scene_ids: list[str]
 ) -> str:
-    losses = np.concatenate(
-        [np.asarray(shard.data).ravel() for shard in metrics["scene_losses"].addressable_shards]
-    )
+    losses = sharding.local_rows(metrics["scene_losses"])
     broken = [name for name, value in zip(scene_ids, losses, strict=True) if not np.isfinite(value)]
     scenes = broken or scene_ids
     kind = "with a loss that is not finite" if broken else "in the batch (each with a finite loss)"

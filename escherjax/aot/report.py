@@ -1,0 +1,142 @@
+"""One compilation for a topology, kept by what was compiled, and its figures as text."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from escherjax.aot import estimate, programs, topology
+from escherjax.errors import UserError
+from escherjax.training import sharding
+
+log = logging.getLogger("escherjax.compile")
+
+_GIB = 2**30
+
+
+def compile_for_topology(
+    config: ConfigDict,
+    name: str,
+    program_name: str,
+    cache: Path | None = None,
+    hlo: Path | None = None,
+) -> dict[str, Any]:
+    """The figures of `estimate.analyze` for a program on a topology, with how they came about.
+
+    Lowering is always done; the compilation is skipped where `cache` holds the result of the same
+    program, compiler and topology, and no HLO text is asked for. Raises UserError if libtpu is
+    missing, the topology unknown, the mesh does not fit, or the program needs more memory than a
+    chip has.
+    """
+    chip, _ = topology.parse_topology(name)
+    devices = topology.topology_devices(name)
+    mesh = sharding.make_mesh(config, devices)
+    log.info("%s: %d x %s, mesh %s", name, len(devices), chip.device_kind, dict(mesh.shape))
+    started = time.monotonic()
+    program = programs.lower_program(program_name, config, mesh)
+    lower_sec = time.monotonic() - started
+    versions = {package: importlib.metadata.version(package) for package in ("jax", "libtpu")}
+    text = json.dumps([name, versions, program.lowered.as_text()])
+    key = hashlib.sha256(text.encode()).hexdigest()[:20]
+    kept = (cache or _default_cache()) / f"{key}.json"
+    if kept.is_file() and hlo is None:
+        log.info("compiled before: %s", kept)
+        return json.loads(kept.read_text())
+    log.info("lowered in %.0f s; compiling: half an hour or more at full size", lower_sec)
+    started = time.monotonic()
+    compiled = _compile(program.lowered)
+    compile_sec = time.monotonic() - started
+    if hlo is not None:
+        hlo.write_text(compiled.as_text())
+    result = {
+        "topology": name,
+        "program": program_name,
+        "chips": len(devices),
+        "device_kind": chip.device_kind,
+        "mesh": dict(mesh.shape),
+        "scenes": config.batch_size if program_name == "train" else config.eval.batch_size,
+        "accumulation_steps": config.accumulation_steps,
+        "remat": config.remat,
+        "attention": config.attention,
+        "versions": versions,
+        "lower_sec": lower_sec,
+        "compile_sec": compile_sec,
+        **estimate.analyze(program, compiled, chip, len(devices)),
+    }
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    partial = kept.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    partial.replace(kept)
+    return result
+
+
+def _compile(lowered: Any) -> Any:
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"the program does not fit: {error}\nSet config.remat=True, raise "
+            "config.accumulation_steps, lower config.batch_size, or take more chips."
+        ) from error
+
+
+def format_report(result: dict[str, Any]) -> str:
+    """The figures of `compile_for_topology` as a table for people."""
+    memory, flops, times = result["memory"], result["flops"], result["time"]
+    lines = [
+        f"{result['program']} on {result['topology']}: {result['chips']} x "
+        f"{result['device_kind']}, mesh {result['mesh']}",
+        f"{result['scenes']} scenes, accumulation_steps {result['accumulation_steps']}, remat "
+        f"{result['remat']}; lowered in {result['lower_sec']:.0f} s, compiled in "
+        f"{result['compile_sec']:.0f} s",
+        "",
+        "each chip               ",
+        f"  arguments             {memory['arguments'] / _GIB:10.2f} GiB",
+        f"  output, not in place  {(memory['output'] - memory['aliased']) / _GIB:10.2f} GiB",
+        f"  temporary             {memory['temp'] / _GIB:10.2f} GiB",
+        f"  program               {memory['code'] / _GIB:10.2f} GiB",
+        f"  together              {memory['total'] / _GIB:10.2f} GiB of "
+        f"{memory['hbm'] / _GIB:.0f} ({memory['share']:.0%})",
+        f"  model FLOPs           {flops['model'] / 1e12:10.2f} T",
+        f"  FLOPs by XLA          {flops['xla'] / 1e12:10.2f} T, and "
+        f"{flops['attention_kernels'] / 1e12:.2f} T in attention kernels",
+        f"  bytes of memory       {result['bytes']['hbm'] / 1e9:10.2f} GB",
+        f"  bytes sent to chips   {result['bytes']['ici'] / 1e9:10.2f} GB",
+        "",
+        "collective           count    runs    GB      GB sent",
+    ]
+    lines += [
+        f"  {row['kind']:<18} {row['count']:5d} {row['calls']:7d} {row['bytes'] / 1e9:7.3f} "
+        f"{row['sent_bytes'] / 1e9:9.3f}"
+        for row in result["collectives"]
+    ]
+    lines += ["largest"] * bool(result["largest_collectives"])
+    lines += [
+        f"  {row['kind']} {row['shape']} x {row['calls']} over {row['chips']} chips: "
+        f"{row['source']}"
+        for row in result["largest_collectives"]
+    ]
+    lines += [
+        "",
+        f"time by data sheet: arithmetic {1e3 * times['compute']:.1f} ms, memory "
+        f"{1e3 * times['hbm']:.1f} ms, network {1e3 * times['ici']:.1f} ms",
+        f"  overlapped {1e3 * times['overlapped']:.1f} ms (MFU {times['mfu_overlapped']:.0%}), one "
+        f"after another {1e3 * times['serial']:.1f} ms (MFU {times['mfu_serial']:.0%})",
+    ]
+    lines += [f"warning: {text}" for text in result["warnings"]]
+    return "\n".join(lines)
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "escherjax" / "aot"

@@ -1,0 +1,205 @@
+"""Joins the processes of a run, whoever started them, and checks that all of them came.
+
+One program serves one machine and many: what tells them apart is the environment that a launcher
+leaves. JAX's own cluster detection finds addresses and numbers; here is decided whether there is
+anything to join, and compared what was promised with what was found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from escherjax.errors import UserError
+
+log = logging.getLogger("escherjax.startup")
+
+OURS = ("ESCHERJAX_COORDINATOR", "ESCHERJAX_NUM_PROCESSES", "ESCHERJAX_PROCESS_ID")
+EXPECTED_DEVICES = "ESCHERJAX_EXPECTED_DEVICES"
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """How this process was started.
+
+    by: the launcher, for people. arguments: of `jax.distributed.initialize`, or None where there is
+    one process and nothing to join. num_processes, num_devices: what the launcher promised of all
+    processes together, None where it said nothing.
+    """
+
+    by: str
+    arguments: dict[str, Any] | None = None
+    num_processes: int | None = None
+    num_devices: int | None = None
+
+
+def initialize() -> Launch:
+    """Joins the other processes of this run, if any; call it before any other use of JAX.
+
+    Logs processes and devices. Raises UserError if the environment contradicts itself, the others
+    cannot be reached, or what came is not what was promised.
+    """
+    launch = detect(os.environ, has_tpu=_has_tpu())
+    if launch.arguments is not None:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for CPUs alone
+        try:
+            jax.distributed.initialize(**launch.arguments)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"the processes of this run, started by {launch.by}, could not be joined: {error}. "
+                "Look whether all of them run and reach the first one's address."
+            ) from error
+    check_arrivals(launch)
+    return launch
+
+
+def detect(environment: Mapping[str, str], has_tpu: bool = False) -> Launch:
+    """What launched a process with this environment; nothing is contacted.
+
+    has_tpu: whether the machine has TPU chips, which tell of a pod where no variable does.
+    Known, the first that fits: the variables of OURS, Slurm, Open MPI, TPU hosts of GKE (JobSet),
+    Cloud TPU VMs, indexed jobs of Kubernetes, and else a single process with all local devices.
+    Raises UserError, listing every problem, for variables that are incomplete or no numbers.
+    """
+    numbers = _Numbers(environment)
+    promised = numbers.get(EXPECTED_DEVICES)
+    launch = (
+        _ours(environment, numbers)
+        or _slurm(environment, numbers)
+        or _open_mpi(numbers)
+        or _tpu(environment, numbers, has_tpu)
+        or _kubernetes(environment, numbers)
+        or Launch("itself, a single process", num_processes=1)
+    )
+    if numbers.problems:
+        raise UserError("; ".join(numbers.problems) + ".")
+    return launch if promised is None else dataclasses.replace(launch, num_devices=promised)
+
+
+def check_arrivals(launch: Launch) -> None:
+    """Logs processes and devices; raises UserError if they are not what the launcher promised."""
+    processes, devices = jax.process_count(), jax.device_count()
+    log.info(
+        "started by %s: %d processes x %d devices (%s)",
+        launch.by,
+        processes,
+        jax.local_device_count(),
+        jax.devices()[0].device_kind,
+    )
+    problems = []
+    if launch.num_processes not in (None, processes):
+        problems.append(f"{launch.num_processes} processes were promised, {processes} came")
+    if launch.num_devices not in (None, devices):
+        problems.append(
+            f"{launch.num_devices} devices were promised, {devices} came "
+            f"({jax.local_device_count()} in this process)"
+        )
+    if problems:
+        raise UserError(
+            f"started by {launch.by}: {'; '.join(problems)}. Look for a process that did not "
+            "start, for drivers, and for variables that hide devices; or correct the launcher."
+        )
+
+
+class _Numbers:
+    """Whole numbers of an environment; collects what is none."""
+
+    def __init__(self, environment: Mapping[str, str]):
+        self._environment = environment
+        self.problems: list[str] = []
+
+    def get(self, name: str, lowest: int = 1) -> int | None:
+        """The value, or None where the variable is missing or wrong."""
+        text = self._environment.get(name)
+        if text is None:
+            return None
+        if not text.isdecimal() or int(text) < lowest:
+            self.problems.append(f"{name} = {text!r}; needed a whole number from {lowest} on")
+            return None
+        return int(text)
+
+
+def _ours(environment: Mapping[str, str], numbers: _Numbers) -> Launch | None:
+    if not any(name in environment for name in OURS):
+        return None
+    coordinator, count_name, id_name = OURS
+    count, index = numbers.get(count_name), numbers.get(id_name, lowest=0)
+    if count == 1:
+        return Launch(count_name, num_processes=1)
+    missing = [name for name in OURS if name not in environment]
+    if missing:
+        numbers.problems.append(
+            f"{', '.join(missing)} missing; needed all of {', '.join(OURS)}, or none of them"
+        )
+    if count is not None and index is not None and index >= count:
+        numbers.problems.append(f"{id_name} = {index}; needed one below {count_name} = {count}")
+    address = environment.get(coordinator, "")
+    if coordinator in environment and not address.rpartition(":")[2].isdecimal():
+        numbers.problems.append(f"{coordinator} = {address!r}; needed HOST:PORT")
+    arguments = {
+        "coordinator_address": address,
+        "num_processes": count,
+        "process_id": index,
+        "cluster_detection_method": "deactivate",
+    }
+    return Launch(", ".join(OURS), arguments, count)
+
+
+def _slurm(environment: Mapping[str, str], numbers: _Numbers) -> Launch | None:
+    if "SLURM_JOB_ID" not in environment:
+        return None
+    tasks = numbers.get("SLURM_NTASKS")
+    if tasks is None or tasks == 1:
+        return None
+    if "SLURM_STEP_NODELIST" not in environment:
+        numbers.problems.append(
+            f"a Slurm job of {tasks} tasks, but this process is none of them; start it by srun, or "
+            f"unset SLURM_NTASKS to run alone"
+        )
+        return None
+    gpus, nodes = numbers.get("SLURM_GPUS_ON_NODE"), numbers.get("SLURM_STEP_NUM_NODES")
+    return Launch("Slurm", {}, tasks, gpus * nodes if gpus and nodes else None)
+
+
+def _open_mpi(numbers: _Numbers) -> Launch | None:
+    size = numbers.get("OMPI_COMM_WORLD_SIZE")
+    return Launch("Open MPI", {}, size) if size and size > 1 else None
+
+
+def _tpu(environment: Mapping[str, str], numbers: _Numbers, has_tpu: bool) -> Launch | None:
+    slices = numbers.get("MEGASCALE_NUM_SLICES") or 1
+    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+    if hosts:
+        count = len(hosts.split(",")) * slices
+        return Launch("GKE on TPU", {}, count) if count > 1 else None
+    if not has_tpu or "TPU_SKIP_MDS_QUERY" in environment:
+        return None
+    platforms = environment.get("JAX_PLATFORMS", "")
+    # How many hosts there are, only the cloud's metadata server knows; JAX asks it.
+    return Launch("Cloud TPU", {}) if not platforms or "tpu" in platforms.split(",") else None
+
+
+def _kubernetes(environment: Mapping[str, str], numbers: _Numbers) -> Launch | None:
+    if "KUBERNETES_SERVICE_HOST" not in environment or "JOB_COMPLETION_INDEX" not in environment:
+        return None
+    if importlib.util.find_spec("kubernetes") is None:
+        numbers.problems.append(
+            "an indexed job of Kubernetes, whose size JAX asks by the package kubernetes; run "
+            f"pip install 'jax[k8s]', or set {', '.join(OURS)} in the manifest (only {OURS[1]}=1 "
+            "for a single process)"
+        )
+        return None
+    return Launch("Kubernetes", {})
+
+
+def _has_tpu() -> bool:
+    """Whether TPU chips and their library are on this machine; starts neither."""
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None

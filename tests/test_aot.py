@@ -1,0 +1,199 @@
+"""Ahead-of-time compilation: reading compiled programs, estimates, and one real compilation."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from escherjax.aot import estimate, topology
+from escherjax.aot.chips import CHIPS
+from escherjax.aot.collectives import find_collectives, find_kernels
+from escherjax.aot.programs import Program, lower_program
+from escherjax.errors import UserError
+from escherjax.training import sharding
+from tests.tiny import tiny_arguments, tiny_config
+
+HLO = """HloModule jit_step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%all-reduce-scatter.1 (p: f32[64,8]) -> f32[16,8] {
+  %all-reduce.9 = f32[64,8]{1,0} all-reduce(%p), channel_id=5, replica_groups=[2,4]<=[8], to_apply=%add, metadata={op_name="jit(step)/transpose(jvp(A))/x"}
+  ROOT %slice = f32[16,8]{1,0} dynamic-slice(%all-reduce.9)
+}
+
+%condition (c: s32[]) -> pred[] {
+  %bound = s32[]{:T(128)} constant(7)
+  ROOT %less = pred[] compare(%c, %bound), direction=LT
+}
+
+%body (c: s32[]) -> s32[] {
+  %permute = (bf16[4,4]{1,0}, bf16[4,4]{1,0}, u32[], u32[]) collective-permute-start(%x), channel_id=8, source_target_pairs={{0,1},{1,0}}
+}
+
+ENTRY %main (p: f32[64,8]) -> f32[16,8] {
+  %all-gather.1 = bf16[64,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}, metadata={op_name="jit(step)/jvp(A)/to_q/convert_element_type"}
+  %all-gather.2 = bf16[64,4]{1,0} all-gather(%p), channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
+  %start = (f32[8]{0}, f32[64]{0}) all-gather-start(%p), channel_id=2, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+  %alone = f32[8]{0} all-reduce(%p), channel_id=3, replica_groups=[8,1]<=[8], to_apply=%add
+  %loop = s32[] while(%p), condition=%condition, body=%body
+  %splash_mha_fwd_residuals.2 = bf16[2,8,3072,40]{3,2,1,0} custom-call(%q), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,6,6]{2,1,0}, bf16[2,8,3072,40]{3,2,1,0}, bf16[2,8,256,40]{3,2,1,0}, bf16[2,8,256,40]{3,2,1,0}}, frontend_attributes={kernel_metadata={
+}}
+  ROOT %fusion = f32[16,8]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""  # noqa: E501
+
+
+def test_collectives_count_each_channel_once_and_loops_as_often_as_they_run():
+    found = {one.kind + one.shape: one for one in find_collectives(HLO, num_devices=8)}
+    gather = found["all-gatherbf16[64,8]"]
+    assert (gather.num_bytes, gather.group, gather.calls) == (1024, 4, 1)
+    assert gather.sent_bytes == 1024 * 3 / 4
+    assert gather.source == "jit(step)/jvp(A)/to_q/convert_element_type"
+    assert found["all-gatherf32[64]"].group == 8
+    scatter = found["reduce-scatterf32[64,8]"]
+    assert (scatter.num_bytes, scatter.group) == (2048, 4)
+    permute = found["collective-permutebf16[4,4]"]
+    assert (permute.num_bytes, permute.calls, permute.sent_bytes) == (32, 7, 7 * 32)
+    assert len(found) == 4  # a group of one chip sends nothing
+
+
+def test_attention_kernels_are_counted_with_padded_heads():
+    ((name, shapes, calls),) = find_kernels(HLO)
+    assert (name, shapes[1], calls) == ("splash_mha_fwd_residuals", (2, 8, 3072, 40), 1)
+    # Two products of 3072 x 256 x 128, a multiply-add being two.
+    assert estimate.attention_kernel_flops(HLO) == 2 * 2 * 2 * 8 * 3072 * 256 * 128
+
+
+def test_roofline_takes_the_slowest_limit_or_their_sum():
+    times = estimate.roofline(98.5e12, 197e12, 819e9 / 2, 200e9 / 4, CHIPS["v5e"])
+    assert [times[k] for k in ("compute", "hbm", "ici")] == pytest.approx([1.0, 0.5, 0.25])
+    assert times["overlapped"] == pytest.approx(1.0)
+    assert times["mfu_overlapped"] == pytest.approx(0.5)
+    assert times["mfu_serial"] == pytest.approx(0.5 / 1.75)
+
+
+def test_every_chip_has_a_peak():
+    assert [chip.peak_flops / 1e12 for chip in CHIPS.values()] == [275, 197, 459, 918]
+
+
+def abstract(mesh, shape, *axes):
+    sharding = NamedSharding(mesh, PartitionSpec(*axes))
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+
+def test_warnings_name_what_is_held_whole_and_what_is_gathered_twice():
+    mesh = Mesh(jax.devices(), ("fsdp",))
+    arguments = {
+        "odd": abstract(mesh, (1023, 1023)),
+        "split": abstract(mesh, (4096, 1024), "fsdp"),
+        "small": abstract(mesh, (8,)),
+    }
+    (warning,) = estimate.replicated(arguments)
+    assert warning.startswith("odd: float32[1023, 1023] is held whole")
+
+    line = (
+        "  %g.{0} = f32[4096,{1}]{{1,0}} all-gather(%p), channel_id={0}, "
+        'replica_groups=[1,8]<=[8], metadata={{op_name="jit(f)/{2}/to_q/{3}"}}\n'
+    )
+    gathers = [line.format(n, 1024, "jvp(A)" if n % 2 else "transpose(jvp(A))", "dot")
+               for n in range(1, 5)] + [line.format(9, 512, "jvp(A)", "act")]  # fmt: skip
+    found = find_collectives("ENTRY %main (p: f32[]) -> f32[] {\n" + "".join(gathers) + "}\n", 8)
+    assert estimate.gathered_twice(found, arguments) == [
+        "jit(f)/jvp(A)/to_q/act: f32[4096,512], no parameter, is gathered.",
+        "to_q/dot: f32[4096,1024] is gathered at 4 places.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5e-16", "is no topology; needed GENERATION:AxB"),
+        ("v3:4x4", "unknown generation 'v3'; known: v4, v5e, v5p, v6e"),
+        ("v5p:4x4", "torus of 3 dimensions; needed v5p:2x2x2"),
+    ],
+)
+def test_names_that_are_no_topology(name, message):
+    with pytest.raises(UserError, match=message):
+        topology.parse_topology(name)
+
+
+def run_compile(*arguments):
+    command = [sys.executable, "-m", "escherjax.compile", "--config", "configs/6dof.py:smoke"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=1200)
+
+
+def test_a_machine_without_libtpu_is_told_what_to_install():
+    if importlib.util.find_spec("libtpu"):
+        pytest.skip("libtpu is installed")
+    done = run_compile("--topology", "v5e:2x2", *tiny_arguments())
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'escherjax[tpu]'" in done.stderr
+
+
+@pytest.fixture
+def v5e_devices():
+    pytest.importorskip("libtpu", reason="the TPU compiler, extra `tpu`, is not installed")
+    topology.prepare_environment()
+    return topology.topology_devices("v5e:2x2")
+
+
+def test_a_topology_that_libtpu_does_not_have(v5e_devices):
+    with pytest.raises(UserError, match="libtpu does not know it"):
+        topology.topology_devices("v5e:3x5")
+
+
+def test_a_product_with_a_split_parameter_is_compiled_and_measured(v5e_devices):
+    mesh = Mesh(v5e_devices, ("fsdp",))
+    weights, x = abstract(mesh, (512, 1024), "fsdp"), abstract(mesh, (256, 512), "fsdp")
+
+    def step(weights, x):
+        whole = jax.lax.with_sharding_constraint(weights, NamedSharding(mesh, PartitionSpec()))
+        return x @ whole
+
+    lowered = jax.jit(step).lower(weights, x)
+    flops = 2 * 256 * 512 * 1024
+    result = estimate.analyze(
+        Program(lowered, {"w": weights}, flops), lowered.compile(), CHIPS["v5e"], 4
+    )
+    assert result["memory"]["arguments"] == 4 * (512 * 1024 + 256 * 512) / 4
+    assert result["flops"]["model"] == flops / 4
+    assert result["flops"]["xla"] == pytest.approx(flops / 4, rel=0.1)  # counts additions, too
+    (row,) = result["collectives"]
+    assert (row["kind"], row["count"], row["bytes"]) == ("all-gather", 1, 4 * 512 * 1024)
+    assert result["warnings"] == []
+
+
+@pytest.mark.parametrize("program", ["train", "sample"])
+def test_programs_lower_with_the_kernel_of_tpus(v5e_devices, program):
+    config = tiny_config(mesh__fsdp=4, dtype="bfloat16", resolution=64)
+    mesh = sharding.make_mesh(config, v5e_devices)
+    lowered = lower_program(program, config, mesh)
+    assert lowered.model_flops > 0
+    assert "tpu_custom_call" in lowered.lowered.as_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["train", "sample"])
+def test_the_command_compiles_a_small_network_and_keeps_the_result(v5e_devices, program, tmp_path):
+    arguments = [
+        "--topology", "v5e:2x2", "--program", program, "--cache", str(tmp_path),
+        "--json", str(tmp_path / "out.json"), *tiny_arguments(mesh__fsdp=4, dtype="bfloat16"),
+    ]  # fmt: skip
+    first = run_compile(*arguments)
+    assert first.returncode == 0, first.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["chips"] == 4
+    assert 0 < result["memory"]["total"] < result["memory"]["hbm"]
+    assert {row["kind"] for row in result["collectives"]} >= {"all-gather"}
+    second = run_compile(*arguments)
+    assert "compiled before" in second.stderr
+    assert second.stdout == first.stdout

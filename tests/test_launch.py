@@ -1,0 +1,97 @@
+"""The launch scripts: shell that shellcheck passes, a manifest with what it needs, quoting."""
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).resolve().parent.parent / "launch"
+SHELL = sorted(p for p in LAUNCH.iterdir() if p.suffix in (".sh", ".sbatch"))
+
+
+@pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
+def test_scripts_pass_shellcheck(script):
+    shellcheck = shutil.which("shellcheck")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run([shellcheck, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
+def test_scripts_without_arguments_end_with_a_message(script):
+    done = subprocess.run(["bash", script], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr
+
+
+def stand_in(folder, name, text):
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IEXEC)
+
+
+def run(script, folder, *arguments, **environment):
+    return subprocess.run(
+        ["bash", LAUNCH / script, *arguments],
+        capture_output=True,
+        text=True,
+        env={"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder), **environment},
+    )
+
+
+def test_tpu_pod_passes_arguments_whole_to_every_host(tmp_path):
+    # In place of gcloud: runs what each host's shell would be given, with python3 printing.
+    stand_in(tmp_path, "gcloud", 'echo "${@:1:8}"; eval "${@: -1}"')
+    stand_in(tmp_path, "python3", "printf '<%s>' \"$ESCHERJAX_EXPECTED_DEVICES\" \"$@\"")
+    (tmp_path / "escherjax").mkdir()
+    done = run("tpu_pod.sh", tmp_path, "--config", "a b.py", "--config.unet.attention=(True,)",
+               WORKDIR="/mnt/my runs", EXPECTED_DEVICES="16", TPU_NAME="pod", ZONE="z")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "compute tpus tpu-vm ssh pod --zone z --worker=all"
+    assert second == ("<16><-m><escherjax.train><--workdir></mnt/my runs><--config><a b.py>"
+                      "<--config.unet.attention=(True,)>")  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (75, True), (2, False)])
+def test_slurm_requeues_a_run_that_saved_at_a_signal(tmp_path, code, requeued):
+    stand_in(tmp_path, "srun", f"exit {code}")
+    stand_in(tmp_path, "scontrol", 'echo "$@"')
+    done = run("slurm.sbatch", tmp_path, "--config", "a.py",
+               SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID="9")  # fmt: skip
+    assert done.returncode == code
+    assert done.stdout == ("requeue 9\n" if requeued else "")
+
+
+def test_slurm_starts_a_task_for_each_gpu():
+    options = " ".join(
+        line.removeprefix("#SBATCH ")
+        for line in (LAUNCH / "slurm.sbatch").read_text().splitlines()
+        if line.startswith("#SBATCH ")
+    ).split()
+    values = dict(option.split("=", 1) for option in options if "=" in option)
+    assert values["--ntasks-per-node"] == values["--gres"].removeprefix("gpu:")
+
+
+def test_the_manifest_is_a_jobset_that_agrees_with_itself():
+    yaml = pytest.importorskip("yaml")
+    (manifest,) = yaml.safe_load_all((LAUNCH / "gke_jobset.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (job,) = manifest["spec"]["replicatedJobs"]
+    hosts = job["template"]["spec"]
+    assert hosts["completionMode"] == "Indexed"
+    assert hosts["parallelism"] == hosts["completions"]
+    pod = hosts["template"]["spec"]
+    (container,) = pod["containers"]
+    chips = container["resources"]["limits"]["google.com/tpu"]
+    assert container["resources"]["requests"]["google.com/tpu"] == chips
+    rows, columns = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    assert int(rows) * int(columns) == chips * hosts["completions"]
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert environment["ESCHERJAX_EXPECTED_DEVICES"] == str(int(rows) * int(columns))
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}

@@ -1,0 +1,129 @@
+"""The rules of the mesh: what is split along which axis, and what is refused."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from tiny import tiny_config
+
+from escherjax.errors import UserError
+from escherjax.training import sharding
+
+
+def refusal(**fields):
+    with pytest.raises(UserError) as caught:
+        sharding.make_mesh(tiny_config(**fields))
+    return str(caught.value)
+
+
+def test_every_size_that_does_not_divide_is_named_with_what_is_needed():
+    text = refusal(
+        mesh__fsdp=1,
+        mesh__view=8,
+        num_targets=4,
+        eval__num_targets=12,
+        eval_every_steps=5,
+        attention_gather="none",
+    )
+    assert text.splitlines() == [
+        "config.num_targets = 4 does not divide over config.mesh's view = 8 devices; needed a "
+        "multiple of 8, or a smaller view.",
+        "config.eval.num_targets = 12 does not divide over config.mesh's view = 8 devices; needed "
+        "a multiple of 8, or a smaller view.",
+        "config.attention_gather = 'none'; needed one of all, ring.",
+    ]
+    text = refusal(
+        mesh__fsdp=1, mesh__model=8, unet__num_heads=4, unet__norm_groups=4, unet__attention=(True,)
+    )
+    assert "config.unet.num_heads = 4" in text and "config.unet.norm_groups = 4" in text
+    text = refusal(mesh__fsdp=8, batch_size=16, eval__batch_size=4, sample_every_steps=5)
+    assert "config.eval.batch_size = 4 does not divide over config.mesh's data x fsdp = 8" in text
+
+
+def test_slices_and_hosts_that_do_not_fit_are_refused():
+    assert "there are 1 hosts; set config.mesh.dcn_data=1" in refusal(
+        mesh__data=8, mesh__dcn_data=2
+    )
+    assert "does not divide the 1 devices along config.mesh.data" in refusal(
+        mesh__fsdp=8, mesh__dcn_data=3
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh asks a device of another host for."""
+
+    id: int
+    process_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_unbalanced_hosts_are_named():
+    devices = [Device(i, host) for i, host in enumerate([0, 0, 0, 0, 1, 1, 1, 2])]
+    with pytest.raises(UserError, match="host 0 has 4, host 1 has 3, host 2 has 1"):
+        sharding.make_mesh(tiny_config(mesh__fsdp=8), devices)
+
+
+def hosts_mesh(num_hosts, data, view):
+    """A mesh of 8 devices, spread evenly over hosts of which this process is the first."""
+    devices = [Device(i, i * num_hosts // 8) for i in range(8)]
+    return sharding._mesh(np.array(devices).reshape(data, 1, 8 // data // view, view))
+
+
+@pytest.mark.parametrize(
+    ("num_hosts", "data", "view", "share"),
+    [(1, 8, 1, (0, 1)), (2, 8, 1, (0, 2)), (2, 2, 4, (0, 2)), (2, 1, 8, (0, 1)), (4, 2, 4, (0, 2))],
+)
+def test_hosts_that_share_scenes_read_the_same_part(num_hosts, data, view, share):
+    assert sharding.host_share(hosts_mesh(num_hosts, data, view)) == share
+
+
+def test_a_batch_lies_as_its_parts_should():
+    mesh = sharding.make_mesh(tiny_config(num_targets=4, mesh__data=2, mesh__fsdp=2, mesh__view=2))
+    targets = np.arange(8 * 4 * 3).reshape(8, 4, 3)
+    put = sharding.put_batch(mesh, {"target_images": targets, "valid": targets[:, 0, 0]})
+    np.testing.assert_array_equal(put["target_images"], targets)
+    assert put["target_images"].addressable_shards[0].data.shape == (2, 2, 3)
+    assert put["valid"].addressable_shards[0].data.shape == (2,)
+    np.testing.assert_array_equal(sharding.local_rows(put["valid"]), targets[:, 0, 0])
+
+
+def test_rules_split_products_in_pairs_and_fsdp_takes_the_largest_dimension_left():
+    spec = lambda path, *shape: sharding.parameter_spec(path, shape, 16, 2)  # noqa: E731
+    model, fsdp = "model", "fsdp"
+    transformer = "params/unet/mid_block/attentions_0/transformer_blocks_0"
+    assert spec(f"{transformer}/attn1/to_k/kernel", 1280, 1280) == PartitionSpec(fsdp, model)
+    assert spec(f"{transformer}/attn2/to_out_0/kernel", 1280, 1280) == PartitionSpec(model, fsdp)
+    assert spec(f"{transformer}/ff/net_2/kernel", 5120, 1280) == PartitionSpec(model, fsdp)
+    block = "ema/unet/down_blocks_0/resnets_1"
+    assert spec(f"{block}/conv1/kernel", 3, 3, 320, 640) == PartitionSpec(None, None, fsdp, model)
+    assert spec(f"{block}/conv2/kernel", 3, 3, 640, 640) == PartitionSpec(None, None, model, fsdp)
+    shortcut = spec(f"{block}/conv_shortcut/kernel", 1, 1, 320, 640)
+    assert shortcut == PartitionSpec(None, None, None, fsdp)
+    assert spec(f"{block}/norm1/scale", 640) == PartitionSpec()
+    # The autoencoder's attention has one head, which cannot be cut.
+    vae = "frozen/vae/encoder/mid_block/attentions_0"
+    assert spec(f"{vae}/to_k/kernel", 512, 512) == PartitionSpec(None, fsdp)
+
+
+def test_tensors_that_no_dimension_splits_are_counted():
+    shapes = {
+        name: jax.ShapeDtypeStruct((width, width), np.float32)
+        for name, width in (("coarse", 1280), ("fine", 640), ("finest", 320))
+    }
+
+    def table(data, fsdp):
+        grid = np.array([Device(i, 0) for i in range(data * fsdp)]).reshape(data, fsdp, 1, 1)
+        return sharding.describe(shapes, sharding.state_shardings(sharding._mesh(grid), shapes))
+
+    assert table(1, 256).splitlines() == [
+        "  coarse  float32[1280, 1280]  (None, 'fsdp')",
+        "  fine    float32[640, 640]  ()",
+        "  finest  float32[320, 320]  ()",
+        "  2 tensors, 23.8% of all elements, are not split by fsdp = 256, which divides none of "
+        "their dimensions; the largest is fine",
+    ]
+    assert "not split" not in table(4, 64)

@@ -1,0 +1,66 @@
+"""Failures of the disk below a work directory, told as such."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from escherjax.errors import TrainingError
+
+# By errno, and by what the libraries below Orbax write instead of one.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_REFUSED_TEXTS = ("Permission denied", "Read-only file system", "Operation not permitted")
+
+
+@contextmanager
+def explained(workdir: Path, what: str) -> Iterator[None]:
+    """Turns a failure to write `what` into a TrainingError that says what is wrong with the disk.
+
+    Other exceptions pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _reason(error, workdir)
+        if not reason:
+            raise
+        raise TrainingError(
+            f"{what} could not be written to {workdir}: {reason}. Checkpoints that were whole are "
+            "untouched. Mend that, then start the same command again to continue from the newest."
+        ) from error
+
+
+def check_there(workdir: Path) -> None:
+    """Raises TrainingError if the work directory went away, before anything makes it anew."""
+    if not (workdir / "config.json").is_file():
+        raise TrainingError(
+            f"the work directory {workdir} is gone, or its config.json: moved, deleted or "
+            "unmounted while the run was on. Nothing more is written. Bring it back, then start "
+            "the same command again to continue from the newest checkpoint in it."
+        )
+
+
+def _reason(error: BaseException | None, workdir: Path) -> str:
+    """What the disk did, "" if the error (or what caused it) is not about the disk."""
+    while error is not None:
+        number, text = getattr(error, "errno", None), str(error)
+        if number in _FULL or any(words in text for words in _FULL_TEXTS):
+            return f"no space is left there, or a quota or limit is reached ({_free(workdir)} free)"
+        if number in _REFUSED or any(words in text for words in _REFUSED_TEXTS):
+            return f"writing is not allowed there ({text.splitlines()[0]})"
+        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            return f"the folder is gone ({text})" if not workdir.is_dir() else text
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB"
+    except OSError:
+        return "unknown"

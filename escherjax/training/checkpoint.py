@@ -96,7 +96,7 @@ def has_checkpoint(workdir: Path) -> bool:
 
 @contextmanager
 def open_run(workdir: Path, config: ConfigDict) -> Iterator[ocp.CheckpointManager]:
-    """Takes `workdir` for this run alone, made if need be, and opens the manager of its checkpoints.
+    """Takes `workdir`, made if need be, for this run alone, and opens its checkpoints.
 
     Raises UserError if another run holds it or left what `check_workdir` refuses; TrainingError if
     it cannot be written to.

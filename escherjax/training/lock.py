@@ -105,8 +105,8 @@ class _Lock:
         return UserError(
             f"--workdir {self._workdir} is in use by another run: process {holder.get('pid', '?')} "
             f"on {holder.get('host', '?')}, started {holder.get('started', '?')} "
-            f"({self._workdir / FILE_NAME}). Two runs would overwrite each other. Wait for it, stop "
-            "it, or take another --workdir."
+            f"({self._workdir / FILE_NAME}). Two runs would overwrite each other. Wait for it, "
+            "stop it, or take another --workdir."
         )
 
     def _read(self) -> dict[str, Any]:

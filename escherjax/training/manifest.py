@@ -34,23 +34,25 @@ def exists(folder: Path) -> bool:
     return (folder / FILE_NAME).is_file()
 
 
-def damage(folder: Path, items: Sequence[str] | None = None) -> list[str]:
+def damage(folder: Path, items: Sequence[str], sizes_only: bool = False) -> list[str]:
     """Every file that is not as the manifest says, one line each with what was found.
 
-    folder: of a checkpoint with a manifest; items: which of its items to read, None for all.
-    Files beyond those of the manifest are no damage.
+    folder: of a checkpoint with a manifest; items: which of its items to read; sizes_only: do not
+    read the files. Files beyond those of the manifest are no damage.
     """
     try:
         listed = json.loads((folder / FILE_NAME).read_text())["files"]
         expected = {
             folder / name: (entry["bytes"], entry["crc32"])
             for name, entry in listed.items()
-            if items is None or name.split("/")[0] in items
+            if name.split("/")[0] in items
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{folder / FILE_NAME}: not readable as a manifest ({error})"]
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        found = pool.map(_difference, expected.keys(), expected.values())
+        found = pool.map(
+            lambda path: _difference(path, *expected[path], sizes_only), expected
+        )
         return [line for line in found if line]
 
 
@@ -58,13 +60,14 @@ def _describe(path: Path) -> dict[str, int | str]:
     return {"bytes": path.stat().st_size, "crc32": _crc32(path)}
 
 
-def _difference(path: Path, expected: tuple[int, str]) -> str:
+def _difference(path: Path, num_bytes: int, checksum: str, size_only: bool) -> str:
     """What is wrong with the file, "" for nothing."""
-    num_bytes, checksum = expected
     try:
         size = path.stat().st_size
-        if size != num_bytes:  # no need to read it
+        if size != num_bytes:
             return f"{path}: {size} bytes, needed {num_bytes}"
+        if size_only:
+            return ""
         found = _crc32(path)
     except FileNotFoundError:
         return f"{path}: missing"

@@ -44,7 +44,7 @@ class Stop:
 
 @contextmanager
 def stop_signals(already: Stop | None = None) -> Iterator[Stop]:
-    """Listens for SIGTERM and Ctrl-C while inside; `already` is what somebody outside listens to."""
+    """Listens for SIGTERM and Ctrl-C while inside; `already`: who does so outside."""
     if already is not None:
         yield already
         return

@@ -1,4 +1,4 @@
-"""Whether a checkpoint can be trusted: by its checksums, or, without them, by reading it through."""
+"""Whether a checkpoint can be trusted: by checksums, or, without them, by reading it through."""
 
 from __future__ import annotations
 
@@ -31,15 +31,28 @@ def steps(workdir: Path) -> list[int]:
     return sorted(int(f.name) for f in folders if f.name.isdigit() and f.is_dir())
 
 
-def verify(folder: Path, items: Sequence[str] = ITEMS) -> Verdict:
-    """Reads those items of the checkpoint `folder`; nothing else of it, and changes nothing."""
+def look(folder: Path, items: Sequence[str] = ITEMS) -> list[str]:
+    """Problems that show without reading: items, files or bytes of the checkpoint are missing."""
     missing = [f"{folder / item}: missing" for item in items if not (folder / item).is_dir()]
     if missing and (folder / "state").is_dir():
-        older = "saved by an older version, whose layout this one does not read"
-        return Verdict([f"{folder}: {older}; use that version to export it"], False)
-    if manifest.exists(folder):
-        return Verdict(missing or manifest.damage(folder, items), True)
-    return Verdict(missing or [line for item in items for line in _unreadable(folder, item)], False)
+        return [
+            f"{folder}: saved by an older version, whose layout this one does not read; use that "
+            "version to export it"
+        ]
+    if missing or not manifest.exists(folder):
+        return missing
+    return manifest.damage(folder, items, sizes_only=True)
+
+
+def verify(folder: Path, items: Sequence[str] = ITEMS) -> Verdict:
+    """Reads those items of the checkpoint `folder`; nothing else of it, and changes nothing."""
+    has_checksums = manifest.exists(folder)
+    problems = look(folder, items)
+    if not problems and has_checksums:
+        problems = manifest.damage(folder, items)
+    elif not problems:
+        problems = [line for item in items for line in _unreadable(folder, item)]
+    return Verdict(problems, has_checksums)
 
 
 def read_record(folder: Path) -> dict:

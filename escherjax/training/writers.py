@@ -1,4 +1,4 @@
-"""Where a run's numbers go, from the first host only: metrics.jsonl, TensorBoard, wandb if asked."""
+"""Where a run's numbers go, from the first host only: metrics.jsonl, TensorBoard, wandb."""
 
 from __future__ import annotations
 

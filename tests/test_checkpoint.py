@@ -14,7 +14,7 @@ from tiny import tiny_config
 
 from escherjax import checkpoints as command
 from escherjax.errors import TrainingError, UserError
-from escherjax.training import checkpoint, manifest, sharding, stored_params
+from escherjax.training import checkpoint, manifest, sharding, stored_params, verify
 from escherjax.training.state import TrainState
 
 CONFIG = tiny_config()
@@ -221,16 +221,18 @@ def test_damaged_parameters_are_not_sampled_from(workdir):
 def test_a_full_disk_is_told_and_what_was_whole_stays(workdir):
     """The limit on file sizes stands for the disk: writing fails below Orbax just so."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(TrainingError, match="no space is left there, or a quota or limit"):
-        with checkpoint.open_manager(workdir, keep=2) as manager:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-            try:
-                checkpoint.save(manager, state_on(mesh_of(1), 30), CONFIG)
-                checkpoint.check_saved(manager, wait=True)
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with (
+        pytest.raises(TrainingError, match="no space is left there, or a quota or limit"),
+        checkpoint.open_manager(workdir, keep=2) as manager,
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            checkpoint.save(manager, state_on(mesh_of(1), 30), CONFIG)
+            checkpoint.check_saved(manager, wait=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert_is_step(restore(workdir), 20)
-    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["10", "20"]
+    assert verify.steps(workdir) == [10, 20]
 
 
 def test_a_vanished_work_directory_is_told_and_not_made_anew(workdir):

@@ -2,17 +2,14 @@
 
 import dataclasses
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 from tiny import tiny_arguments, tiny_config
+from training_process import LONG, finish, one_device_environment, start, wait_for
 
 from escherjax import config as config_lib
 from escherjax.data.images import encode_png
@@ -26,39 +23,10 @@ from escherjax.training.loop import train
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
 
-# Enough steps that a signal sent after the first checkpoint arrives before the end.
-LONG = {"num_steps": 60, "checkpoint_every_steps": 10, "log_every_steps": 5}
-
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """One device, and a compilation cache that the runs of this file share."""
-    cache = tmp_path_factory.mktemp("cache")
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-    }
-
-
-def start(workdir, environment, **changes):
-    command = [sys.executable, "-m", "escherjax.train", "--config", "configs/6dof.py:smoke",
-               "--workdir", str(workdir), *tiny_arguments(**{**LONG, **changes})]  # fmt: skip
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
-
-
-def wait_for(path, process):
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.005)
+    return one_device_environment(tmp_path_factory.mktemp("cache"))
 
 
 def final_state(workdir):

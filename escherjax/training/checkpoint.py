@@ -28,6 +28,9 @@ from escherjax.training.state import TrainState
 from escherjax.training.verify import ITEMS, OPTIMIZER, RECORD, WEIGHTS
 
 log = logging.getLogger("escherjax.checkpoint")
+# Orbax measures it by the wall clock, so that a jump of that clock could end a good save. Twenty days
+# are as long as its barriers between hosts can wait; a save that stands still is the watchdog's.
+_SAVE_TIMEOUT_SECONDS = 20 * 86400
 _VERSIONED = ("escherjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -129,7 +132,8 @@ def open_manager(
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
         async_options=ocp.options.AsyncOptions(
-            post_finalization_callback=lambda: _write_manifest(folder)
+            timeout_secs=_SAVE_TIMEOUT_SECONDS,
+            post_finalization_callback=lambda: _write_manifest(folder),
         ),
     )
     with disk.explained(workdir, "the folder of checkpoints"):
@@ -146,8 +150,12 @@ def open_manager(
 
 def _write_manifest(checkpoints: Path) -> None:
     """In Orbax's saving thread of the first host, when all is written and before it is renamed."""
-    (folder,) = checkpoints.glob("*.orbax-checkpoint-tmp*")
-    manifest.write(folder, ITEMS)
+    unlisted = [
+        path.parent
+        for path in checkpoints.glob(f"[0-9]*/{RECORD}")
+        if ".damaged" not in path.parent.name and not manifest.exists(path.parent)
+    ]
+    manifest.write(max(unlisted, key=lambda folder: folder.stat().st_mtime), ITEMS)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict) -> None:

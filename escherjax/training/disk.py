@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from escherjax.errors import TrainingError
+from escherjax.errors import TrainingError, UserError
 
 # By errno, and by what the libraries below Orbax write instead of one.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -25,6 +25,8 @@ def explained(workdir: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
+    except (UserError, TrainingError):
+        raise
     except Exception as error:
         reason = _reason(error, workdir)
         if not reason:

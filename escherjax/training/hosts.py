@@ -1,16 +1,19 @@
-"""What the first host finds out or does for all hosts of a run."""
+"""Hosts of a run among themselves: what the first does for all, and what a failure of one means."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from escherjax.errors import TrainingError, UserError
+from escherjax.errors import TrainingError, UserError, report
 
 T = TypeVar("T")
 _MESSAGE_BYTES = 2**16
@@ -48,3 +51,27 @@ def _broadcast(said: dict[str, Any]) -> dict[str, Any]:
     text = json.dumps(said).encode()
     padded = np.frombuffer(text.ljust(_MESSAGE_BYTES), np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
+@contextmanager
+def failing_at_once() -> Iterator[None]:
+    """With several hosts, a failure inside is reported and ends this process there and then.
+
+    An orderly end would wait for the others, who may be dead (then a computation fails here, and
+    that is the failure) or wait in a computation for this one. They notice within the heartbeat of
+    jax.distributed.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        code = report(error)
+        print(
+            f"host {jax.process_index()} of {jax.process_count()} leaves at once. If its own "
+            "message does not say why, another host died: see the others' logs. Start the same "
+            "command again on all hosts to continue from the newest checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(code)

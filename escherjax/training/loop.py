@@ -73,6 +73,7 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
         checkpoint.open_run(workdir, config) as manager,
         Watchdog(workdir, config.stall_seconds) as watchdog,
         logging_redirect_tqdm(),
+        hosts.failing_at_once(),
     ):
         watchdog.note("restoring a checkpoint or making the first state")
         restored = checkpoint.restore(manager, abstract)

@@ -6,6 +6,7 @@ No JAX at import, so that a command can listen before its slow imports.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,16 +28,14 @@ class Stop:
     def requested(self, step: int) -> bool:
         """Whether to save and leave before update `step` + 1; every host calls it at every step.
 
-        With several hosts the answer is the same on all of them: JAX's coordinator hears of the
-        signal to any host and names a step that none has passed yet.
+        Under jax.distributed the answer is the same on all hosts: its coordinator hears of a
+        SIGTERM to any of them, and names a step that none has passed yet.
         """
-        import jax
         from jax.experimental import multihost_utils
 
-        if jax.process_count() == 1:
+        if not _jax_listens():
             return self._noticed.is_set()
         if self._noticed.is_set() and not self._passed_on:
-            # jax.distributed put a SIGTERM handler of its own in the place of ours.
             self._passed_on = True
             signal.raise_signal(signal.SIGTERM)
         return multihost_utils.reached_preemption_sync_point(step)
@@ -49,9 +48,16 @@ def stop_signals(already: Stop | None = None) -> Iterator[Stop]:
         yield already
         return
     stop = Stop()
-    previous = {n: signal.signal(n, stop.notice) for n in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGINT] if _jax_listens() else [signal.SIGINT, signal.SIGTERM]
+    previous = {number: signal.signal(number, stop.notice) for number in numbers}
     try:
         yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _jax_listens() -> bool:
+    """Whether jax.distributed has begun, which takes SIGTERM for itself."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()

@@ -28,8 +28,10 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     traceback. Any other exception propagates with its traceback, and Python exits with 1.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s")
-    for noisy in ("absl", "orbax", "jax", "grain"):
+    for noisy in ("orbax", "jax", "grain"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Orbax shows failures of its threads there with long tracebacks, and raises them again later.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         code = main(argv)
     except (UserError, TrainingError, KeyboardInterrupt) as error:

@@ -28,8 +28,8 @@ from escherjax.training.state import TrainState
 from escherjax.training.verify import ITEMS, OPTIMIZER, RECORD, WEIGHTS
 
 log = logging.getLogger("escherjax.checkpoint")
-# Orbax measures it by the wall clock, so that a jump of that clock could end a good save. Twenty days
-# are as long as its barriers between hosts can wait; a save that stands still is the watchdog's.
+# Orbax measures it by the wall clock, whose jumps would end good saves. Twenty days in milliseconds
+# still fit 31 bits, for its barriers between hosts; a save that stands still is the watchdog's.
 _SAVE_TIMEOUT_SECONDS = 20 * 86400
 _VERSIONED = ("escherjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

@@ -29,6 +29,8 @@ def explained(workdir: Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = _reason(error, workdir)
+        if not reason and not workdir.is_dir():
+            raise _gone(workdir) from error
         if not reason:
             raise
         raise TrainingError(
@@ -40,15 +42,19 @@ def explained(workdir: Path, what: str) -> Iterator[None]:
 def check_there(workdir: Path) -> None:
     """Raises TrainingError if the work directory went away, before anything makes it anew."""
     if not (workdir / "config.json").is_file():
-        raise TrainingError(
-            f"the work directory {workdir} is gone, or its config.json: moved, deleted or "
-            "unmounted while the run was on. Nothing more is written. Bring it back, then start "
-            "the same command again to continue from the newest checkpoint in it."
-        )
+        raise _gone(workdir)
+
+
+def _gone(workdir: Path) -> TrainingError:
+    return TrainingError(
+        f"the work directory {workdir} is gone, or its config.json: moved, deleted or "
+        "unmounted while the run was on. Nothing more is written. Bring it back, then start the same command "
+        "again to continue from the newest checkpoint in it."
+    )
 
 
 def _reason(error: BaseException | None, workdir: Path) -> str:
-    """What the disk did, "" if the error (or what caused it) is not about the disk."""
+    """What the disk did, "" if the error (or what caused it) does not say."""
     while error is not None:
         number, text = getattr(error, "errno", None), str(error)
         if number in _FULL or any(words in text for words in _FULL_TEXTS):
@@ -56,7 +62,7 @@ def _reason(error: BaseException | None, workdir: Path) -> str:
         if number in _REFUSED or any(words in text for words in _REFUSED_TEXTS):
             return f"writing is not allowed there ({text.splitlines()[0]})"
         if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-            return f"the folder is gone ({text})" if not workdir.is_dir() else text
+            return text if workdir.is_dir() else ""
         error = error.__cause__ or error.__context__
     return ""
 

@@ -47,8 +47,8 @@ def check_there(workdir: Path) -> None:
 
 def _gone(workdir: Path) -> TrainingError:
     return TrainingError(
-        f"the work directory {workdir} is gone, or its config.json: moved, deleted or "
-        "unmounted while the run was on. Nothing more is written. Bring it back, then start the same command "
+        f"the work directory {workdir} is gone, or its config.json: moved, deleted or unmounted "
+        "while the run was on. Nothing more is written. Bring it back, then start the same command "
         "again to continue from the newest checkpoint in it."
     )
 

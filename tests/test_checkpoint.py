@@ -1,10 +1,12 @@
 """Checkpoints of a state of a few arrays: what is kept, what is noticed, what is never touched."""
 
+import itertools
 import json
 import resource
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -233,6 +235,12 @@ def test_a_full_disk_is_told_and_what_was_whole_stays(workdir):
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert_is_step(restore(workdir), 20)
     assert verify.steps(workdir) == [10, 20]
+
+
+def test_a_save_outlives_jumps_of_the_wall_clock(tmp_path, monkeypatch):
+    clock, looks = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: clock() + 86400 * (-1) ** next(looks))
+    assert_is_step(restore(write(tmp_path / "run")), 20)
 
 
 def test_a_vanished_work_directory_is_told_and_not_made_anew(workdir):

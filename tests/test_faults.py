@@ -31,6 +31,9 @@ from escherjax.training.state import abstract_state
 
 SHORT = {"num_steps": 12, "checkpoint_every_steps": 4}
 ENDLESS = {"num_steps": 10**6}
+REPORTING = {
+    "num_steps": 4, "log_every_steps": 1, "eval_every_steps": 4, "sample_every_steps": 4
+}  # fmt: skip
 ON_ALL_DEVICES = {"mesh__data": 1, "mesh__fsdp": -1, "batch_size": 8}
 
 
@@ -149,26 +152,27 @@ def test_an_unwritable_place_is_told():
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory):
+def watched(tmp_path_factory, environment):
     """A run whose wall clock jumps by days at every look, with all there is to watch."""
     workdir = tmp_path_factory.mktemp("watched") / "run"
-    config = tiny_config(
-        **ON_ALL_DEVICES, num_steps=4, eval_every_steps=4, sample_every_steps=4,
-        profile__start_step=2, profile__num_steps=2,
-    )  # fmt: skip
-    clock, looks = time.time, iter(range(10**9))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "time", lambda: clock() + 86400 * (-1) ** next(looks))
-        assert train(config, workdir) == 0
-    return config, workdir
+    jumping = (
+        "import itertools, runpy, time; clock, looks = time.time, itertools.count(); "
+        "time.time = lambda: clock() + 86400 * (-1) ** next(looks); "
+        "runpy.run_module('escherjax.train', run_name='__main__')"
+    )
+    fields = arguments(workdir, **REPORTING, profile__start_step=2, profile__num_steps=2)
+    code, output = finish(launch([sys.executable, "-c", jumping, *fields], environment))
+    assert code == 0, output
+    return workdir
 
 
 def rows_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_durations_do_not_follow_the_wall_clock(watched):
-    rows = [row for row in rows_of(watched[1]) if "loss" in row]
+    rows = [row for row in rows_of(watched) if "loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
         # A jump of a day would make it negative, or below a step in ten minutes.
@@ -176,18 +180,21 @@ def test_durations_do_not_follow_the_wall_clock(watched):
         assert 0 < row["host_memory_gib"] < 1000
 
 
+@pytest.mark.slow
 def test_the_profiler_window_is_written(watched):
-    assert list((watched[1] / "profile").rglob("*.xplane.pb"))
+    assert list((watched / "profile").rglob("*.xplane.pb"))
 
 
-def test_a_run_killed_between_saving_and_reporting_catches_up(watched):
-    config, workdir = watched
+@pytest.mark.slow
+def test_a_run_killed_between_saving_and_reporting_catches_up(watched, environment, tmp_path):
+    workdir = shutil.copytree(watched, tmp_path / "run")
     picture = workdir / "samples" / "step_00000004.png"
     complete, pixels = rows_of(workdir), picture.read_bytes()
     losses = [row for row in complete if "loss" in row]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in losses))
     picture.unlink()
-    assert train(config, workdir) == 0
+    code, output = finish(start(workdir, environment, **REPORTING))
+    assert code == 0, output
     assert rows_of(workdir) == complete
     assert picture.read_bytes() == pixels
 
@@ -231,7 +238,7 @@ def test_two_hosts_stop_after_the_same_update_whichever_is_told(tmp_path, enviro
     params_of(workdir, reached)  # which opens it with one host and one device
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_dead_host_ends_the_others_with_a_message(tmp_path, environment, victim):
     workdir = tmp_path / "run"
     hosts = start_two(workdir, environment)

@@ -109,7 +109,8 @@ def open_run(workdir: Path, config: ConfigDict) -> Iterator[ocp.CheckpointManage
             if jax.process_index() == 0:
                 workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock.held(workdir))
-            check_workdir(workdir, config)  # again, as the holder before left it
+            # Again, now that nobody else changes it.
+            hosts.on_first_host(check_workdir, workdir, config)
             prepare_workdir(workdir, config)
         keep, keep_every = config.keep_checkpoints, config.keep_every_steps
         yield stack.enter_context(open_manager(workdir, keep, keep_every))

@@ -231,6 +231,7 @@ def start_two(workdir, environment):
     ]
 
 
+@pytest.mark.slow
 def test_two_hosts_stop_after_the_same_update_whichever_is_told(tmp_path, environment):
     workdir = tmp_path / "run"
     hosts = start_two(workdir, environment)

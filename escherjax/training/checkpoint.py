@@ -134,6 +134,7 @@ def open_manager(
         cleanup_tmp_directories=True,
         async_options=ocp.options.AsyncOptions(
             timeout_secs=_SAVE_TIMEOUT_SECONDS,
+            create_directories_asynchronously=False,  # waiting for them goes by that clock too
             post_finalization_callback=lambda: _write_manifest(folder),
         ),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 
 import jax
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny import tiny_arguments, tiny_config
-from training_process import LONG, finish, one_device_environment, start, wait_for
+from training_process import LONG_RUN, finish, one_device_environment, start, wait_for
 
+import escherjax
 from escherjax import config as config_lib
 from escherjax.data.images import encode_png
+from escherjax.data.loader_config import LoaderConfig
 from escherjax.data.procedural import ProceduralSource
 from escherjax.data.records import write_scenes
 from escherjax.errors import TrainingError, UserError
@@ -22,6 +25,9 @@ from escherjax.training import checkpoint, sharding
 from escherjax.training.loop import train
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
+
+# Enough steps that a signal sent after the first checkpoint arrives before the end.
+LONG = {**LONG_RUN, "data__buckets": ((2, 2, 2), (1, 1, 1)), "data__zoom": (0.8, 1.25)}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +48,9 @@ def final_state(workdir):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, environment):
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
-    code, output = finish(start(workdir, environment))
+    code, output = finish(start(workdir, environment, **LONG))
     assert code == 0, output
+    (workdir.parent / "output").write_text(output)
     return workdir
 
 
@@ -54,7 +61,7 @@ def unbroken(tmp_path_factory, environment):
 def test_resume_continues_bitwise(tmp_path, environment, unbroken, stop, code):
     """A run that was killed, or asked to stop, ends with the bits of one that never was."""
     workdir = tmp_path / "run"
-    process = start(workdir, environment)
+    process = start(workdir, environment, **LONG)
     wait_for(workdir / "checkpoints" / "10", process)
     process.send_signal(stop)
     stopped, output = finish(process)
@@ -62,7 +69,7 @@ def test_resume_continues_bitwise(tmp_path, environment, unbroken, stop, code):
     reached = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*[0-9]"))
     assert 10 <= reached < LONG["num_steps"]
 
-    code, output = finish(start(workdir, environment))
+    code, output = finish(start(workdir, environment, **LONG))
     assert code == 0 and f"continuing from checkpoint {reached}" in output, output
     ours, theirs = final_state(workdir), final_state(unbroken)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -90,6 +97,22 @@ def test_work_directory_holds_what_is_promised(unbroken):
     assert steps == [40, 50, 60]
     record = json.loads(next((unbroken / "checkpoints/60/record").glob("metadata")).read_text())
     assert record["step"] == record["data_position"] == 60 and "jax" in record["versions"]
+
+
+def test_every_bucket_is_compiled_once_and_counted_as_it_is(unbroken):
+    output = (unbroken.parent / "output").read_text()
+    announced = re.findall(r"compiling the training step for (N = \d, M = \d)", output)
+    assert sorted(announced) == ["N = 1, M = 1", "N = 2, M = 2"]
+    config = checkpoint.read_config(unbroken)
+    loader = LoaderConfig(buckets=config.data.buckets, seed=config.seed)
+    rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    for row in rows[1:]:  # the first window leaves out the update that was compiled first
+        window = range(row["step"] - 5, row["step"])
+        targets = config.batch_size * sum(loader.bucket_of(s).num_targets for s in window)
+        counted = row["target_views_per_sec"] / row["steps_per_sec"] * len(window)
+        assert abs(counted - targets) < 1e-6 * targets  # rounding of the two rates
+    facts = escherjax.load(unbroken).facts
+    assert facts.num_references == (1, 2) and facts.num_targets is None
 
 
 def test_a_wrong_command_exits_with_2_and_one_message(tmp_path, environment):

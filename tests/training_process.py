@@ -7,8 +7,7 @@ import time
 
 from tiny import tiny_arguments
 
-# Enough steps that a signal sent after the first checkpoint arrives before the end.
-LONG = {"num_steps": 60, "checkpoint_every_steps": 10, "log_every_steps": 5}
+LONG_RUN = {"num_steps": 60, "checkpoint_every_steps": 10, "log_every_steps": 5}
 
 
 def one_device_environment(cache):
@@ -23,7 +22,7 @@ def one_device_environment(cache):
 
 def arguments(workdir, **changes):
     return ["--config", "configs/6dof.py:smoke", "--workdir", str(workdir),
-            *tiny_arguments(**{**LONG, **changes})]  # fmt: skip
+            *tiny_arguments(**{**LONG_RUN, **changes})]  # fmt: skip
 
 
 def start(workdir, environment, **changes):

@@ -31,7 +31,7 @@ from escherjax.training.profiling import ProfileWindow
 from escherjax.training.state import TrainState, abstract_state, create_state
 from escherjax.training.step import make_train_step
 from escherjax.training.stopping import Stop, stop_signals
-from escherjax.training.watch import Watch
+from escherjax.training.watch import Watch, Work
 from escherjax.training.watchdog import Watchdog
 from escherjax.training.writers import MetricWriter
 from escherjax.weights.names import count_parameters
@@ -62,12 +62,11 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
             config, model, {**abstract.params, **abstract.frozen}
         )
         log.info("starting points:\n%s", starting_points.format_table(table))
+        sources.check_vae(config, loaded["vae"])
     _log_setup(mesh, abstract)
 
     train_step = make_train_step(model, optimizer, config, mesh)
-    flops = 0.0  # only MFU needs it, and tracing the full network takes seconds
-    if perf.peak_flops():
-        flops = perf.train_step_flops(model, abstract.params, abstract.frozen, config)
+    compiled: dict[tuple[int, int], Work] = {}  # by N and M
     with (
         stop_signals(stop) as stop,
         checkpoint.open_run(workdir, config) as manager,
@@ -86,9 +85,8 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
         start = int(state.step)
         batches = sources.training_batches(source, config, position)
         writer = MetricWriter(workdir, start, config)
-        watch = Watch(config, writer, start, flops)
+        watch = Watch(config, writer, start)
         profile = ProfileWindow(config, workdir)
-        log.info("compiling the training step: seconds if small, minutes for the full network")
 
         num_bad = 0
         try:
@@ -113,9 +111,17 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
                 watch.waited_for_data(time.perf_counter() - waiting)
                 num_bad = _name_bad_records(batches.bad_records, num_bad)
                 scene_ids = batch.pop("scene_ids")
-                watchdog.note(f"computing update {step + 1}")
-                state, metrics = train_step(state, sharding.put_batch(mesh, batch))
-                watch.dispatched(step + 1, metrics, scene_ids)
+                counts = batch["ref_c2w"].shape[1], batch["target_c2w"].shape[1]
+                arrays = sharding.put_batch(mesh, batch)
+                if counts in compiled:
+                    watchdog.note(f"computing update {step + 1}")
+                    state, metrics = train_step(state, arrays)
+                else:
+                    watchdog.note(f"compiling the step of update {step + 1}")
+                    with watch.paused():
+                        compiled[counts] = _work(config, model, abstract, counts)
+                        state, metrics = train_step(state, arrays)
+                watch.dispatched(step + 1, metrics, scene_ids, compiled[counts])
             watchdog.note("finishing the last checkpoint")
             checkpoint.check_saved(manager, wait=True)
             writer.draw_loss()
@@ -151,6 +157,21 @@ def _is_due(config: ConfigDict, step: int) -> bool:
         config.checkpoint_every_steps, config.eval_every_steps, config.sample_every_steps
     )  # fmt: skip
     return step > 0 and any(every and step % every == 0 for every in intervals)
+
+
+def _work(
+    config: ConfigDict, model: EscherNet, abstract: TrainState, counts: tuple[int, int]
+) -> Work:
+    """What an update of N and M does, announcing that its step is compiled now."""
+    log.info(
+        "compiling the training step for N = %d, M = %d: seconds if small, minutes for the full "
+        "network",
+        *counts,
+    )
+    flops = 0.0  # only MFU needs it, and tracing the full network takes seconds
+    if perf.peak_flops():
+        flops = perf.train_step_flops(model, abstract.params, abstract.frozen, config, *counts)
+    return Work(config.batch_size * counts[1], flops)
 
 
 def _report(

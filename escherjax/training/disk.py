@@ -29,8 +29,8 @@ def explained(workdir: Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = _reason(error, workdir)
-        if not reason and not workdir.is_dir():
-            raise _gone(workdir) from error
+        if not reason and not (workdir / "config.json").is_file():
+            raise _gone(workdir) from error  # even if Orbax made the folder anew
         if not reason:
             raise
         raise TrainingError(
@@ -62,7 +62,7 @@ def _reason(error: BaseException | None, workdir: Path) -> str:
         if number in _REFUSED or any(words in text for words in _REFUSED_TEXTS):
             return f"writing is not allowed there ({text.splitlines()[0]})"
         if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-            return text if workdir.is_dir() else ""
+            return text if (workdir / "config.json").is_file() else ""
         error = error.__cause__ or error.__context__
     return ""
 

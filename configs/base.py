@@ -47,6 +47,8 @@ def base() -> ConfigDict:
     c.sample_every_steps = 2000  # picture of references, targets and samples; 0: never
     c.eval_every_steps = 2000  # PSNR on held-out scenes; 0: never
     c.keep_checkpoints = 3  # newest checkpoints to keep
+    c.keep_every_steps = 0  # checkpoints of these steps stay for good; 0: none
+    c.stall_seconds = 900.0  # a run that stands still this long shows its stacks; 0: never
 
     c.unet = ConfigDict()  # Stable Diffusion 1.5's U-Net, 859.5M parameters
     c.unet.block_channels = (320, 640, 1280, 1280)
@@ -128,6 +130,13 @@ def base() -> ConfigDict:
     c.eval.num_targets = 4
     c.eval.num_sampling_steps = 50  # DDIM
     c.eval.batch_size = 16  # scenes sampled at once
+
+    c.profile = ConfigDict()  # updates written for a profiler to WORKDIR/profile
+    c.profile.start_step = 0  # the first of them, counted from 1; 0: none
+    c.profile.num_steps = 5
+
+    c.wandb = ConfigDict()
+    c.wandb.project = ""  # also log metrics there (pip install 'escherjax[logs]'); "": do not
 
     c.init = ConfigDict()  # what a new run starts from; "": nothing. Folders, or hub ids owner/name
     c.init.pipeline = ""  # EscherNet, a pipeline folder of PyTorch weights: all parts

@@ -33,6 +33,10 @@ RESUMABLE_FIELDS = (
     "sample_every_steps",
     "eval_every_steps",
     "keep_checkpoints",
+    "keep_every_steps",
+    "stall_seconds",
+    "profile",
+    "wandb",
     "eval",
     "data.num_threads",
     "data.prefetch",
@@ -82,9 +86,18 @@ def check_config(config: ConfigDict) -> None:
         "accumulation_steps",
         "log_every_steps",
         "checkpoint_every_steps",
+        "keep_checkpoints",
     ):
         if config[name] < 1:
             raise UserError(f"config.{name} = {config[name]}; needed at least 1.")
+    for name in ("keep_every_steps", "stall_seconds"):
+        if config[name] < 0:
+            raise UserError(f"config.{name} = {config[name]}; needed 0 (off) or more.")
+    if config.profile.start_step < 0 or config.profile.num_steps < 1:
+        raise UserError(
+            f"config.profile.start_step = {config.profile.start_step} and config.profile.num_steps "
+            f"= {config.profile.num_steps}; needed 0 (off) or more, and at least 1."
+        )
     if config.min_references > config.num_references:
         raise UserError(
             f"config.min_references = {config.min_references} is above config.num_references = "

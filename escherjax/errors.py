@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 EXIT_OK = 0
@@ -31,17 +32,29 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     traceback. Any other exception propagates with its traceback, and Python exits with 1.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s")
-    for noisy in ("absl", "orbax", "jax", "grain", "apache_beam"):
+    for noisy in ("orbax", "jax", "grain", "apache_beam"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Orbax shows failures of its threads there with long tracebacks, and raises them again later.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         code = main(argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    except StoppedError as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        sys.exit(EXIT_ERROR)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_ERROR)
+    except (UserError, StoppedError, KeyboardInterrupt) as error:
+        code = report(error)
     sys.exit(EXIT_OK if code is None else code)
+
+
+def report(error: BaseException) -> int:
+    """Prints what ended a command to stderr, with a traceback only if it is none of ours.
+
+    Returns the exit code.
+    """
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    if isinstance(error, StoppedError):
+        print(f"stopped: {error}", file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    return EXIT_ERROR

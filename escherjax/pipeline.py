@@ -22,7 +22,7 @@ from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.models.pixels import PixelCodec
-from escherjax.training import checkpoint, sharding
+from escherjax.training import checkpoint, sharding, stored_params
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
 from escherjax.weights import facts as facts_lib
@@ -281,9 +281,9 @@ def _load_workdir(
         config.mesh.data = config.mesh.fsdp = 1
     model = eschernet.from_config(config)
     abstract = abstract_state(model, make_optimizer(config.optimizer), mesh, config)
-    step = checkpoint.find_step(workdir, step)
+    step = stored_params.find_step(workdir, step)
     weights = weights or ("ema" if config.ema.enabled else "raw")
-    params = checkpoint.restore_sampling_params(workdir, abstract, step, weights)
+    params = stored_params.restore_sampling_params(workdir, abstract, step, weights)
     references, targets = zip(*config_lib.view_counts(config), strict=True)
     fewest = min(references)
     facts = dataclasses.replace(

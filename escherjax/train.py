@@ -5,17 +5,20 @@
         --config.data.source=SHARDS --config.batch_size=256
 
 The same command run again continues from the newest checkpoint. SIGTERM saves and exits with 75;
-start again to continue.
+start again to continue. SIGUSR1 shows what all threads are doing.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from escherjax.errors import run_command
+from escherjax.training.stopping import stop_signals
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,14 +35,16 @@ def main(argv: Sequence[str]) -> int:
     )
     arguments, overrides = parser.parse_known_args(argv)
 
-    # After parsing, so that --help answers at once.
-    from escherjax.config import load_config
-    from escherjax.training import startup
-    from escherjax.training.loop import train
+    faulthandler.register(signal.SIGUSR1)
+    with stop_signals() as stop:
+        # After parsing, so that --help answers at once.
+        from escherjax.config import load_config
+        from escherjax.training import startup
+        from escherjax.training.loop import train
 
-    config = load_config(arguments.config, overrides)
-    startup.initialize()
-    return train(config, arguments.workdir)
+        config = load_config(arguments.config, overrides)
+        startup.initialize()
+        return train(config, arguments.workdir, stop)
 
 
 if __name__ == "__main__":

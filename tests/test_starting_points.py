@@ -16,7 +16,7 @@ from tiny import tiny_arguments, tiny_config
 
 from escherjax.errors import UserError
 from escherjax.models import eschernet
-from escherjax.training import checkpoint, sharding, starting_points
+from escherjax.training import checkpoint, sharding, starting_points, stored_params
 from escherjax.training.loop import train
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state, create_state
@@ -339,7 +339,7 @@ def run_on_one_device(workdir, overrides):
 
 
 def trained_params(workdir):
-    stored = checkpoint.stored_params(workdir, weights="raw")
+    stored = stored_params.open_checkpoint(workdir, weights="raw")
     assert stored.step == 2
     return stored.read(stored.shapes)
 

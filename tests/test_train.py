@@ -2,18 +2,15 @@
 
 import dataclasses
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 from tiny import tiny_arguments, tiny_config
+from training_process import LONG_RUN, finish, one_device_environment, start, wait_for
 
 import escherjax
 from escherjax import config as config_lib
@@ -30,44 +27,12 @@ from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
 
 # Enough steps that a signal sent after the first checkpoint arrives before the end.
-LONG = {
-    "num_steps": 60,
-    "checkpoint_every_steps": 10,
-    "log_every_steps": 5,
-    "data__buckets": ((2, 2, 2), (1, 1, 1)),
-    "data__zoom": (0.8, 1.25),
-}
+LONG = {**LONG_RUN, "data__buckets": ((2, 2, 2), (1, 1, 1)), "data__zoom": (0.8, 1.25)}
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """One device, and a compilation cache that the runs of this file share."""
-    cache = tmp_path_factory.mktemp("cache")
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-    }
-
-
-def start(workdir, environment, **changes):
-    command = [sys.executable, "-m", "escherjax.train", "--config", "configs/6dof.py:smoke",
-               "--workdir", str(workdir), *tiny_arguments(**{**LONG, **changes})]  # fmt: skip
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
-
-
-def wait_for(path, process):
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.005)
+    return one_device_environment(tmp_path_factory.mktemp("cache"))
 
 
 def final_state(workdir):
@@ -83,7 +48,7 @@ def final_state(workdir):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, environment):
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
-    code, output = finish(start(workdir, environment))
+    code, output = finish(start(workdir, environment, **LONG))
     assert code == 0, output
     (workdir.parent / "output").write_text(output)
     return workdir
@@ -96,7 +61,7 @@ def unbroken(tmp_path_factory, environment):
 def test_resume_continues_bitwise(tmp_path, environment, unbroken, stop, code):
     """A run that was killed, or asked to stop, ends with the bits of one that never was."""
     workdir = tmp_path / "run"
-    process = start(workdir, environment)
+    process = start(workdir, environment, **LONG)
     wait_for(workdir / "checkpoints" / "10", process)
     process.send_signal(stop)
     stopped, output = finish(process)
@@ -104,7 +69,7 @@ def test_resume_continues_bitwise(tmp_path, environment, unbroken, stop, code):
     reached = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*[0-9]"))
     assert 10 <= reached < LONG["num_steps"]
 
-    code, output = finish(start(workdir, environment))
+    code, output = finish(start(workdir, environment, **LONG))
     assert code == 0 and f"continuing from checkpoint {reached}" in output, output
     ours, theirs = final_state(workdir), final_state(unbroken)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):

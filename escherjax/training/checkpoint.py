@@ -1,29 +1,36 @@
 """Checkpoints and the work directory: what is saved, and how a run finds its place again.
 
-`checkpoints/STEP/` holds the training state (Orbax, saved asynchronously and renamed when whole)
-and a JSON record of step, data position, config and versions. The data position is the number of
-batches drawn, so that any number of hosts can go on from it.
+`checkpoints/STEP/` holds what samples need (`weights/`: parameters and average), what only training
+needs (`optimizer/`: its state and the step), a JSON record (`record/`) and checksums
+(`manifest.json`). Orbax saves it asynchronously and renames it when whole. The record says step,
+data position, config, versions and commit. The data position is the number of batches drawn, so
+that any number of hosts can go on from it; random draws follow from config.seed and the step.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import importlib.metadata
-from collections.abc import Iterable
+import logging
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from escherjax import config as config_lib
 from escherjax.errors import UserError
-from escherjax.models.eschernet import Params
-from escherjax.training.state import TRAINED, TrainState
+from escherjax.training import disk, hosts, lock, manifest, verify
+from escherjax.training.state import TrainState
+from escherjax.training.verify import ITEMS, OPTIMIZER, RECORD, WEIGHTS
 
+log = logging.getLogger("escherjax.checkpoint")
+# Orbax measures it by the wall clock, whose jumps would end good saves. Twenty days in milliseconds
+# still fit 31 bits, for its barriers between hosts; a save that stands still is the watchdog's.
+_SAVE_TIMEOUT_SECONDS = 20 * 86400
 _VERSIONED = ("escherjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -45,7 +52,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
                 f"--workdir {workdir} holds a run of another config:\n  {listed}\n"
                 "Take another --workdir, or set these fields back to continue that run."
             )
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and any(path.name != lock.FILE_NAME for path in workdir.iterdir()):
         raise UserError(
             f"--workdir {workdir} is not empty and holds no config.json, so it is not a training "
             "run to continue; take an empty or a new folder."
@@ -87,28 +94,112 @@ def locate(path: Path) -> tuple[Path, int | None] | None:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run in `workdir` would continue rather than start."""
-    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*"))
+    return bool(verify.steps(workdir))
 
 
-def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """The manager of `workdir/checkpoints`; keep: how many of the newest to keep, None for all."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-    return ocp.CheckpointManager((workdir / "checkpoints").resolve(), options=options)
+@contextmanager
+def open_run(workdir: Path, config: ConfigDict) -> Iterator[ocp.CheckpointManager]:
+    """Takes `workdir`, made if need be, for this run alone, and opens its checkpoints.
+
+    Raises UserError if another run holds it or left what `check_workdir` refuses; TrainingError if
+    it cannot be written to.
+    """
+    with ExitStack() as stack:
+        with disk.explained(workdir, "the work directory"):
+            if jax.process_index() == 0:
+                workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock.held(workdir))
+            # Again, now that nobody else changes it.
+            hosts.on_first_host(check_workdir, workdir, config)
+            prepare_workdir(workdir, config)
+        keep, keep_every = config.keep_checkpoints, config.keep_every_steps
+        yield stack.enter_context(open_manager(workdir, keep, keep_every))
+
+
+@contextmanager
+def open_manager(
+    workdir: Path, keep: int | None = None, keep_every: int = 0
+) -> Iterator[ocp.CheckpointManager]:
+    """The manager that saves to `workdir/checkpoints`; at the end it waits for the last save.
+
+    keep: how many of the newest to keep, None for all; keep_every: those of steps divisible by it
+    stay beside them, 0 for none. What a killed run left unfinished is removed. Raises TrainingError
+    if the last save failed.
+    """
+    folder = (workdir / "checkpoints").resolve()
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        keep_period=keep_every or None,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,
+        async_options=ocp.options.AsyncOptions(
+            timeout_secs=_SAVE_TIMEOUT_SECONDS,
+            create_directories_asynchronously=False,  # waiting for them goes by that clock too
+            post_finalization_callback=lambda: _write_manifest(folder),
+        ),
+    )
+    with disk.explained(workdir, "the folder of checkpoints"):
+        manager = ocp.CheckpointManager(folder, options=options)
+    try:
+        yield manager
+    except BaseException:
+        with suppress(Exception):  # the first failure is the one to tell
+            manager.close()
+        raise
+    with disk.explained(workdir, "the last checkpoint"):
+        manager.close()
+
+
+def _write_manifest(checkpoints: Path) -> None:
+    """In Orbax's saving thread of the first host, when all is written and before it is renamed."""
+    unlisted = [
+        path.parent
+        for path in checkpoints.glob(f"[0-9]*/{RECORD}")
+        if ".damaged" not in path.parent.name and not manifest.exists(path.parent)
+    ]
+    manifest.write(max(unlisted, key=lambda folder: folder.stat().st_mtime), ITEMS)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict) -> None:
-    """Starts saving; training may go on at once. Waits for the save before it."""
-    step = int(state.step)
+    """Starts saving; training may go on at once. Waits for the save before it.
+
+    Raises TrainingError if that one failed, or the work directory is gone.
+    """
+    step, workdir = int(state.step), Path(manager.directory).parent
     record = {
         "step": step,
         "data_position": step,
         "config": config_lib.to_json(config),
         "versions": versions(),
+        "commit": commit(),
     }
     arguments = ocp.args.Composite(
-        state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
+        **{
+            WEIGHTS: ocp.args.StandardSave(_weights(state)),
+            OPTIMIZER: ocp.args.StandardSave(_optimizer(state)),
+            RECORD: ocp.args.JsonSave(record),
+        }
     )
-    manager.save(step, args=arguments, force=True)
+    disk.check_there(workdir)
+    with disk.explained(workdir, "a checkpoint"):
+        manager.save(step, args=arguments, force=True)
+
+
+def check_saved(manager: ocp.CheckpointManager, wait: bool = False) -> None:
+    """Raises TrainingError if the save under way has failed; waits for its end if asked to."""
+    with disk.explained(Path(manager.directory).parent, "a checkpoint"):
+        if wait:
+            manager.wait_until_finished()
+        else:
+            manager.check_for_errors()
+
+
+def _weights(state: TrainState) -> dict:
+    return {"params": state.params, "frozen": state.frozen, "ema": state.ema}
+
+
+def _optimizer(state: TrainState) -> dict:
+    return {"step": state.step, "opt_state": state.opt_state}
 
 
 def versions() -> dict[str, str]:
@@ -122,122 +213,83 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
+def commit() -> str:
+    """The git commit of this code, "+" behind it where files were changed; "" outside git."""
+    package = Path(config_lib.__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != package.parent:
+            return ""  # installed inside somebody else's repository
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 def restore(
     manager: ocp.CheckpointManager, abstract: TrainState
 ) -> tuple[TrainState, int] | None:
     """(state, data position) of the newest whole checkpoint, or None where there is none yet.
 
-    abstract: ShapeDtypeStructs with shardings, so that any mesh opens any checkpoint.
+    abstract: ShapeDtypeStructs with shardings, so that any mesh opens any checkpoint. Every byte is
+    checked first. Damaged checkpoints are renamed STEP.damaged, and the one before them is taken.
+    Raises UserError if all are damaged; then nothing is renamed.
     """
-    step = manager.latest_step()
+    step = hosts.on_first_host(_newest_whole, Path(manager.directory).parent)
     if step is None:
         return None
+    manager.reload()
     restored = manager.restore(
         step,
         args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), record=ocp.args.JsonRestore()
+            **{
+                WEIGHTS: ocp.args.StandardRestore(_weights(abstract)),
+                OPTIMIZER: ocp.args.StandardRestore(_optimizer(abstract)),
+                RECORD: ocp.args.JsonRestore(),
+            }
         ),
     )
-    return restored["state"], restored["record"]["data_position"]
+    state = TrainState(**restored[WEIGHTS], **restored[OPTIMIZER])
+    return state, restored[RECORD]["data_position"]
 
 
-def find_step(workdir: Path, step: int | None = None) -> int:
-    """The step of a whole checkpoint, the newest for None.
-
-    Raises UserError if there is no checkpoint, or none of that step.
-    """
-    with open_manager(workdir) as manager:
-        steps = sorted(manager.all_steps())
-    if not steps:
-        raise UserError(f"{workdir} has no checkpoint yet; train until the first is saved.")
-    if step not in (None, *steps):
-        raise UserError(f"{workdir} has no checkpoint {step}; it has {steps}.")
-    return steps[-1] if step is None else step
-
-
-def restore_sampling_params(
-    workdir: Path, abstract: TrainState, step: int, weights: str
-) -> Params:
-    """All parameters for drawing views; no optimizer bytes read.
-
-    step: of a checkpoint there is (`find_step`). weights: "ema" for the average, "raw".
-    Raises UserError if the run kept no average and it is asked for.
-    """
-    if weights == "ema" and not abstract.ema:
+def _newest_whole(workdir: Path) -> int | None:
+    """The step to continue from; moves damaged checkpoints after it out of the way."""
+    damaged: dict[Path, list[str]] = {}
+    for step in reversed(verify.steps(workdir)):
+        folder = workdir / "checkpoints" / str(step)
+        verdict = verify.verify(folder)
+        if not verdict.problems:
+            break
+        damaged[folder] = verdict.problems
+    else:
+        if not damaged:
+            return None
+        listed = "\n  ".join(line for problems in damaged.values() for line in problems)
         raise UserError(
-            f"{workdir} kept no average of its parameters (config.ema.enabled was off); take the "
-            "raw ones."
+            f"no checkpoint of {workdir} is whole:\n  {listed}\nNothing was changed. Bring these "
+            "files back from a copy, or take another --workdir."
         )
-    trained = {"ema": {"ema": abstract.ema}, "raw": {"params": abstract.params}}[weights]
-    wanted: dict[str, Any] = {"frozen": abstract.frozen, **trained}
-    restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
-        _state_folder(workdir, step),
-        args=ocp.args.PyTreeRestore(
-            wanted,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-            partial_restore=True,
-        ),
-    )
-    return {part: params for kind in wanted for part, params in restored[kind].items()}
+    for bad, problems in damaged.items():
+        log.error("checkpoint %s is damaged:\n  %s", bad, "\n  ".join(problems))
+        log.error("it is kept as %s; going back to checkpoint %d", _set_aside(bad), step)
+    if not verdict.has_checksums:
+        log.warning(
+            "checkpoint %s has no %s; it can be read, but whether its bytes are as they were "
+            "saved is not known", folder, manifest.FILE_NAME
+        )  # fmt: skip
+    return step
 
 
-ParamPath = tuple[str, ...]  # such as ("unet", "conv_in", "kernel")
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredParams:
-    """The parameters in one checkpoint, whatever network and mesh it was saved from.
-
-    weights: "ema" or "raw", which of the two the trained ones are; shapes: of every parameter.
-    """
-
-    workdir: Path
-    step: int
-    weights: str
-    shapes: dict[ParamPath, tuple[int, ...]]
-
-    def read(self, paths: Iterable[ParamPath]) -> dict[ParamPath, np.ndarray]:
-        """Host arrays of those parameters, bit for bit; nothing else is read."""
-        places = {path: self._place(path) for path in paths}
-        if not places:
-            return {}
-        wanted = traverse_util.unflatten_dict(dict.fromkeys(places.values(), 0))
-        as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-        restored = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
-            _state_folder(self.workdir, self.step),
-            args=ocp.args.PyTreeRestore(
-                wanted,
-                restore_args=jax.tree.map(lambda _: as_numpy, wanted),
-                partial_restore=True,
-            ),
-        )
-        flat = traverse_util.flatten_dict(restored)
-        return {path: flat[place] for path, place in places.items()}
-
-    def _place(self, path: ParamPath) -> ParamPath:
-        if path[0] not in TRAINED:
-            return "frozen", *path
-        return "ema" if self.weights == "ema" else "params", *path
-
-
-def stored_params(workdir: Path, step: int | None = None, weights: str = "") -> StoredParams:
-    """What parameters a checkpoint holds, by its metadata; no arrays are read.
-
-    step: None for the newest. weights: "ema", "raw", or "" for the average where one was kept.
-    Raises UserError if there is no such checkpoint, or it kept no average and "ema" is asked for.
-    """
-    step = find_step(workdir, step)
-    tree = ocp.PyTreeCheckpointHandler().metadata(_state_folder(workdir, step)).tree
-    if weights == "ema" and not tree["ema"]:
-        raise UserError(
-            f"{workdir} kept no average of its parameters (config.ema.enabled was off); take the "
-            "raw ones."
-        )
-    weights = weights or ("ema" if tree["ema"] else "raw")
-    held = {**tree["frozen"], **tree["ema" if weights == "ema" else "params"]}
-    shapes = {path: tuple(leaf.shape) for path, leaf in traverse_util.flatten_dict(held).items()}
-    return StoredParams(workdir, step, weights, shapes)
-
-
-def _state_folder(workdir: Path, step: int) -> Path:
-    return (workdir / "checkpoints" / str(step) / "state").resolve()
+def _set_aside(folder: Path) -> Path:
+    """Renames a damaged checkpoint, to a name that is free."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    count = 1
+    while aside.exists():
+        count += 1
+        aside = folder.with_name(f"{folder.name}.damaged{count}")
+    return folder.rename(aside)

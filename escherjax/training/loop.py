@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -21,28 +17,42 @@ from escherjax import errors
 from escherjax.data import sources
 from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet
-from escherjax.training import checkpoint, perf, sharding, starting_points
+from escherjax.training import (
+    checkpoint,
+    disk,
+    hosts,
+    perf,
+    sharding,
+    starting_points,
+    writers,
+)
 from escherjax.training.heldout import HeldOut
 from escherjax.training.optimizer import make_optimizer
+from escherjax.training.profiling import ProfileWindow
 from escherjax.training.state import TrainState, abstract_state, create_state
 from escherjax.training.step import make_train_step
+from escherjax.training.stopping import Stop, stop_signals
 from escherjax.training.watch import Watch, Work
+from escherjax.training.watchdog import Watchdog
 from escherjax.training.writers import MetricWriter
 from escherjax.weights.names import count_parameters
 
 log = logging.getLogger("escherjax.train")
 
 
-def train(config: ConfigDict, workdir: Path) -> int:
+def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
     """Runs or continues the training of `config` in `workdir`.
 
-    Returns the exit code: 0 done, 75 stopped by SIGTERM or Ctrl-C after saving. Raises UserError
-    for input that cannot work, TrainingError if the loss stops being finite.
+    stop: signals that are listened to already; None listens from here on. Returns the exit code: 0
+    done, 75 stopped by SIGTERM or Ctrl-C after saving. Raises UserError for input that cannot work,
+    or if another run is in `workdir`; TrainingError if the loss stops being finite, or the disk
+    below `workdir` fails.
     """
     enable_compilation_cache()
     checkpoint.check_workdir(workdir, config)
     # What the first host makes there must not meet the check of a slower one.
     multihost_utils.sync_global_devices("work directory checked")
+    writers.check_available(config)
     mesh = sharding.make_mesh(config)
     share = sharding.host_share(mesh)
     model = eschernet.from_config(config)
@@ -57,16 +67,18 @@ def train(config: ConfigDict, workdir: Path) -> int:
         )
         log.info("starting points:\n%s", starting_points.format_table(table))
         sources.check_vae(config, loaded["vae"])
-    checkpoint.prepare_workdir(workdir, config)
     _log_setup(mesh, abstract)
 
     train_step = make_train_step(model, optimizer, config, mesh)
     compiled: dict[tuple[int, int], Work] = {}  # by N and M
     with (
-        checkpoint.open_manager(workdir, config.keep_checkpoints) as manager,
+        stop_signals(stop) as stop,
+        checkpoint.open_run(workdir, config) as manager,
+        Watchdog(workdir, config.stall_seconds) as watchdog,
         logging_redirect_tqdm(),
-        _stop_signals() as stop,
+        hosts.failing_at_once(),
     ):
+        watchdog.note("restoring a checkpoint or making the first state")
         restored = checkpoint.restore(manager, abstract)
         if restored:
             state, position = restored
@@ -76,20 +88,28 @@ def train(config: ConfigDict, workdir: Path) -> int:
         del loaded
         start = int(state.step)
         batches = sources.training_batches(source, config, position, share)
-        writer = MetricWriter(workdir, start)
+        writer = MetricWriter(workdir, start, config)
         watch = Watch(config, writer, start)
+        profile = ProfileWindow(config, workdir)
 
         num_bad = 0
         try:
             for step in range(start, config.num_steps + 1):  # `step` updates are done
-                last = step == config.num_steps or stop.is_set()
-                if step > start and (last or _is_due(config, step)):
+                stopping = stop.requested(step)
+                last = step == config.num_steps or stopping
+                if last or _is_due(config, step):
                     with watch.paused():
-                        _report(config, step, state, heldout, writer, workdir)
-                        if last or step % config.checkpoint_every_steps == 0:
+                        if step > start and (last or step % config.checkpoint_every_steps == 0):
+                            watchdog.note(f"saving checkpoint {step}")
                             checkpoint.save(manager, state, config)
+                        if heldout and step > 0 and not stopping:
+                            watchdog.note(f"evaluating step {step}")
+                            _report(config, step, state, heldout, writer, workdir)
+                profile.at(step, state)
                 if last:
                     break
+                checkpoint.check_saved(manager)
+                watchdog.note(f"waiting for the data of update {step + 1}")
                 waiting = time.perf_counter()
                 batch = next(batches)
                 watch.waited_for_data(time.perf_counter() - waiting)
@@ -98,15 +118,19 @@ def train(config: ConfigDict, workdir: Path) -> int:
                 counts = batch["ref_c2w"].shape[1], batch["target_c2w"].shape[1]
                 arrays = sharding.put_batch(mesh, batch)
                 if counts in compiled:
+                    watchdog.note(f"computing update {step + 1}")
                     state, metrics = train_step(state, arrays)
                 else:
+                    watchdog.note(f"compiling the step of update {step + 1}")
                     with watch.paused():
                         compiled[counts] = _work(config, model, abstract, counts)
                         state, metrics = train_step(state, arrays)
                 watch.dispatched(step + 1, metrics, scene_ids, compiled[counts])
-            manager.wait_until_finished()
+            watchdog.note("finishing the last checkpoint")
+            checkpoint.check_saved(manager, wait=True)
             writer.draw_loss()
         finally:
+            profile.close()
             watch.close()
             writer.close()
             batches.close()
@@ -137,7 +161,7 @@ def _is_due(config: ConfigDict, step: int) -> bool:
     intervals = (
         config.checkpoint_every_steps, config.eval_every_steps, config.sample_every_steps
     )  # fmt: skip
-    return any(every and step % every == 0 for every in intervals)
+    return step > 0 and any(every and step % every == 0 for every in intervals)
 
 
 def _work(
@@ -159,16 +183,24 @@ def _report(
     config: ConfigDict,
     step: int,
     state: TrainState,
-    heldout: HeldOut | None,
+    heldout: HeldOut,
     writer: MetricWriter,
     workdir: Path,
 ) -> None:
-    """Held-out PSNR and the sample picture, where due; the final step always gets both."""
-    if heldout is None:
-        return
+    """Held-out PSNR and the sample picture, where due; the final step always gets both.
+
+    What is there already is left out: a run that was stopped between saving and reporting catches
+    up when it continues.
+    """
     final = step == config.num_steps
+    evaluate, draw = (
+        bool(every) and (final or step % every == 0)
+        for every in (config.eval_every_steps, config.sample_every_steps)
+    )
+    picture = workdir / "samples" / f"step_{step:08d}.png"
+    evaluated, drawn = hosts.on_first_host(lambda: [writer.has_heldout(step), picture.exists()])
     params = state.sampling_params()
-    if config.eval_every_steps and (final or step % config.eval_every_steps == 0):
+    if evaluate and not evaluated:
         values = heldout.evaluate(params)
         writer.write(step, values)
         for count in config.eval.num_references:
@@ -180,10 +212,10 @@ def _report(
                 values[f"heldout/psnr_n{count}"],
                 values[f"heldout/nearest_reference_psnr_n{count}"],
             )
-    if config.sample_every_steps and (final or step % config.sample_every_steps == 0):
-        path = workdir / "samples" / f"step_{step:08d}.png"
-        heldout.draw_picture(params, path)
-        log.info("step %d, held-out samples: %s", step, path)
+    if draw and not drawn:
+        with disk.explained(workdir, str(picture.relative_to(workdir))):
+            heldout.draw_picture(params, picture)
+        log.info("step %d, held-out samples: %s", step, picture)
 
 
 def _name_bad_records(bad_records: list[tuple[str, str]], known: int) -> int:
@@ -213,24 +245,3 @@ def _log_setup(mesh: Mesh, abstract: TrainState) -> None:
             abstract.params, sharding.state_shardings(mesh, abstract.params)
         ),
     )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets, so that the loop can save and leave.
-
-    A second Ctrl-C interrupts at once.
-    """
-    noticed = threading.Event()
-
-    def notice(number: int, _: object) -> None:
-        if number == signal.SIGINT and noticed.is_set():
-            raise KeyboardInterrupt
-        noticed.set()
-
-    previous = {n: signal.signal(n, notice) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield noticed
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

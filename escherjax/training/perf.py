@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -106,3 +108,12 @@ def train_step_flops(
         return 3 * forward
     encode = count_flops(plain.encode_latents, frozen, views(num_targets, side, side, 3))
     return 3 * forward + encode
+
+
+def host_memory() -> dict[str, float]:
+    """{"host_memory_gib": resident memory of this process}; empty where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return {}
+    return {"host_memory_gib": pages * resource.getpagesize() / 2**30}

@@ -23,8 +23,8 @@ from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.models.initialization import draw_parameters
 from escherjax.models.vae import VAEConfig
-from escherjax.training import checkpoint
-from escherjax.training.checkpoint import ParamPath
+from escherjax.training import checkpoint, stored_params
+from escherjax.training.stored_params import ParamPath
 from escherjax.weights import hub, names, pytorch, strict_json
 
 log = logging.getLogger("escherjax.train")
@@ -221,7 +221,7 @@ def _open_workdir(path: str, weights: str, part: str) -> _Stored:
     workdir, step = place
     config = checkpoint.read_config(workdir)
     earlier = eschernet.from_config(config)
-    stored = checkpoint.stored_params(workdir, step, weights)
+    stored = stored_params.open_checkpoint(workdir, step, weights)
     source = f"{workdir} step {stored.step}"
     return _Stored(
         source=source if part == "vae" else f"{source} {stored.weights}",

@@ -22,6 +22,7 @@ from escherjax.errors import UserError
 log = logging.getLogger("escherjax.startup")
 
 OURS = ("ESCHERJAX_COORDINATOR", "ESCHERJAX_NUM_PROCESSES", "ESCHERJAX_PROCESS_ID")
+HEARTBEAT_SECONDS = 30  # silence after which a process counts as dead
 EXPECTED_DEVICES = "ESCHERJAX_EXPECTED_DEVICES"
 
 
@@ -50,7 +51,9 @@ def initialize() -> Launch:
     if launch.arguments is not None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for CPUs alone
         try:
-            jax.distributed.initialize(**launch.arguments)
+            jax.distributed.initialize(
+                **launch.arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+            )
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"the processes of this run, started by {launch.by}, could not be joined: {error}. "

@@ -125,6 +125,7 @@ class Watch:
         memory = jax.local_devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in memory:
             values["peak_device_memory_gib"] = memory["peak_bytes_in_use"] / 2**30
+        values.update(perf.host_memory())
         self._writer.write(step, values)
         if self._bar.disable:  # no terminal: a line in the log instead of a bar
             log.info(

@@ -1,0 +1,118 @@
+"""Lists the checkpoints of a work directory, and checks them.
+
+    python -m escherjax.checkpoints runs/demo
+    python -m escherjax.checkpoints runs/demo --verify      # reads every byte of them
+
+Exits with 2 if a checkpoint is damaged, or there is none. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from escherjax.errors import EXIT_OK, EXIT_USER_ERROR, UserError, run_command
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m escherjax.checkpoints",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("workdir", metavar="DIR", type=Path, help="training work directory")
+    parser.add_argument("--verify", action="store_true", help="compare every byte with checksums")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args(argv)
+
+    rows = list_checkpoints(arguments.workdir, arguments.verify)
+    if arguments.json:
+        print(json.dumps({"workdir": str(arguments.workdir), "checkpoints": rows}, indent=2))
+    else:
+        print(_table(rows))
+    damaged = [row for row in rows if row["problems"]]
+    return EXIT_USER_ERROR if damaged else EXIT_OK
+
+
+def list_checkpoints(workdir: Path, verify: bool = False) -> list[dict[str, Any]]:
+    """A JSON record of each checkpoint, oldest first, then those set aside as damaged.
+
+    Keys: folder (its name), step, saved (ISO 8601, UTC), bytes, config (the first 8 hex digits of
+    the SHA-256 of its JSON), commit, whole (the folder has all its parts), checksums ("hold",
+    "differ", "unread" without `verify`, "none" where it has no manifest), problems. Without
+    `verify` only presence and sizes of files are looked at. Raises UserError if there is none.
+    """
+    # After parsing, so that --help answers at once.
+    from escherjax.training.verify import steps
+
+    checkpoints = workdir / "checkpoints"
+    aside = sorted(path for path in checkpoints.glob("*.damaged*") if path.is_dir())
+    folders = [checkpoints / str(step) for step in steps(workdir)] + aside
+    if not folders:
+        raise UserError(f"{workdir} holds no checkpoints/STEP; needed a training work directory.")
+    return [_describe(folder, verify) for folder in folders]
+
+
+def _describe(folder: Path, verify: bool) -> dict[str, Any]:
+    import datetime
+    import hashlib
+
+    from escherjax.training import manifest
+    from escherjax.training.verify import look, read_record
+    from escherjax.training.verify import verify as read_through
+
+    has_checksums = manifest.exists(folder)
+    problems = look(folder)
+    whole = not problems
+    if verify and whole:
+        problems = read_through(folder).problems
+    checksums = "none"
+    if has_checksums:
+        checksums = ("differ" if problems else "hold") if verify else "unread"
+    try:
+        record = read_record(folder)
+    except (OSError, ValueError) as error:
+        record, whole = {}, False
+        problems = problems or [f"{folder / 'record'}: {error}"]
+    config = record.get("config", "")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    newest = max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime)
+    saved = datetime.datetime.fromtimestamp(newest, datetime.UTC)
+    return {
+        "folder": folder.name,
+        "step": int(folder.name.split(".")[0]),
+        "saved": saved.isoformat(timespec="seconds"),
+        "bytes": sum(path.stat().st_size for path in files),
+        "config": hashlib.sha256(config.encode()).hexdigest()[:8] if config else "",
+        "commit": record.get("commit", ""),
+        "whole": whole,
+        "checksums": checksums,
+        "problems": problems,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    heads = ("checkpoint", "saved", "MiB", "config", "commit", "whole", "checksums")
+    lines = [heads] + [
+        (
+            row["folder"],
+            row["saved"].replace("+00:00", "Z"),
+            f"{row['bytes'] / 2**20:,.1f}",
+            row["config"],
+            row["commit"][:8],
+            "yes" if row["whole"] else "NO",
+            row["checksums"],
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n".join(text + [f"damaged: {line}" for row in rows for line in row["problems"]])
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

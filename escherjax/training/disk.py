@@ -1,0 +1,74 @@
+"""Failures of the disk below a work directory, told as such."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from escherjax.errors import TrainingError, UserError
+
+# By errno, and by what the libraries below Orbax write instead of one.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_REFUSED_TEXTS = ("Permission denied", "Read-only file system", "Operation not permitted")
+
+
+@contextmanager
+def explained(workdir: Path, what: str) -> Iterator[None]:
+    """Turns a failure to write `what` into a TrainingError that says what is wrong with the disk.
+
+    Other exceptions pass.
+    """
+    try:
+        yield
+    except (UserError, TrainingError):
+        raise
+    except Exception as error:
+        reason = _reason(error, workdir)
+        if not reason and not (workdir / "config.json").is_file():
+            raise _gone(workdir) from error  # even if Orbax made the folder anew
+        if not reason:
+            raise
+        raise TrainingError(
+            f"{what} could not be written to {workdir}: {reason}. Checkpoints that were whole are "
+            "untouched. Mend that, then start the same command again to continue from the newest."
+        ) from error
+
+
+def check_there(workdir: Path) -> None:
+    """Raises TrainingError if the work directory went away, before anything makes it anew."""
+    if not (workdir / "config.json").is_file():
+        raise _gone(workdir)
+
+
+def _gone(workdir: Path) -> TrainingError:
+    return TrainingError(
+        f"the work directory {workdir} is gone, or its config.json: moved, deleted or unmounted "
+        "while the run was on. Nothing more is written. Bring it back, then start the same command "
+        "again to continue from the newest checkpoint in it."
+    )
+
+
+def _reason(error: BaseException | None, workdir: Path) -> str:
+    """What the disk did, "" if the error (or what caused it) does not say."""
+    while error is not None:
+        number, text = getattr(error, "errno", None), str(error)
+        if number in _FULL or any(words in text for words in _FULL_TEXTS):
+            return f"no space is left there, or a quota or limit is reached ({_free(workdir)} free)"
+        if number in _REFUSED or any(words in text for words in _REFUSED_TEXTS):
+            return f"writing is not allowed there ({text.splitlines()[0]})"
+        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            return text if (workdir / "config.json").is_file() else ""
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _free(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB"
+    except OSError:
+        return "unknown"

@@ -1,0 +1,42 @@
+"""A window of a run under JAX's profiler, for TensorBoard or Perfetto."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+log = logging.getLogger("escherjax.train")
+
+
+class ProfileWindow:
+    """Writes updates `config.profile.start_step` and following to `WORKDIR/profile`, on each host.
+
+    Their number is `config.profile.num_steps`; the first update of all is 1, start_step 0 is never.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path):
+        self._folder = workdir / "profile"
+        first = config.profile.start_step
+        self._begin, self._end = first - 1, first - 1 + config.profile.num_steps
+        self._open = False
+
+    def at(self, step: int, state: Any) -> None:
+        """Begins or ends the window where `step` updates are under way; waits for them if so."""
+        if step == self._begin:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(self._folder))
+            self._open = True
+        elif step == self._end and self._open:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        """Ends the window if it is open."""
+        if self._open:
+            self._open = False
+            jax.profiler.stop_trace()
+            log.info("profile: tensorboard --logdir %s", self._folder)

@@ -1,0 +1,63 @@
+"""SIGTERM and Ctrl-C: noticed at once, obeyed by all hosts after the same update.
+
+No JAX at import, so that a command can listen before its slow imports.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stop:
+    """Whether the run was asked to stop."""
+
+    def __init__(self) -> None:
+        self._noticed = threading.Event()
+        self._passed_on = False
+
+    def notice(self, number: int, _: object) -> None:
+        """The signal handler. A second Ctrl-C interrupts at once."""
+        if number == signal.SIGINT and self._noticed.is_set():
+            raise KeyboardInterrupt
+        self._noticed.set()
+
+    def requested(self, step: int) -> bool:
+        """Whether to save and leave before update `step` + 1; every host calls it at every step.
+
+        Under jax.distributed the answer is the same on all hosts: its coordinator hears of a
+        SIGTERM to any of them, and names a step that none has passed yet.
+        """
+        from jax.experimental import multihost_utils
+
+        if not _jax_listens():
+            return self._noticed.is_set()
+        if self._noticed.is_set() and not self._passed_on:
+            self._passed_on = True
+            signal.raise_signal(signal.SIGTERM)
+        return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextmanager
+def stop_signals(already: Stop | None = None) -> Iterator[Stop]:
+    """Listens for SIGTERM and Ctrl-C while inside; `already`: who does so outside."""
+    if already is not None:
+        yield already
+        return
+    stop = Stop()
+    numbers = [signal.SIGINT] if _jax_listens() else [signal.SIGINT, signal.SIGTERM]
+    previous = {number: signal.signal(number, stop.notice) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _jax_listens() -> bool:
+    """Whether jax.distributed has begun, which takes SIGTERM for itself."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()

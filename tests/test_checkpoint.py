@@ -1,0 +1,288 @@
+"""Checkpoints of a state of a few arrays: what is kept, what is noticed, what is never touched."""
+
+import itertools
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from tiny import tiny_config
+
+from escherjax import checkpoints as command
+from escherjax.errors import TrainingError, UserError
+from escherjax.training import checkpoint, manifest, sharding, stored_params, verify
+from escherjax.training.state import TrainState
+
+CONFIG = tiny_config()
+
+
+def mesh_of(num_devices):
+    return jax.make_mesh(
+        (1, num_devices, 1, 1),
+        sharding.AXES,
+        axis_types=(AxisType.Auto,) * 4,
+        devices=jax.devices()[:num_devices],
+    )
+
+
+def host_state(step):
+    """Arrays of noise, as trained weights are: they do not compress, so damage goes unseen."""
+    rng = np.random.default_rng(step)
+
+    def weights():
+        return {
+            "unet": {"kernel": rng.normal(size=(64, 1024)).astype(np.float32)},
+            "image_encoder": {"bias": rng.normal(size=8).astype(np.float32)},
+        }
+
+    return TrainState(
+        step=np.int32(step),
+        params=weights(),
+        frozen={"vae": {"scale": rng.normal(size=16).astype(np.float32)}},
+        ema=weights(),
+        opt_state={"mu": weights(), "count": np.int32(step)},
+    )
+
+
+def state_on(mesh, step):
+    return jax.device_put(host_state(step), sharding.state_shardings(mesh, host_state(step)))
+
+
+def abstract_on(mesh):
+    like = host_state(0)
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        like,
+        sharding.state_shardings(mesh, like),
+    )
+
+
+def write(workdir, steps=(10, 20), devices=1, **keep):
+    checkpoint.prepare_workdir(workdir, CONFIG)
+    with checkpoint.open_manager(workdir, **keep) as manager:
+        for step in steps:
+            checkpoint.save(manager, state_on(mesh_of(devices), step), CONFIG)
+    return workdir
+
+
+def restore(workdir, devices=1):
+    with checkpoint.open_manager(workdir) as manager:
+        return checkpoint.restore(manager, abstract_on(mesh_of(devices)))
+
+
+def assert_is_step(restored, step):
+    state, position = restored
+    assert position == step
+    for ours, saved in zip(
+        jax.tree.leaves(state), jax.tree.leaves(host_state(step)), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(ours), saved)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("saved") / "run")
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    """A work directory of its own with the checkpoints 10 and 20."""
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8)])
+def test_a_checkpoint_opens_on_another_number_of_devices_bit_for_bit(tmp_path, before, after):
+    state, position = restore(write(tmp_path / "run", (3,), before), after)
+    assert_is_step((state, position), 3)
+    assert len(state.params["unet"]["kernel"].sharding.device_set) == after
+
+
+def largest_file(folder):
+    return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def truncate(folder):
+    file = largest_file(folder / "weights")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return file
+
+
+def flip_one_bit(folder):
+    file = largest_file(folder / "weights")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    return file
+
+
+def delete_half(folder):
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != manifest.FILE_NAME)
+    for file in files[::2]:
+        file.unlink()
+    return files[0]
+
+
+def delete_optimizer_and_manifest(folder):
+    shutil.rmtree(folder / "optimizer")
+    (folder / manifest.FILE_NAME).unlink()
+    return folder / "optimizer"
+
+
+def truncate_without_manifest(folder):
+    (folder / manifest.FILE_NAME).unlink()
+    truncate(folder)
+    return folder / "weights"
+
+
+def break_manifest(folder):
+    file = folder / manifest.FILE_NAME
+    file.write_text(file.read_text()[:50])
+    return file
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, flip_one_bit, delete_half, delete_optimizer_and_manifest,
+     truncate_without_manifest, break_manifest],
+)  # fmt: skip
+def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_taken(
+    workdir, damage, caplog
+):
+    file = damage(workdir / "checkpoints" / "20")
+    left = sorted(p.name for p in (workdir / "checkpoints" / "20").rglob("*"))
+    assert_is_step(restore(workdir), 10)
+    assert str(file) in caplog.text and "going back to checkpoint 10" in caplog.text
+    aside = workdir / "checkpoints" / "20.damaged"
+    assert sorted(p.name for p in aside.rglob("*")) == left
+    # The run saves that step again, and finds it.
+    with checkpoint.open_manager(workdir) as manager:
+        checkpoint.save(manager, state_on(mesh_of(1), 20), CONFIG)
+    assert_is_step(restore(workdir), 20)
+    assert aside.is_dir()
+
+
+def test_without_a_manifest_a_checkpoint_that_can_be_read_is_used_with_a_warning(workdir, caplog):
+    (workdir / "checkpoints" / "20" / manifest.FILE_NAME).unlink()
+    assert_is_step(restore(workdir), 20)
+    assert "whether its bytes are as they were saved is not known" in caplog.text
+
+
+def test_when_none_is_whole_nothing_is_changed(workdir):
+    files = [flip_one_bit(workdir / "checkpoints" / step) for step in ("10", "20")]
+    before = sorted(p for p in workdir.rglob("*"))
+    with pytest.raises(UserError) as raised:
+        restore(workdir)
+    assert all(str(file) in str(raised.value) for file in files)
+    assert sorted(p for p in workdir.rglob("*")) == before
+
+
+def test_newest_and_every_nth_checkpoints_are_kept(tmp_path):
+    workdir = write(tmp_path / "run", range(10, 80, 10), keep=2, keep_every=30)
+    kept = {int(p.name) for p in (workdir / "checkpoints").iterdir()}
+    assert kept == {30, 60, 70}
+
+
+def test_what_a_killed_save_left_is_removed(workdir):
+    left = workdir / "checkpoints" / "30.orbax-checkpoint-tmp"
+    shutil.copytree(workdir / "checkpoints" / "20", left)
+    assert_is_step(restore(workdir), 20)
+    assert not left.exists()
+
+
+def test_parameters_are_read_without_the_optimizer(workdir):
+    folder = workdir / "checkpoints" / "20"
+    for file in (folder / "optimizer").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"nothing of use")
+    params = stored_params.restore_sampling_params(workdir, abstract_on(mesh_of(1)), 20, "ema")
+    np.testing.assert_array_equal(params["unet"]["kernel"], host_state(20).ema["unet"]["kernel"])
+    stored = stored_params.open_checkpoint(workdir, weights="raw")
+    read = stored.read([("unet", "kernel"), ("vae", "scale")])
+    wanted = host_state(20)
+    np.testing.assert_array_equal(read["unet", "kernel"], wanted.params["unet"]["kernel"])
+    np.testing.assert_array_equal(read["vae", "scale"], wanted.frozen["vae"]["scale"])
+
+
+def test_damaged_parameters_are_not_sampled_from(workdir):
+    file = flip_one_bit(workdir / "checkpoints" / "20")
+    for read in (
+        lambda: stored_params.restore_sampling_params(workdir, abstract_on(mesh_of(1)), 20, "raw"),
+        lambda: stored_params.open_checkpoint(workdir),
+    ):
+        with pytest.raises(UserError, match=r"is damaged(.|\n)*STEP of \[10\]") as raised:
+            read()
+        assert str(file) in str(raised.value)
+
+
+def test_a_full_disk_is_told_and_what_was_whole_stays(workdir):
+    """The limit on file sizes stands for the disk: writing fails below Orbax just so."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (
+        pytest.raises(TrainingError, match="no space is left there, or a quota or limit"),
+        checkpoint.open_manager(workdir, keep=2) as manager,
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            checkpoint.save(manager, state_on(mesh_of(1), 30), CONFIG)
+            checkpoint.check_saved(manager, wait=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_is_step(restore(workdir), 20)
+    assert verify.steps(workdir) == [10, 20]
+
+
+def test_a_save_outlives_jumps_of_the_wall_clock(tmp_path, monkeypatch):
+    clock, looks = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: clock() + 86400 * (-1) ** next(looks))
+    assert_is_step(restore(write(tmp_path / "run")), 20)
+
+
+def test_a_vanished_work_directory_is_told_and_not_made_anew(workdir):
+    with pytest.raises(TrainingError, match="is gone"), checkpoint.open_manager(workdir) as manager:
+        shutil.rmtree(workdir)
+        checkpoint.save(manager, state_on(mesh_of(1), 30), CONFIG)
+    assert not workdir.exists()
+
+
+def run_command(capsys, *arguments):
+    code = command.main([str(a) for a in arguments])
+    return code, capsys.readouterr().out
+
+
+def test_the_command_lists_and_verifies(workdir, capsys):
+    code, text = run_command(capsys, workdir, "--json", "--verify")
+    rows = json.loads(text)["checkpoints"]
+    assert code == 0 and [row["step"] for row in rows] == [10, 20]
+    for row in rows:
+        assert row["whole"] and row["checksums"] == "hold" and row["problems"] == []
+        folder = workdir / "checkpoints" / row["folder"]
+        assert row["bytes"] == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        assert len(row["config"]) == 8
+    assert rows[0]["config"] == rows[1]["config"]
+
+    file = flip_one_bit(workdir / "checkpoints" / "20")
+    code, text = run_command(capsys, workdir)
+    assert code == 0 and "unread" in text  # not looked for
+    code, text = run_command(capsys, workdir, "--verify")
+    assert code == 2 and f"damaged: {file}: CRC-32" in text
+
+    file = truncate(workdir / "checkpoints" / "10")
+    code, text = run_command(capsys, workdir)
+    assert code == 2 and str(file) in text and "NO" in text
+    with pytest.raises(UserError, match="holds no checkpoints"):
+        command.main([str(workdir / "checkpoints")])
+
+
+def test_help_of_the_command_imports_no_jax():
+    code = (
+        "import sys; from escherjax.checkpoints import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit('jax' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

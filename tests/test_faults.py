@@ -1,0 +1,249 @@
+"""Faults, each by doing it to a run: what it says, how it exits, what is left of its work."""
+
+import json
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import tiny_config
+from training_process import (
+    arguments,
+    finish,
+    launch,
+    one_device_environment,
+    start,
+    wait_for,
+)
+
+from escherjax.errors import TrainingError, UserError
+from escherjax.models import eschernet
+from escherjax.train import main
+from escherjax.training import checkpoint, sharding, stored_params, verify
+from escherjax.training.loop import train
+from escherjax.training.optimizer import make_optimizer
+from escherjax.training.state import abstract_state
+
+SHORT = {"num_steps": 12, "checkpoint_every_steps": 4}
+ENDLESS = {"num_steps": 10**6}
+REPORTING = {
+    "num_steps": 4, "log_every_steps": 1, "eval_every_steps": 4, "sample_every_steps": 4
+}  # fmt: skip
+ON_ALL_DEVICES = {"mesh__data": 1, "mesh__fsdp": -1, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return one_device_environment(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, environment):
+    workdir = tmp_path_factory.mktemp("unbroken") / "run"
+    code, output = finish(start(workdir, environment, **SHORT))
+    assert code == 0, output
+    return workdir
+
+
+def params_of(workdir, step):
+    stored = stored_params.open_checkpoint(workdir, weights="raw")
+    assert stored.step == step
+    return stored.read(stored.shapes)
+
+
+def state_of(workdir):
+    config = checkpoint.read_config(workdir)
+    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
+    abstract = abstract_state(model, optimizer, sharding.single_device_mesh(), config)
+    with checkpoint.open_manager(workdir) as manager:
+        state, _ = checkpoint.restore(manager, abstract)
+    return state
+
+
+def catches(process, number):
+    """Whether the process has a handler for the signal (Linux)."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught >> (number - 1) & 1)
+
+
+def test_a_stop_while_the_program_still_loads_exits_with_75(tmp_path, environment):
+    process = start(tmp_path / "run", environment, **SHORT)
+    while not catches(process, signal.SIGTERM):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 75 and "stopped by a signal at step 0" in output, output
+    assert verify.steps(tmp_path / "run") == []
+
+
+@pytest.mark.slow
+def test_a_stop_while_compiling_saves_what_there_is_and_exits_with_75(tmp_path, environment):
+    process = start(tmp_path / "run", environment, **SHORT)
+    for line in process.stdout:
+        if "compiling the training step" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 75, output
+    reached = int(output.split("stopped by a signal at step ")[1].split(";")[0])
+    assert verify.steps(tmp_path / "run") == ([reached] if reached else [])
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
+    tmp_path, environment, unbroken
+):
+    workdir = shutil.copytree(unbroken, tmp_path / "run")
+    folder = workdir / "checkpoints" / "12"
+    file = max(folder.glob("weights/**/d/*"), key=lambda f: f.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+    code, output = finish(start(workdir, environment, **SHORT))
+    assert code == 0, output
+    assert f"{file.relative_to(workdir)}: CRC-32" in output
+    assert "going back to checkpoint 8" in output and "continuing from checkpoint 8" in output
+    assert (workdir / "checkpoints" / "12.damaged").is_dir()
+    ours, theirs = params_of(workdir, 12), params_of(unbroken, 12)
+    assert ours.keys() == theirs.keys()
+    for path in ours:
+        np.testing.assert_array_equal(ours[path], theirs[path])
+
+
+def test_a_second_run_is_refused_and_a_vanished_folder_ends_the_first(tmp_path, environment):
+    workdir = tmp_path / "run"
+    process = start(workdir, environment, **ENDLESS)
+    wait_for(workdir / "checkpoints" / "10", process)
+    before = (workdir / "config.json").read_bytes()
+    with pytest.raises(UserError, match=f"in use by another run: process {process.pid} on "):
+        main(arguments(workdir, **ENDLESS, **ON_ALL_DEVICES))
+    assert (workdir / "config.json").read_bytes() == before and process.poll() is None
+
+    workdir.rename(tmp_path / "moved")
+    code, output = finish(process)
+    assert code == 1, output
+    assert f"stopped: the work directory {workdir} is gone" in output
+    assert verify.steps(workdir) == []  # though folders may have been made anew
+    assert verify.steps(tmp_path / "moved")
+
+
+def test_a_full_disk_ends_the_run_with_a_message(tmp_path, environment, unbroken):
+    """Files above 64 KiB cannot be written, as if the disk were full there."""
+    workdir = shutil.copytree(unbroken, tmp_path / "run")
+    limited = (
+        "import resource, runpy; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, resource.RLIM_INFINITY)); "
+        "runpy.run_module('escherjax.train', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", limited, *arguments(workdir, num_steps=30)]
+    code, output = finish(launch(command, environment))
+    assert code == 1 and "no space is left there, or a quota or limit" in output, output
+    assert verify.steps(workdir) == verify.steps(unbroken)
+    assert all(
+        not verify.verify(workdir / "checkpoints" / str(step)).problems
+        for step in verify.steps(workdir)
+    )
+
+
+def test_an_unwritable_place_is_told():
+    """/sys takes no folders, not even from root."""
+    with pytest.raises(TrainingError, match="/sys/run: writing is not allowed there"):
+        train(tiny_config(**ON_ALL_DEVICES), Path("/sys/run"))
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory, environment):
+    """A run whose wall clock jumps by days at every look, with all there is to watch."""
+    workdir = tmp_path_factory.mktemp("watched") / "run"
+    jumping = (
+        "import itertools, runpy, time; clock, looks = time.time, itertools.count(); "
+        "time.time = lambda: clock() + 86400 * (-1) ** next(looks); "
+        "runpy.run_module('escherjax.train', run_name='__main__')"
+    )
+    fields = arguments(workdir, **REPORTING, profile__start_step=2, profile__num_steps=2)
+    code, output = finish(launch([sys.executable, "-c", jumping, *fields], environment))
+    assert code == 0, output
+    return workdir
+
+
+def rows_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_durations_do_not_follow_the_wall_clock(watched):
+    rows = [row for row in rows_of(watched) if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        # A jump of a day would make it negative, or below a step in ten minutes.
+        assert row["steps_per_sec"] > 1 / 600 and 0 <= row["data_wait_frac"] <= 1
+        assert 0 < row["host_memory_gib"] < 1000
+
+
+@pytest.mark.slow
+def test_the_profiler_window_is_written(watched):
+    assert list((watched / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_saving_and_reporting_catches_up(watched, environment, tmp_path):
+    workdir = shutil.copytree(watched, tmp_path / "run")
+    picture = workdir / "samples" / "step_00000004.png"
+    complete, pixels = rows_of(workdir), picture.read_bytes()
+    losses = [row for row in complete if "loss" in row]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in losses))
+    picture.unlink()
+    code, output = finish(start(workdir, environment, **REPORTING))
+    assert code == 0, output
+    assert rows_of(workdir) == complete
+    assert picture.read_bytes() == pixels
+
+
+def start_two(workdir, environment):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fields = arguments(workdir, **ENDLESS, mesh__fsdp=-1)
+    together = {"ESCHERJAX_COORDINATOR": f"127.0.0.1:{port}", "ESCHERJAX_NUM_PROCESSES": "2"}
+    return [
+        launch(
+            [sys.executable, "-m", "escherjax.train", *fields],
+            environment | together | {"ESCHERJAX_PROCESS_ID": str(index)},
+        )
+        for index in range(2)
+    ]
+
+
+@pytest.mark.slow
+def test_two_hosts_stop_after_the_same_update_whichever_is_told(tmp_path, environment):
+    workdir = tmp_path / "run"
+    hosts = start_two(workdir, environment)
+    wait_for(workdir / "checkpoints" / "10", hosts[0])
+    hosts[1].send_signal(signal.SIGTERM)
+    for process in hosts:
+        code, output = finish(process)
+        assert code == 75, output
+        reached = int(output.split("stopped by a signal at step ")[1].split(";")[0])
+        assert reached == verify.steps(workdir)[-1]
+    state = state_of(workdir)  # on one host and one device
+    assert int(state.step) == reached
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_host_ends_the_others_with_a_message(tmp_path, environment, victim):
+    workdir = tmp_path / "run"
+    hosts = start_two(workdir, environment)
+    wait_for(workdir / "checkpoints" / "10", hosts[0])
+    hosts[victim].kill()
+    code, output = finish(hosts[1 - victim])  # which does not wait for ever
+    assert code not in (0, 75) and ("another host died" in output or "another task" in output)
+    hosts[victim].communicate()
+    newest = verify.steps(workdir)[-1]
+    assert not verify.verify(workdir / "checkpoints" / str(newest)).problems

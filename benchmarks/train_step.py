@@ -2,36 +2,58 @@
 
     python -m benchmarks.train_step --config configs/6dof.py --config.batch_size=32
 
-The batch is random and already on the device, so that data loading is not in the time; the VAE
-encoding of the targets is. Parameters are random: speed does not depend on them.
+Without `--config.data.source=SHARDS` the batch is random and already on the device, so that data
+loading is not in the time; with it, batches come from the loader, and the share of time spent
+waiting for them is given. The VAE encoding of the targets is inside, unless
+`--config.data.latents=True`. Parameters are random: speed does not depend on them.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from escherjax.errors import run_command
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from escherjax.training.state import TrainState
+
+Batches = Iterator[dict[str, Any]]
+WARM_UP = 3  # steps that are not timed
+
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    """Runs the benchmark; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps, after 3 for warm-up")
+    parser.add_argument("--steps", type=int, default=10,
+        help=f"timed steps, after {WARM_UP} for warm-up (default %(default)s)")  # fmt: skip
     parser.add_argument("--kernels", action="store_true",
         help="add the GPU kernels that the step spends its time in")  # fmt: skip
     arguments, overrides = parser.parse_known_args(argv)
 
+    from escherjax.config import load_config
+
+    config = load_config(arguments.config, overrides)
+    head = {"benchmark": "train_step", "config": arguments.config, "overrides": list(overrides)}
+    print(json.dumps(head | measure(config, arguments.steps, arguments.kernels), indent=2))
+    return 0
+
+
+def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]:
+    """Initialises, compiles and times the step; times in ms, memory in GiB."""
     import jax
-    import numpy as np
 
     from benchmarks.kernels import busiest_kernels
-    from escherjax.cameras import from_spherical
-    from escherjax.config import load_config
     from escherjax.models import eschernet
     from escherjax.training import perf, sharding
     from escherjax.training.loop import enable_compilation_cache
@@ -39,7 +61,6 @@ def main(argv: Sequence[str]) -> int:
     from escherjax.training.state import create_state
     from escherjax.training.step import make_train_step
 
-    config = load_config(arguments.config, overrides)
     enable_compilation_cache()
     mesh = sharding.make_mesh(config)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
@@ -47,7 +68,88 @@ def main(argv: Sequence[str]) -> int:
     state = jax.block_until_ready(create_state(model, optimizer, mesh, config))
     init_sec = time.perf_counter() - started
     print(f"initialised in {init_sec:.1f} s", file=sys.stderr, flush=True)
-    flops = perf.train_step_flops(model, state.params, state.frozen, config)
+    flops = perf.train_step_flops(
+        model, state.params, state.frozen, config, config.num_references, config.num_targets
+    )
+    batches = _loaded_batches(config, mesh) if config.data.source else _random_batches(config, mesh)
+    step = make_train_step(model, optimizer, config, mesh)
+    started = time.perf_counter()
+    state, metrics = step(state, next(batches))
+    loss = float(metrics["loss"])
+    first_step_sec = time.perf_counter() - started
+    print(f"first step after {first_step_sec:.1f} s, loss {loss:.4f}", file=sys.stderr, flush=True)
+    state, times, waits = _time_steps(step, state, batches, num_steps + WARM_UP)
+    times, waits = times[WARM_UP:], waits[WARM_UP:]
+    median = statistics.median(times)
+    peak = perf.peak_flops()
+    memory = jax.local_devices()[0].memory_stats() or {}
+    result = {
+        "device": jax.devices()[0].device_kind,
+        "num_devices": jax.device_count(),
+        "jax": jax.__version__,
+        "batch_size": config.batch_size,
+        "step_ms_median": 1e3 * median,
+        "step_ms_min": 1e3 * min(times),
+        "step_ms_max": 1e3 * max(times),
+        "timed_steps": len(times),
+        "scenes_per_sec": config.batch_size / median,
+        "target_views_per_sec": config.batch_size * config.num_targets / median,
+        "data_wait_frac": sum(waits) / sum(times),
+        "model_tflop_per_step": flops / 1e12,
+        "model_tflop_per_sec": flops / 1e12 / median,
+        "mfu": flops / median / peak if peak else None,
+        "peak_device_memory_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
+        "init_sec": init_sec,
+        "first_step_sec": first_step_sec,
+    }
+    if not kernels:
+        return result
+    batch = next(batches)
+
+    def step_once() -> Any:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return metrics
+
+    return result | busiest_kernels(step_once)
+
+
+def _time_steps(
+    step: Callable[..., Any], state: TrainState, batches: Batches, count: int
+) -> tuple[TrainState, list[float], list[float]]:
+    """(state, seconds of each step, seconds of them until its batch was there)."""
+    import jax
+
+    times, waits = [], []
+    for _ in range(count):
+        started = time.perf_counter()
+        batch = next(batches)
+        waits.append(time.perf_counter() - started)
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        times.append(time.perf_counter() - started)
+    return state, times, waits
+
+
+def _loaded_batches(config: ConfigDict, mesh: Any) -> Batches:
+    """Batches of the config's data, put on the devices."""
+    from escherjax.data import sources
+    from escherjax.training import sharding
+
+    for batch in sources.training_batches(sources.open_training_source(config), config, 0):
+        del batch["scene_ids"]
+        yield sharding.put_batch(mesh, batch)
+
+
+def _random_batches(config: ConfigDict, mesh: Any) -> Batches:
+    """One batch of noise for ever, on the devices."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from escherjax.cameras import from_spherical
+    from escherjax.models import eschernet
+    from escherjax.training import sharding
 
     rng = np.random.default_rng(0)
     size, side = config.batch_size // jax.process_count(), config.resolution
@@ -58,70 +160,19 @@ def main(argv: Sequence[str]) -> int:
         return images, from_spherical(polar, azimuth, rng.uniform(1.5, 2.2, (size, count)))
 
     (refs, ref_c2w), (targets, target_c2w) = views(config.num_references), views(config.num_targets)
-    batch = sharding.put_batch(
-        mesh,
-        {
-            "ref_images": refs,
-            "target_images": targets,
-            "ref_c2w": ref_c2w,
-            "target_c2w": target_c2w,
-            "num_references": np.full(size, config.num_references, np.int32),
-            "valid": np.ones(size, np.float32),
-        },
-    )
-    train_step = make_train_step(model, optimizer, config, mesh)
-    started = time.perf_counter()
-    state, metrics = train_step(state, batch)
-    loss = float(metrics["loss"])
-    compile_sec = time.perf_counter() - started
-    print(f"first step after {compile_sec:.1f} s, loss {loss:.4f}", file=sys.stderr, flush=True)
-    times = []
-    for step in range(arguments.steps + 3):
-        started = time.perf_counter()
-        state, metrics = train_step(state, batch)
-        jax.block_until_ready(metrics)
-        if step >= 3:
-            times.append(time.perf_counter() - started)
-    kernels = {}
-    if arguments.kernels:
-
-        def step_once():
-            nonlocal state
-            state, metrics = train_step(state, batch)
-            return metrics
-
-        kernels = busiest_kernels(step_once)
-    median = statistics.median(times)
-    memory = jax.local_devices()[0].memory_stats() or {}
-    peak = perf.peak_flops()
-    print(
-        json.dumps(
-            {
-                "benchmark": "train_step",
-                "config": arguments.config,
-                "overrides": list(overrides),
-                "device": jax.devices()[0].device_kind,
-                "num_devices": jax.device_count(),
-                "jax": jax.__version__,
-                "batch_size": config.batch_size,
-                "step_ms_median": 1e3 * median,
-                "step_ms_min": 1e3 * min(times),
-                "step_ms_max": 1e3 * max(times),
-                "timed_steps": len(times),
-                "scenes_per_sec": config.batch_size / median,
-                "target_views_per_sec": config.batch_size * config.num_targets / median,
-                "model_tflop_per_step": flops / 1e12,
-                "model_tflop_per_sec": flops / 1e12 / median,
-                "mfu": flops / median / peak if peak else None,
-                "peak_device_memory_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
-                "init_sec": init_sec,
-                "first_step_sec": compile_sec,
-                **kernels,
-            },
-            indent=2,
-        )
-    )
-    return 0
+    shown = {"target_images": targets}
+    if config.data.latents:  # any numbers take as long
+        shape = (*targets.shape[:2], *eschernet.moments_shape(config))
+        shown = {"target_moments": rng.standard_normal(shape).astype(jnp.bfloat16)}
+    batch = {
+        "ref_images": refs,
+        **shown,
+        "ref_c2w": ref_c2w,
+        "target_c2w": target_c2w,
+        "num_references": np.full(size, config.num_references, np.int32),
+        "valid": np.ones(size, np.float32),
+    }
+    return itertools.repeat(sharding.put_batch(mesh, batch))
 
 
 if __name__ == "__main__":

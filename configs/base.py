@@ -77,6 +77,8 @@ def base() -> ConfigDict:
     c.diffusion.beta_start = 0.00085
     c.diffusion.beta_end = 0.012
     c.diffusion.prediction_type = "epsilon"  # predicts epsilon, v_prediction or sample
+    c.diffusion.timestep_spacing = "leading"  # of DDIM: leading (released code) or trailing
+    c.diffusion.rescale_betas_zero_snr = False  # last timestep without any signal; v or sample only
 
     c.optimizer = ConfigDict()  # AdamW with a joint gradient clip
     c.optimizer.peak_lr = 1e-4  # (paper)
@@ -96,11 +98,17 @@ def base() -> ConfigDict:
     c.ema.decay = 0.9999  # upper limit; early on it is (1 + step) / (10 + step)
 
     c.data = ConfigDict()
-    c.data.source = ""  # folder of shards, or "procedural" for scenes rendered at start
+    c.data.source = ""  # folder of shards, "procedural" (rendered at start), or several: A,B
+    c.data.weights = ()  # share of each of several sources in the rows; (): by number of scenes
     c.data.split = "train"
-    c.data.heldout_split = "heldout"  # scenes for eval; procedural scenes have their own
+    c.data.heldout_split = "heldout"  # of the first source, for eval; procedural has its own
+    c.data.buckets = ()  # ((N, M, weight), ...): every step draws one; (): num_references, targets
     c.data.with_replacement = True  # draw the N + M views of a scene with replacement (paper)
     c.data.background = "zero123"  # zero123: only alpha = 0 turns white (released code); white
+    c.data.latents = False  # take targets' moments from the shards (data_prep.latents), no encoder
+    c.data.zoom = ()  # (low, high), log-uniform factor on the focal length: crops; pads if < 1
+    c.data.shift = 0.0  # how far off centre a crop may lie, in sides of the picture
+    c.data.augment_views = False  # draw zoom and shift for each view, not for each scene
     c.data.on_bad_record = "stop"  # stop: refuse to go on; skip: leave the scene out, count it
     c.data.num_threads = 16  # on each host; each makes whole batches
     c.data.prefetch = 16  # batches made ahead, on each host

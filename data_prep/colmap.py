@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep import importing
+from data_prep import importing, normalizing
 from escherjax.errors import run_command
 
 
@@ -33,9 +33,10 @@ def main(argv: Sequence[str]) -> None:
         "--masks", metavar="FOLDER",
         help="masks of a scene, below its folder, to become alpha: NAME.jpg.png or NAME.png",
     )  # fmt: skip
-    add_world_arguments(parser)
+    normalizing.add_arguments(parser, recenter=True, up="cameras")
     args = parser.parse_args(argv)
     importing.check_arguments(args)
+    normalizing.check_arguments(args)
 
     from escherjax.data import colmap, scenes
 
@@ -47,28 +48,14 @@ def main(argv: Sequence[str]) -> None:
         f"folders with a COLMAP model in {' or '.join(models)}",
     )[: args.limit]
 
-    def read_scene(place: int) -> importing.Imported:
-        scene_id, folder = found[place]
+    def read_scene(scene_id: str, folder: Path) -> importing.Imported:
         masks = folder / args.masks if args.masks else None
         model = colmap.find_model(folder, models)
         return read_model(args, "colmap", scene_id, model, folder / args.images, masks)
 
     ids = [scene_id for scene_id, _ in found]
-    read = importing.read_in_threads(read_scene, ids, args.workers)
+    read = importing.SceneReader(read_scene, found, args.workers)
     importing.import_scenes(args, "colmap", ids, read)
-
-
-def add_world_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what is to be done with the arbitrary world of a COLMAP model."""
-    importing.add_normalize_argument(parser)
-    parser.add_argument(
-        "--recenter", action=argparse.BooleanOptionalAction, default=True,
-        help="first move the point nearest to all optical axes to the origin (with --normalize)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--up", choices=("cameras", "file"), default="cameras",
-        help="turn the cameras' common up to +z, or keep the file's z (default %(default)s)",
-    )  # fmt: skip
 
 
 def read_model(
@@ -81,7 +68,7 @@ def read_model(
 ) -> importing.Imported:
     """Reads one COLMAP model as a scene, noting how its world was moved.
 
-    args: of `importing.argument_parser` and `add_world_arguments`; the rest as in
+    args: of `importing.argument_parser` and `normalizing.add_arguments`; the rest as in
     `escherjax.data.colmap.read_views`.
     """
     import numpy as np
@@ -90,10 +77,13 @@ def read_model(
 
     views = colmap.read_views(model, pictures, masks)
     c2w = np.stack([pose for _, pose, _ in views])
-    c2w, notes = colmap.normalize_poses(c2w, args.normalize, args.recenter, args.up == "cameras")
+    c2w, notes = normalizing.normalize_poses(c2w, args)
     views = [(path, pose, lens) for (path, _, lens), pose in zip(views, c2w, strict=True)]
     return importing.Imported(
-        scenes.assemble_scene(scene_id, source, views, args.resolution), notes
+        scenes.assemble_scene(
+            scene_id, source, views, args.resolution, importing.picture_format(args)
+        ),
+        notes,
     )
 
 

@@ -1,58 +1,65 @@
 """What all importers share: arguments, shards that survive a kill, progress bar, report.
 
 An import is a list of scene ids in a fixed order and a function that reads some of them. Shard i
-holds a fixed part of the list and is written whole, under a temporary name first; a finished shard
-is noted in OUT/.import. Started again with the same arguments, an import keeps finished shards and
-goes on, and what it makes is byte for byte what an undisturbed run makes.
+holds a fixed part of the list; see data_prep/shards.py. Started again with the same arguments, an
+import keeps finished shards and goes on, and what it makes is byte for byte what an undisturbed run
+makes, on however many processes or machines.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
-import concurrent.futures
-import dataclasses
 import hashlib
 import json
 import math
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep import reporting
+from data_prep.shards import (
+    PROGRESS_FOLDER,
+    Imported,
+    ReadScenes,
+    SceneReader,
+    ShardTask,
+    Skipped,
+    no_room_stops,
+    run_in_processes,
+    write_json,
+)
 from escherjax.errors import UserError
 
-PROGRESS_FOLDER = ".import"
-REPORT_FILE = "report.json"
+__all__ = ["Imported", "SceneReader", "Skipped"]  # what importers need besides what is below
+
 SCENES_PER_SHARD = 1024
+# Of one process: reading was seen to hold Python's lock for 9 to 19% of its time, so that about
+# five to ten threads would wait for it.
+THREADS = 4
+ADDRESSES = ("gs://", "s3://", "az://")  # that etils.epath reads and writes
+# Arguments that do not change what is written.
+WAYS = ("out", "overwrite", "workers", "runner", "beam_flags")
 
 
-@dataclasses.dataclass(frozen=True)
-class Imported:
-    """A scene, and what the report should say about it."""
+class _Parser(argparse.ArgumentParser):
+    """Leaves the flags that it does not know to Beam, where --runner is given."""
 
-    scene: Any  # escherjax.data.records.Scene
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Skipped:
-    """A scene that cannot be used, and why."""
-
-    scene_id: str
-    reason: str
-
-
-# Reads the scenes at these places of the list of ids, and yields them in that order.
-ReadScenes = Callable[[Sequence[int]], Iterator[Imported | Skipped]]
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        known, rest = self.parse_known_args(args, namespace)
+        if rest and not known.runner:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        known.beam_flags = rest
+        return known
 
 
 def argument_parser(
     command: str, description: str, needs_source: bool = True
 ) -> argparse.ArgumentParser:
     """An argparse parser with the arguments of every importer."""
-    parser = argparse.ArgumentParser(prog=f"python -m data_prep.{command}", description=description)
+    parser = _Parser(
+        prog=f"python -m data_prep.{command}", description=description, allow_abbrev=False
+    )
     parser.add_argument(
         "--source",
         type=Path,
@@ -61,15 +68,36 @@ def argument_parser(
         if needs_source
         else "not used: these scenes are made, not read",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of shards to make")
+    parser.add_argument(
+        "--out", type=folder, required=True,
+        help="folder of shards to make; or an address, gs://... or s3://...",
+    )  # fmt: skip
     parser.add_argument("--limit", type=int, help="only the first so many scenes")
     parser.add_argument(
         "--resolution", type=int, default=256,
-        help="shrink pictures whose shorter side is longer than this, and K with them, to PNG with "
-        "straight alpha; 0 keeps the files' own bytes, as the faithful zero123 background needs "
-        "(default %(default)s)",
+        help="shrink pictures whose shorter side is longer than this, and K with them; 0 leaves "
+        "their size, as the faithful zero123 background needs (default %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads")
+    parser.add_argument(
+        "--format", choices=("png", "jpeg", "webp"),
+        help="of every picture; JPEG cannot hold transparent pixels: scenes that have them are "
+        "skipped (default: files that need no change keep their bytes, others become png)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quality", type=int, metavar="1..100",
+        help="of jpeg and webp; a webp of 100 is lossless (default 92)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(),
+        help=f"threads; where there are several shards, in processes of {THREADS} (default: number "
+        "of cores, %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--runner", metavar="DirectRunner|DataflowRunner|FlinkRunner|SparkRunner|...",
+        help="write the shards by an Apache Beam pipeline on this runner, to which all flags that "
+        "are not listed here go; --source and --out must be the same on all its machines "
+        "(default: this machine alone, without Beam)",
+    )  # fmt: skip
     parser.add_argument(
         "--shards", type=int, help=f"files to write (default: one for {SCENES_PER_SHARD} scenes)"
     )
@@ -82,26 +110,20 @@ def argument_parser(
     return parser
 
 
-def add_normalize_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds --normalize; its value is a radius, or None to keep the file's scale."""
+def add_max_views(parser: argparse.ArgumentParser) -> None:
+    """Adds --max-views, for formats that are videos; see `evenly_spaced`."""
     parser.add_argument(
-        "--normalize", default="max_radius=1.5", type=_max_radius, metavar="max_radius=R|none",
-        help="scale each scene so that its farthest camera is R from the origin; none keeps the "
-        "file's scale (default %(default)s)",
+        "--max-views", type=int,
+        help="keep at most so many frames of a scene, evenly spaced, first and last among them",
     )  # fmt: skip
 
 
-def _max_radius(text: str) -> float | None:
-    if text == "none":
-        return None
-    name, _, value = text.partition("=")
-    try:
-        radius = float(value)
-    except ValueError:
-        radius = 0.0
-    if name != "max_radius" or not 0 < radius < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}'; needed max_radius=R with R > 0, or none")
-    return radius
+def evenly_spaced(items: Sequence[Any], count: int | None) -> Sequence[Any]:
+    """At most `count` of the items, evenly spaced, first and last among them; None keeps all."""
+    if count is None or count >= len(items):
+        return items
+    step = (len(items) - 1) / max(count - 1, 1)
+    return [items[round(place * step)] for place in range(count)]
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -109,50 +131,58 @@ def check_arguments(args: argparse.Namespace) -> None:
     from escherjax.data.records import check_split_name
 
     check_split_name(args.split)
-    for name, lowest in (("limit", 1), ("resolution", 0), ("workers", 1), ("shards", 1)):
-        value = getattr(args, name)
+    for name in ("limit", "resolution", "workers", "shards", "max_views", "first_views"):
+        value, lowest = getattr(args, name, None), 0 if name == "resolution" else 1
         if value is not None and value < lowest:
-            raise UserError(f"--{name} {value}: needed at least {lowest}.")
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {value}: needed at least {lowest}.")
+    if args.quality is not None:
+        if args.format not in ("jpeg", "webp"):
+            raise UserError(f"--quality {args.quality} needs --format jpeg or webp.")
+        if not 1 <= args.quality <= 100:
+            raise UserError(f"--quality {args.quality}: needed 1 to 100.")
     if args.heldout < 0 or (args.heldout > 1 and args.heldout != int(args.heldout)):
         raise UserError(f"--heldout {args.heldout}: needed a fraction below 1 or a whole number.")
     if args.heldout and args.split == "heldout":
         raise UserError("--heldout needs a --split of another name than 'heldout'.")
+    if args.runner:
+        from data_prep import beam
+
+        beam.check_runner(args.runner, args.beam_flags)
 
 
-def read_in_threads(
-    read_scene: Callable[[int], Imported], scene_ids: Sequence[str], workers: int
-) -> ReadScenes:
-    """Reads scenes one by one in threads, in order; a UserError skips its scene.
+def picture_format(args: argparse.Namespace) -> Any:
+    """The images.PictureFormat that --format and --quality ask for."""
+    from escherjax.data.images import PictureFormat
 
-    Decoding and resizing run outside Python's lock. At most 2 * workers scenes are kept waiting.
-    """
+    return PictureFormat(args.format, args.quality or PictureFormat.quality)
 
-    def read_one(place: int) -> Imported | Skipped:
-        try:
-            return read_scene(place)
-        except UserError as error:
-            return Skipped(scene_ids[place], str(error))
 
-    def read(places: Sequence[int]) -> Iterator[Imported | Skipped]:
-        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            waiting = collections.deque()
-            for place in places:
-                waiting.append(pool.submit(read_one, place))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+def folder(text: str) -> Path:
+    """--out as a path: local, or an etils.epath.Path of an address."""
+    if "://" not in text:
+        return Path(text)
+    if not text.startswith(ADDRESSES):
+        raise argparse.ArgumentTypeError(f"'{text}'; needed a folder, or {', '.join(ADDRESSES)}")
+    from etils import epath
 
-    return read
+    return epath.Path(text)
 
 
 def import_scenes(
-    args: argparse.Namespace, command: str, scene_ids: Sequence[str], read: ReadScenes
+    args: argparse.Namespace,
+    command: str,
+    scene_ids: Sequence[str],
+    read: ReadScenes,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes scenes as a data set with a report, going on from an earlier try. Returns the folder.
 
-    scene_ids: of every candidate, sorted, before --limit. Raises UserError if --out is taken, ids
-    repeat, or no scene at all can be used.
+    scene_ids: of every candidate, sorted, before --limit. read: a SceneReader of as many items; or
+    any function of places, which is called in this process alone, or pickled whole for Beam.
+    about: further entries of the report, on the import as a whole.
+    Raises UserError if --out is taken, ids repeat, or no scene at all can be used; StoppedError if
+    shards could not be written.
     """
     from tqdm import tqdm
 
@@ -165,66 +195,111 @@ def import_scenes(
     options = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in sorted(vars(args).items())
-        if name not in ("out", "workers", "overwrite")
+        if name not in WAYS
     }
     plan = {
         "command": command,
         "options": options,
         "scenes_sha256": hashlib.sha256("\n".join(scene_ids).encode()).hexdigest(),
     }
-    progress = _open_folder(out, plan, args.overwrite)
-
-    notes: dict[str, list] = {}
+    open_folder(out, plan, args.overwrite)
+    tasks = [
+        _make_task(out, split, shard, parts, scene_ids, read)
+        for split, parts in shards.items()
+        for shard in range(len(parts))
+    ]
+    pending = [task for task in tasks if not (task.note_file.exists() and task.path.exists())]
     with tqdm(total=len(scene_ids), desc=f"{command} -> {out}", unit="scene", mininterval=1) as bar:
-        for split, parts in shards.items():
-            notes[split] = []
-            for shard, places in enumerate(parts):
-                note_file = progress / f"{split}-{shard:05d}.json"
-                if not note_file.exists():
-                    path = records.shard_path(out, split, shard, len(parts))
-                    note = _write_shard(path, read(places), bar)
-                    _write_json(note_file, note)
-                else:
-                    bar.update(len(places))
-                notes[split].append(json.loads(note_file.read_text()))
+        bar.update(len(scene_ids) - sum(len(task.places) for task in pending))
+        _run_tasks(args, pending, bar.update)
+    finish_folder(out, plan, tasks, str(options["source"]), about)
+    return out
 
-    every = [note for parts in notes.values() for note in parts]
-    skipped = [entry for note in every for entry in note["skipped"]]
-    if not any(note["scenes"] for note in every):
+
+def finish_folder(
+    out: Path,
+    plan: dict[str, Any],
+    tasks: Sequence[ShardTask],
+    source: str,
+    about: Mapping[str, Any] | None = None,
+    with_moments: bool = False,
+) -> None:
+    """Makes a folder of which all shards are written a data set with a report, and prints that.
+
+    plan: as given to `open_folder`. source: what the scenes were read from, left out of reasons.
+    about: further entries of the report. with_moments: see `records.write_metadata`.
+    Raises UserError if no scene at all could be used.
+    """
+    from escherjax.data import records
+
+    notes = [json.loads(task.note_file.read_text()) for task in tasks]
+    skipped = [entry for note in notes for entry in note["skipped"]]
+    if not any(note["scenes"] for note in notes):
         first = skipped[0]
-        shutil.rmtree(progress)
+        _remove_progress(out / PROGRESS_FOLDER)
         _remove_data(out)
         raise UserError(
             f"none of {len(skipped)} scenes can be used. The first, '{first['scene_id']}': "
             f"{first['reason']}"
         )
-    lengths = {split: [note["scenes"] for note in parts] for split, parts in notes.items()}
-    report = {
-        "command": command,
-        "options": options,
-        "scenes": sum(map(sum, lengths.values())),
-        "views": sum(note["views"] for note in every),
-        "splits": {split: sum(counts) for split, counts in lengths.items()},
-        "num_skipped": len(skipped),
-        "skipped": skipped,
-        "notes": {key: value for note in every for key, value in note["notes"].items()},
-    }
-    _write_json(out / REPORT_FILE, report)
-    records.write_metadata(out, lengths, f"Made by data_prep.{command}")
-    shutil.rmtree(progress)
-    for entry in skipped[:5]:
-        print(f"skipped {entry['scene_id']}: {entry['reason']}")
-    if len(skipped) > 5:
-        print(f"... and {len(skipped) - 5} more, all in {out / REPORT_FILE}")
-    counts = ", ".join(f"{name} {count}" for name, count in report["splits"].items())
-    print(f"{report['scenes']} scenes ({counts}), {report['views']} views, {len(skipped)} skipped")
-    print(out)
-    return out
+    lengths: dict[str, list[int]] = {task.split: [] for task in tasks}
+    for task, note in zip(tasks, notes, strict=True):
+        lengths[task.split].append(note["scenes"])
+    report = {**reporting.make_report(plan, source, lengths, notes), **(about or {})}
+    with no_room_stops(out):
+        write_json(out / reporting.REPORT_FILE, report)
+        description = f"Made by data_prep.{plan['command']}"
+        records.write_metadata(out, lengths, description, with_moments)
+    _remove_progress(out / PROGRESS_FOLDER)
+    reporting.print_summary(report, out)
+
+
+def _make_task(
+    out: Path,
+    split: str,
+    shard: int,
+    parts: Sequence[range],
+    scene_ids: Sequence[str],
+    read: ReadScenes,
+) -> ShardTask:
+    places: Sequence[int] = parts[shard]
+    ids = [scene_ids[place] for place in places]
+    if isinstance(read, SceneReader):
+        read, places = read.part(places), range(len(places))
+    return ShardTask(out, split, shard, len(parts), ids, read, places)
+
+
+def _run_tasks(
+    args: argparse.Namespace, tasks: Sequence[ShardTask], tick: Callable[[int], Any]
+) -> None:
+    """Runs tasks where the arguments say: by Beam, in several processes, or here."""
+    if not tasks:
+        return
+    if args.runner:
+        from data_prep import beam
+
+        beam.run_tasks(tasks, args.runner, args.beam_flags)
+        tick(sum(len(task.places) for task in tasks))
+        return
+    readers = [task.read for task in tasks if isinstance(task.read, SceneReader)]
+    processes = min(len(readers), args.workers // THREADS)
+    if processes > 1:
+        for reader in readers:
+            reader.workers = args.workers // processes
+        run_in_processes(tasks, processes, tick)
+        return
+    for task in tasks:
+        task.run(tick)
+
+
+def heldout_count(heldout: float, count: int) -> int:
+    """How many of `count` scenes --heldout means."""
+    return int(heldout) if heldout >= 1 else math.ceil(heldout * count)
 
 
 def _plan_shards(args: argparse.Namespace, count: int) -> dict[str, list[range]]:
     """Places in the list of ids that each shard of each split holds."""
-    heldout = int(args.heldout) if args.heldout >= 1 else math.ceil(args.heldout * count)
+    heldout = heldout_count(args.heldout, count)
     if heldout >= count:
         raise UserError(f"--heldout {args.heldout:g} leaves none of {count} scenes to train on.")
     first = count - heldout
@@ -240,17 +315,33 @@ def _cut(start: int, stop: int, parts: int) -> list[range]:
     return [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
-def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> Path:
-    """Makes --out ready to write or to go on, and returns the folder of progress notes."""
-    from escherjax.data.records import COMPLETE_FILE
+def open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
+    """Makes `out` ready to write shards to, or to go on with the same plan.
 
+    plan: "command", "options" and whatever else the shards follow from, as JSON. Raises UserError
+    if `out` cannot be reached or holds something else.
+    """
+    with no_room_stops(out):
+        _open_folder(out, plan, overwrite)
+
+
+def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
+    from escherjax.data.metadata import COMPLETE_FILE
+
+    try:
+        out.exists()
+    except Exception as error:  # of any class, by the address's library
+        raise UserError(
+            f"--out {out} cannot be reached ({type(error).__name__}: {str(error)[:300]}). "
+            "Addresses need fsspec's package for them: gcsfs, s3fs or adlfs."
+        ) from error
     progress = out / PROGRESS_FOLDER
     plan_file = progress / "plan.json"
     if overwrite and out.is_dir():
-        shutil.rmtree(progress, ignore_errors=True)
+        _remove_progress(progress)
         _remove_data(out)
     if (out / COMPLETE_FILE).exists() and not plan_file.exists():
-        raise UserError(f"{out} holds a data set already; choose another --out or --overwrite it.")
+        raise _taken(out)
     if plan_file.exists():
         if json.loads(plan_file.read_text()) != plan:
             raise UserError(
@@ -261,43 +352,39 @@ def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> Path:
         if out.exists() and (not out.is_dir() or any(p != progress for p in out.iterdir())):
             raise UserError(f"{out} is not an empty folder; choose another --out.")
         progress.mkdir(parents=True, exist_ok=True)
-        _write_json(plan_file, plan)
-    for leftover in (*out.glob("*.tmp"), *out.glob(".metadata-*")):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    return progress
+        write_json(plan_file, plan)
+    for leftover in (*out.glob("*.tmp"), *progress.glob("*.tmp")):
+        leftover.unlink(missing_ok=True)
+
+
+def _remove_progress(progress: Path) -> None:
+    from etils import epath
+
+    if progress.exists():
+        epath.Path(progress).rmtree()
+
+
+def check_not_taken(args: argparse.Namespace) -> None:
+    """Raises UserError if --out holds a whole data set, before anything slow is done."""
+    from escherjax.data.metadata import COMPLETE_FILE
+
+    plan_file = args.out / PROGRESS_FOLDER / "plan.json"
+    if (args.out / COMPLETE_FILE).exists() and not plan_file.exists() and not args.overwrite:
+        raise _taken(args.out)
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{args.out} is not an empty folder; choose another --out.")
+
+
+def _taken(out: Path) -> UserError:
+    return UserError(f"{out} holds a data set already; choose another --out or --overwrite it.")
 
 
 def _remove_data(out: Path) -> None:
     """Removes what an import writes to a folder, and nothing else."""
-    from escherjax.data.records import COMPLETE_FILE, DATASET_NAME
+    from escherjax.data import moments
+    from escherjax.data.metadata import COMPLETE_FILE, FEATURES_FILE
+    from escherjax.data.records import DATASET_NAME
 
-    names = (COMPLETE_FILE, "features.json", REPORT_FILE)
+    names = (COMPLETE_FILE, FEATURES_FILE, reporting.REPORT_FILE, moments.FILE_NAME)
     for path in (*(out / name for name in names), *out.glob(f"{DATASET_NAME}-*.array_record-*")):
         path.unlink(missing_ok=True)
-
-
-def _write_shard(path: Path, results: Iterator[Imported | Skipped], bar) -> dict[str, Any]:
-    """Writes one shard and returns its note: numbers of scenes and views, skipped, notes."""
-    from escherjax.data import records
-
-    note: dict[str, Any] = {"scenes": 0, "views": 0, "skipped": [], "notes": {}}
-
-    def usable():
-        for result in results:
-            bar.update()
-            if isinstance(result, Skipped):
-                note["skipped"].append(dataclasses.asdict(result))
-                continue
-            note["views"] += result.scene.num_views
-            if result.notes:
-                note["notes"][result.scene.scene_id] = result.notes
-            yield result.scene
-
-    note["scenes"] = records.write_shard(path, usable())
-    return note
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)

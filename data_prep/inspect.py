@@ -31,7 +31,8 @@ def argument_parser() -> argparse.ArgumentParser:
     """The arguments of the command."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.inspect", description="Looks at "
         "shards: statistics, bad records, a page with thumbnails and cameras.")  # fmt: skip
-    parser.add_argument("shards", type=Path, help="folder that a data_prep command made")
+    parser.add_argument("shards", help="folder that a data_prep command made, or its address "
+        "(gs://, s3://, http://)")  # fmt: skip
     parser.add_argument("--split", default="train", help="name of the split (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("page.html"), help="the page to write "
         "(default %(default)s)")  # fmt: skip

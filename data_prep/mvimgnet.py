@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep import importing
-from data_prep.colmap import add_world_arguments, read_model
+from data_prep import importing, normalizing
+from data_prep.colmap import read_model
 from escherjax.errors import UserError, run_command
 
 
@@ -26,27 +26,28 @@ def main(argv: Sequence[str]) -> None:
         "or a path to a folder of CLASS/INSTANCE/ (MVImgNet's own download)",
     )  # fmt: skip
     parser.add_argument("--classes", metavar="A,B,...", help="only these class folders")
-    add_world_arguments(parser)
+    normalizing.add_arguments(parser, recenter=True, up="cameras")
     args = parser.parse_args(argv)
     importing.check_arguments(args)
+    normalizing.check_arguments(args)
 
     from escherjax.data import colmap
 
     colmap.load_pycolmap()
     ids = _instances(args.source, args.classes)[: args.limit]
 
-    def read_scene(place: int) -> importing.Imported:
-        folder = args.source / ids[place]
+    def read_scene(scene_id: str) -> importing.Imported:
+        folder = args.source / scene_id
         model = colmap.find_model(folder)
         if model is None:
             raise UserError(f"{folder} has no COLMAP model in {colmap.MODEL_FOLDERS[0]}.")
         masks = None
         if args.masks:
             inside = "/" not in args.masks and (folder / args.masks).is_dir()
-            masks = folder / args.masks if inside else Path(args.masks) / ids[place]
-        return read_model(args, "mvimgnet", ids[place], model, folder / "images", masks)
+            masks = folder / args.masks if inside else Path(args.masks) / scene_id
+        return read_model(args, "mvimgnet", scene_id, model, folder / "images", masks)
 
-    read = importing.read_in_threads(read_scene, ids, args.workers)
+    read = importing.SceneReader(read_scene, [(name,) for name in ids], args.workers)
     importing.import_scenes(args, "mvimgnet", ids, read)
 
 

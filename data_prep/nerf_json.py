@@ -8,43 +8,34 @@ origin so that the farthest stands at radius 1.5, the nearest radius of the trai
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from data_prep import importing
-from escherjax.errors import UserError, run_command
+from data_prep import importing, normalizing
+from escherjax.errors import run_command
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the importer; see --help."""
     parser = importing.argument_parser("nerf_json", "Folders with transforms.json to shards.")
-    importing.add_normalize_argument(parser)
-    parser.add_argument(
-        "--recenter", action="store_true",
-        help="first move the point nearest to all optical axes to the origin",
-    )  # fmt: skip
+    normalizing.add_arguments(parser)
     args = parser.parse_args(argv)
     importing.check_arguments(args)
-    if args.recenter and args.normalize is None:
-        raise UserError("--recenter needs --normalize max_radius=R.")
+    normalizing.check_arguments(args)
 
-    from escherjax.cameras import normalize_scene
     from escherjax.data.scenes import find_scene_folders, read_scene_folder
 
     found = find_scene_folders(args.source, "transforms", args.split)[: args.limit]
 
-    def read_scene(place: int) -> importing.Imported:
-        scene_id, folder = found[place]
-        scene = read_scene_folder(folder, scene_id, args.split, args.resolution)
-        if args.normalize is None:
-            return importing.Imported(scene, {"scale": 1.0, "center": [0.0, 0.0, 0.0]})
-        c2w, scale, center = normalize_scene(scene.c2w, args.normalize, args.recenter)
-        scene = dataclasses.replace(scene, c2w=c2w)
-        return importing.Imported(scene, {"scale": scale, "center": center.tolist()})
+    stored = importing.picture_format(args)
+
+    def read_scene(scene_id: str, folder: Path) -> importing.Imported:
+        scene = read_scene_folder(folder, scene_id, args.split, args.resolution, stored=stored)
+        return normalizing.normalize(scene, args)
 
     ids = [scene_id for scene_id, _ in found]
-    read = importing.read_in_threads(read_scene, ids, args.workers)
+    read = importing.SceneReader(read_scene, found, args.workers)
     importing.import_scenes(args, "nerf_json", ids, read)
 
 

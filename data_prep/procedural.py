@@ -38,15 +38,17 @@ def main(argv: Sequence[str]) -> None:
             )
 
     if args.folders:
+        if args.format or args.runner:
+            raise UserError("--folders writes PNG files here, without --format and --runner.")
         _write_folders(args)
         return
 
     import dataclasses
 
-    from escherjax.data.images import encode_png
     from escherjax.data.procedural import ProceduralSource, scene_name
 
     numbers = range(args.first_scene, args.first_scene + args.limit)
+    stored = importing.picture_format(args)
     ids = [scene_name(args.seed, number) for number in numbers]
 
     def read(places: Sequence[int]) -> Iterator[importing.Imported]:
@@ -56,12 +58,13 @@ def main(argv: Sequence[str]) -> None:
                 args.seed, len(block), args.num_views, args.resolution, numbers[block[0]]
             )
 
-            def encode(place: int, source=source) -> importing.Imported:
-                scene = source[place]
-                encoded = [encode_png(picture) for picture in scene.images]
+            def encode(_, index: int, source=source) -> importing.Imported:
+                scene = source[index]
+                encoded = [stored.encode(picture) for picture in scene.images]
                 return importing.Imported(dataclasses.replace(scene, images=encoded))
 
-            yield from importing.read_in_threads(encode, ids, args.workers)(range(len(block)))
+            items = [(ids[place], index) for index, place in enumerate(block)]
+            yield from importing.SceneReader(encode, items, args.workers)(range(len(block)))
 
     importing.import_scenes(args, "procedural", ids, read)
 
@@ -70,7 +73,7 @@ def _write_folders(args: argparse.Namespace) -> None:
     """One folder a scene: 000.png, ... with straight alpha, and transforms.json."""
     from escherjax.data.images import encode_png
     from escherjax.data.procedural import ProceduralSource
-    from escherjax.data.scenes import write_transforms
+    from escherjax.data.transforms import write_transforms
 
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"--out {args.out} is not empty; name a new folder.")

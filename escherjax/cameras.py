@@ -273,6 +273,24 @@ def upright_scene(c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return turned, rotation
 
 
+def normalize_poses(
+    c2w: np.ndarray, radius: float | None = 1.5, recenter: bool = True, upright: bool = True
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Gives an arbitrary world an up direction, an origin and a scale.
+
+    c2w: [V, 4, 4]. upright: world z becomes the cameras' common up (`upright_scene`);
+    recenter and radius as in `normalize_scene`, radius None keeping origin and scale.
+    Returns (c2w [V, 4, 4], {"rotation" [3][3], "center" [3], "scale"}), where
+    x_new = scale * (rotation @ x - center).
+    """
+    rotation, scale, center = np.eye(3), 1.0, np.zeros(3)
+    if upright:
+        c2w, rotation = upright_scene(c2w)
+    if radius is not None:
+        c2w, scale, center = normalize_scene(c2w, radius, recenter)
+    return c2w, {"rotation": rotation.tolist(), "center": center.tolist(), "scale": scale}
+
+
 def check_poses(c2w: np.ndarray, name: str, tolerance: float = 1e-3) -> None:
     """Raises UserError unless every matrix is a finite rigid transform, right-handed.
 

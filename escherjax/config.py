@@ -17,6 +17,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from escherjax import cape
+from escherjax.data.loader_config import (
+    augmentation_problems,
+    bucket_problems,
+    moments_problems,
+    weight_problems,
+)
 from escherjax.errors import UserError
 
 # Fields that may change when a run continues: they do not change what a step computes.
@@ -119,7 +125,56 @@ def check_config(config: ConfigDict) -> None:
             f"config.resolution = {config.resolution} is not a multiple of {reduction}, by which "
             f"the {config.latents.kind} latents shrink an image; take the next multiple."
         )
+    _check_data(config)
     _check_init(config)
+
+
+def source_names(config: ConfigDict) -> list[str]:
+    """The sources that `config.data.source` names: folders of shards, or "procedural".
+
+    Raises UserError if there are none, or one of them is empty or named twice.
+    """
+    names = [name.strip() for name in config.data.source.split(",")]
+    if names == [""]:
+        raise UserError(
+            "config.data.source is empty; set it to a folder of shards (made by data_prep), or to "
+            "'procedural' for scenes rendered at start."
+        )
+    if "" in names or len(set(names)) < len(names):
+        raise UserError(
+            f"config.data.source = {config.data.source!r} names a source twice, or none between "
+            "two commas; name each once, and set how often it comes by config.data.weights."
+        )
+    return names
+
+
+def view_counts(config: ConfigDict) -> tuple[tuple[int, int], ...]:
+    """(N, M) of every kind of training step: those of the buckets, or the one of the config."""
+    buckets = config.data.get("buckets", ())  # configs of older runs have none
+    return tuple((n, m) for n, m, _ in buckets) or ((config.num_references, config.num_targets),)
+
+
+def _check_data(config: ConfigDict) -> None:
+    """Checks mixture, buckets and augmentation; lists all that cannot be used."""
+    data, problems = config.data, []
+    num_sources = len(source_names(config)) if data.source else max(1, len(data.weights))
+    problems += [f"config.data.{text}" for text in weight_problems(data.weights, num_sources)]
+    problems += [f"config.data.{text}" for text in bucket_problems(data.buckets)]
+    problems += [f"config.data.{text}" for text in augmentation_problems(data.zoom, data.shift)]
+    if data.latents:
+        problems += [f"config.data.{text}" for text in moments_problems(data.background, data.zoom)]
+        if config.latents.kind != "vae":
+            problems.append(
+                f"config.latents.kind = {config.latents.kind!r}, and config.data.latents reads the "
+                "moments of a VAE: set one of them otherwise"
+            )
+        if data.source and "procedural" in source_names(config):
+            problems.append(
+                "config.data.source names 'procedural', of which no moments are stored: set "
+                "config.data.latents=False"
+            )
+    if problems:
+        raise UserError("; ".join(problems) + ".")
 
 
 def _check_init(config: ConfigDict) -> None:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from PIL import Image
 
 from escherjax import cameras as cameras_lib
+from escherjax import config as config_lib
 from escherjax.cameras import Cameras
 from escherjax.data import images as images_lib
 from escherjax.errors import UserError
@@ -32,7 +32,7 @@ from escherjax.weights.stored import StoredFormat
 
 log = logging.getLogger("escherjax.weights")
 
-SAMPLERS = ("ddim",)
+_STATIC = ("num_steps", "guidance_scale", "sampler", "eta", "guidance_rescale")
 
 
 def load(
@@ -108,9 +108,7 @@ class Pipeline:
         self._encode_latents = jax.jit(model.encode_latents)
         self._decode_latents = jax.jit(model.decode_latents)
         self._predict = jax.jit(model.predict)
-        self._generate = jax.jit(
-            spread_model.generate, static_argnames=("num_steps", "guidance_scale")
-        )
+        self._generate = jax.jit(spread_model.generate, static_argnames=_STATIC)
 
     def generate(
         self,
@@ -122,18 +120,21 @@ class Pipeline:
         seed: int = 0,
         initial_latents: np.ndarray | None = None,
         sampler: str = "ddim",
+        eta: float = 0.0,
+        guidance_rescale: float = 0.0,
     ) -> np.ndarray:
         """New views of one scene, all targets jointly.
 
         images: [N, H, H, 3] float in [0, 1] of any size, or a list of PIL images or paths
-        (composited on white, cut to the central square). reference_cameras: c2w [N, 4, 4];
-        target_cameras: c2w [M, 4, 4].
+        (turned as their EXIF orientation says, composited on white, cut to the central square).
+        reference_cameras: c2w [N, 4, 4], of the turned pictures; target_cameras: c2w [M, 4, 4].
         initial_latents: [M, h, w, C] standard normal, drawn from `seed` if None.
+        sampler: "ddim", "dpmpp_2m" or "unipc"; eta: noise that DDIM adds at each step, 0 to 1;
+        guidance_rescale: 0 to 1 (see `escherjax.diffusion`).
         Returns [M, R, R, 3] float32 in [0, 1], R = `resolution`.
-        Raises UserError for empty or unequal views, bad poses, values outside [0, 1], NaN.
+        Raises UserError for empty or unequal views, bad poses, values outside [0, 1], NaN, and
+        settings that the sampler does not know.
         """
-        if sampler not in SAMPLERS:
-            raise UserError(f"sampler = {sampler!r}; known: {', '.join(SAMPLERS)}.")
         pixels = self._reference_pixels(images)
         reference_c2w = _checked_poses(reference_cameras, "reference cameras")
         target_c2w = _checked_poses(target_cameras, "target cameras")
@@ -166,6 +167,10 @@ class Pipeline:
             num_steps=num_steps,
             guidance_scale=guidance_scale,
             num_targets=num_targets,
+            sampler=sampler,
+            eta=eta,
+            guidance_rescale=guidance_rescale,
+            key=jax.random.fold_in(jax.random.key(seed), 1),
         )
         return np.asarray(views[0, :num_views])
 
@@ -236,12 +241,15 @@ class Pipeline:
     def _read(self, image: Any) -> np.ndarray:
         if isinstance(image, (str, Path)):
             try:
-                image = Image.open(image)
-                image.load()
+                data = Path(image).read_bytes()
             except OSError as error:
                 raise UserError(f"cannot read the image {image}: {error}") from error
-        mode = "RGBA" if image.has_transparency_data else "RGB"
-        picture, _ = images_lib.square_crop(np.asarray(image.convert(mode)), np.eye(3))
+            picture, orientation = images_lib.decode_tagged(data, f"the image {image}")
+        else:
+            mode = "RGBA" if image.has_transparency_data else "RGB"
+            picture, orientation = np.asarray(image.convert(mode)), images_lib.orientation_of(image)
+        picture = images_lib.turn_upright(picture, orientation)
+        picture, _ = images_lib.square_crop(picture, np.eye(3))
         flat = images_lib.on_background(picture, images_lib.WHITE)
         resized = images_lib.resize_image(flat, self.resolution, self.resolution)
         return resized / np.float32(255)
@@ -276,11 +284,13 @@ def _load_workdir(
     step = checkpoint.find_step(workdir, step)
     weights = weights or ("ema" if config.ema.enabled else "raw")
     params = checkpoint.restore_sampling_params(workdir, abstract, step, weights)
+    references, targets = zip(*config_lib.view_counts(config), strict=True)
+    fewest = min(references)
     facts = dataclasses.replace(
         _facts_of_model(model, config.resolution),
         translation_unit="that of the scenes it was trained on",
-        num_references=(config.min_references or config.num_references, config.num_references),
-        num_targets=config.num_targets,
+        num_references=(min(config.min_references or fewest, fewest), max(references)),
+        num_targets=targets[0] if len(set(targets)) == 1 else None,
         weights=weights,
         trained_steps=step,
         guidance_scale=config.guidance_scale,

@@ -49,7 +49,12 @@ def main(argv: Sequence[str]) -> int:
     add("--steps", type=int, default=50, help="sampling steps (default %(default)s)")
     add("--guidance", type=float, default=3.0, help="scale, 1 for none (default %(default)s)")
     add("--seed", type=int, default=0)
-    add("--sampler", default="ddim", help="ddim")
+    add("--sampler", default="ddim", help="ddim (as published), dpmpp_2m, unipc")
+    add("--eta", type=float, default=0.0,
+        help="noise that ddim adds at each step, 0 to 1 (default %(default)s)")  # fmt: skip
+    add("--guidance-rescale", type=float, default=0.0,
+        help="how far guidance keeps the contrast of the unguided views, 0 to 1 "
+        "(default %(default)s)")  # fmt: skip
     add("--dtype", default="float32", help="compute: float32 or bfloat16")
     add("--view-parallel", type=int, metavar="N",
         help="devices that share the views; default: all, if each gets four or more")  # fmt: skip
@@ -65,8 +70,9 @@ def main(argv: Sequence[str]) -> int:
 
     from escherjax import cameras, pictures, pipeline
     from escherjax.cameras import Cameras
-    from escherjax.data.loader import read_views
-    from escherjax.data.scenes import read_scene_folder, write_transforms
+    from escherjax.data.drawing import read_views
+    from escherjax.data.scenes import read_scene_folder
+    from escherjax.data.transforms import write_transforms
 
     scene = read_scene_folder(arguments.views)
     references = _reference_indices(arguments.references, scene)
@@ -103,6 +109,8 @@ def main(argv: Sequence[str]) -> int:
         guidance_scale=arguments.guidance,
         seed=arguments.seed,
         sampler=arguments.sampler,
+        eta=arguments.eta,
+        guidance_rescale=arguments.guidance_rescale,
     )
     elapsed = time.perf_counter() - started
     views = pictures.to_uint8(views)
@@ -122,7 +130,9 @@ def main(argv: Sequence[str]) -> int:
         "cape": pipe.model.cape,
         "scene_scale": scale,
         "seconds": round(elapsed, 2),
-        **{name: getattr(arguments, name) for name in ("steps", "guidance", "seed", "sampler")},
+        **{name: getattr(arguments, name) for name in (
+            "steps", "guidance", "guidance_rescale", "seed", "sampler", "eta"
+        )},
     }
     (arguments.out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     print(arguments.out / "contact_sheet.png")
@@ -156,7 +166,7 @@ def _targets(arguments: argparse.Namespace, scene: Scene, scale: float) -> np.nd
     import numpy as np
 
     from escherjax import cameras, trajectories
-    from escherjax.data.scenes import read_cameras
+    from escherjax.data.transforms import read_cameras
 
     if arguments.targets == "all":
         c2w = scene.c2w.astype(np.float32)

@@ -39,6 +39,9 @@ PAPER = {
     "encoder.image_size": 224,
     "data.with_replacement": True,
     "data.background": "zero123",
+    "data.buckets": (),
+    "data.zoom": (),
+    "data.shift": 0.0,
     "guidance_scale": 3.0,
 }
 

@@ -20,6 +20,7 @@ from PIL import Image
 from scene_folders import assert_balls_where_projected, run
 
 from data_prep import colmap, mvimgnet
+from data_prep.epipolar import check_scene
 from escherjax import cameras
 from escherjax.data import colmap as data_colmap
 from escherjax.data import images, scenes
@@ -191,7 +192,7 @@ DAMAGES = {
     "cameras.bin": "cameras.bin has 32 bytes; what it lists takes 64",
     "images.bin": "is no whole COLMAP model",
     "pictures missing": f"{picture_name(1)} is missing; ",
-    "picture empty": f"{picture_name(1)} is no picture",
+    "picture empty": f"{picture_name(1)} cannot be decoded (it is empty)",
     "picture turned": f"has {HEIGHT} x {WIDTH} pixels, its camera {WIDTH} x {HEIGHT}",
     "NaN focal length": "a camera with parameters [nan",
     "panorama": "EQUIRECTANGULAR, which no pinhole camera can stand for",
@@ -262,38 +263,8 @@ def test_mvimgnet_reads_instances_of_classes_with_masks_as_alpha(tmp_path):
         run(mvimgnet, root, tmp_path / "out3", "--classes", "14,7,13")
 
 
-def descriptors(picture):
-    """SIFT keypoints [N, 2] and unit descriptors [N, 128]."""
-    options = pycolmap.FeatureExtractionOptions(use_gpu=False, num_threads=1)
-    grey = np.asarray(Image.fromarray(picture).convert("L"))
-    keypoints, features = pycolmap.Sift(options).extract(grey)
-    return keypoints[:, :2], features / np.linalg.norm(features, axis=1, keepdims=True)
-
-
-def epipolar_distance(scene, a, b):
-    """Median distance of matches between two views to their epipolar lines, pixels."""
-    (pixels_a, features_a), (pixels_b, features_b) = (
-        descriptors(images.decode_image(scene.images[view], "view")) for view in (a, b)
-    )
-    near = np.argsort(-(features_a @ features_b.T), axis=1)[:, :2]
-    angle = [np.arccos((features_a * features_b[near[:, i]]).sum(1).clip(-1, 1)) for i in (0, 1)]
-    good = angle[0] < 0.7 * angle[1]
-    assert good.sum() >= 20
-    one, other = (np.c_[p, np.ones(len(p))] for p in (pixels_a[good], pixels_b[near[good, 0]]))
-    b_from_a = np.linalg.inv(scene.c2w[b].astype(float)) @ scene.c2w[a].astype(float)
-    x, y, z = b_from_a[:3, 3]
-    essential = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ b_from_a[:3, :3]
-    inverse = [np.linalg.inv(scene.K[view].astype(float)) for view in (a, b)]
-    F = inverse[1].T @ essential @ inverse[0]
-    lines_b, lines_a = one @ F.T, other @ F
-    distances = [
-        np.abs((lines * points).sum(1)) / np.linalg.norm(lines[:, :2], axis=1)
-        for lines, points in ((lines_b, other), (lines_a, one))
-    ]
-    return float(np.median(np.mean(distances, axis=0)))
-
-
 def test_phone_capture_agrees_with_its_pictures_and_text_with_binary(data_dir, tmp_path):
+    pytest.importorskip("cv2")
     folder = data_dir / "colmap_plush"
     source, _ = run(colmap, folder, tmp_path / "bin", "--resolution", "0")
     run(colmap, folder, tmp_path / "txt", "--resolution", "0", "--model", "sparse_txt/0")
@@ -301,6 +272,8 @@ def test_phone_capture_agrees_with_its_pictures_and_text_with_binary(data_dir, t
     assert (tmp_path / "bin" / shard).read_bytes() == (tmp_path / "txt" / shard).read_bytes()
     scene = source[0]
     assert scene.num_views == 24
-    # The model's own reprojection error is 0.44 px; matches of whole photos measured 0.2 to 0.8.
+    # The model's own reprojection error is 0.44 px; its views measure 0.28 to 0.75.
     # Cameras of another convention are tens of pixels off.
-    assert max(epipolar_distance(scene, view, view + 1) for view in (1, 3, 11)) < 1.0
+    agreement = check_scene(scene)
+    assert agreement.matches.sum() > 1000
+    assert np.nanmax(agreement.distance) < 1.0

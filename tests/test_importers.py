@@ -184,13 +184,13 @@ def import_until(args, source, last):
     """The zero123 import, stopped as Ctrl-C does when scene number `last` is to be read."""
     found = scenes.find_scene_folders(source, "zero123")
 
-    def read_scene(place):
-        if place == last:
+    def read_scene(scene_id, folder):
+        if scene_id == f"scene-{last}":
             raise KeyboardInterrupt
-        return importing.Imported(scenes.read_scene_folder(found[place][1], found[place][0]))
+        return importing.Imported(scenes.read_scene_folder(folder, scene_id))
 
     ids = [scene_id for scene_id, _ in found]
-    read = importing.read_in_threads(read_scene, ids, workers=1)
+    read = importing.SceneReader(read_scene, found, workers=1)
     return importing.import_scenes(args, "zero123", ids, read)
 
 
@@ -212,6 +212,17 @@ def test_stopped_import_goes_on_and_gives_the_bytes_of_an_undisturbed_one(render
     train, heldout = records.open_shards(whole), records.open_shards(whole, "heldout")
     assert [train[i].scene_id for i in range(len(train))] == [f"scene-{i}" for i in (0, 2, 3, 4)]
     assert [heldout[i].scene_id for i in range(2)] == ["scene-5", "scene-6"]
+
+
+def test_finished_shard_that_was_lost_is_written_again(rendered, tmp_path):
+    source = make_scenes(tmp_path / "renders", rendered, 7)
+    whole = import_until(importer_arguments(source, tmp_path / "whole"), source, None)
+    args = importer_arguments(source, tmp_path / "again")
+    with pytest.raises(KeyboardInterrupt):
+        import_until(args, source, 6)
+    sorted(args.out.glob("*array_record*"))[0].unlink()
+    import_until(args, source, None)
+    assert contents(args.out) == contents(whole)
 
 
 def test_unfinished_import_with_other_arguments_is_refused(rendered, tmp_path):

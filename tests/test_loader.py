@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from escherjax import cameras
-from escherjax.data import images, loader, procedural, records
+from escherjax.data import drawing, images, loader, procedural, records
 from escherjax.errors import UserError
 
 SIZE = 16
@@ -170,7 +170,7 @@ def test_zero123_background_and_resize_equal_the_original(golden_dir):
         "one", "test", [images.encode_png(rgba)], np.eye(4)[None], np.eye(3)[None], 160, 160
     )
     for size in (64, 100, 256):
-        ours, _, _ = loader.read_views(scene, np.array([0]), size, "zero123")
+        ours, _, _ = drawing.read_views(scene, np.array([0]), size, "zero123")
         theirs = arrays[f"load_im/resized_{size}"].transpose(1, 2, 0)
         np.testing.assert_allclose((ours[0] / 255 - 0.5) / 0.5, theirs, atol=1e-6)
 
@@ -192,7 +192,7 @@ def test_resized_and_cropped_picture_shows_points_where_its_camera_projects_them
     picture[(columns - u) ** 2 + (rows - v) ** 2 < 9] = 255
     scene = records.Scene("one", "test", [images.encode_png(picture)], c2w, K, 40, 64)
     for size in (20, 40, 80):
-        pictures, poses, intrinsics = loader.read_views(scene, np.array([0]), size, "white")
+        pictures, poses, intrinsics = drawing.read_views(scene, np.array([0]), size, "white")
         assert pictures.shape == (1, size, size, 3)
         rows, columns = np.mgrid[:size, :size] + 0.5
         weight = pictures[0, ..., 0].astype(float)
@@ -277,7 +277,7 @@ def test_impossible_settings_are_refused_at_the_start(source, changes, options, 
 def test_picture_of_another_size_than_its_record_says_is_a_bad_record(shards):
     scene = dataclasses.replace(shards[0], height=SIZE + 1)
     with pytest.raises(UserError, match=r"\(16, 16\) pixels .*says \(17, 16\)"):
-        loader.read_views(scene, np.array([0]), SIZE, "white")
+        drawing.read_views(scene, np.array([0]), SIZE, "white")
 
 
 def test_png_with_palette_transparency_keeps_its_alpha():

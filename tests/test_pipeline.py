@@ -132,6 +132,14 @@ def test_paths_and_pictures_are_read_like_arrays(tiny_pipe, tmp_path):
     expected = tiny_pipe.generate(eight_bit / np.float32(255), cameras, targets, num_steps=2)
     from_paths = tiny_pipe.generate(paths, cameras, targets, num_steps=2)
     np.testing.assert_array_equal(from_paths, expected)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    for path, image in zip(paths, eight_bit, strict=True):
+        Image.fromarray(np.rot90(image)).save(path, exif=exif)
+    for turned in (paths, [Image.open(path) for path in paths]):
+        # the pixels themselves, since so few steps of a random network hardly tell references apart
+        pixels = tiny_pipe._reference_pixels(turned)
+        np.testing.assert_array_equal(pixels, eight_bit / np.float32(255))
     clear = Image.fromarray(np.zeros((16, 16, 4), np.uint8))
     white = tiny_pipe.generate([clear, clear], cameras, targets, num_steps=2)
     np.testing.assert_array_equal(
@@ -157,7 +165,8 @@ def test_wrong_input_is_refused_with_the_reason(tiny_pipe, tmp_path):
         ((images, bad_pose, targets), "view 1 holds NaN"),
         ((images, mirrored, targets), "mirrored"),
         ((images, cameras, targets[:0]), "a view at least"),
-        (([broken, broken], cameras, targets), "cannot read the image"),
+        (([broken, broken], cameras, targets), "broken.png cannot be decoded"),
+        (([tmp_path / "none"] * 2, cameras, targets), "cannot read the image"),
     ]:
         with pytest.raises(UserError, match=reason):
             tiny_pipe.generate(*arguments)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import pytest
 from PIL import Image
 from tiny import tiny_arguments, tiny_config
 
+import escherjax
 from escherjax import config as config_lib
 from escherjax.data.images import encode_png
+from escherjax.data.loader_config import LoaderConfig
 from escherjax.data.procedural import ProceduralSource
 from escherjax.data.records import write_scenes
 from escherjax.errors import TrainingError, UserError
@@ -27,7 +30,13 @@ from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
 
 # Enough steps that a signal sent after the first checkpoint arrives before the end.
-LONG = {"num_steps": 60, "checkpoint_every_steps": 10, "log_every_steps": 5}
+LONG = {
+    "num_steps": 60,
+    "checkpoint_every_steps": 10,
+    "log_every_steps": 5,
+    "data__buckets": ((2, 2, 2), (1, 1, 1)),
+    "data__zoom": (0.8, 1.25),
+}
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +85,7 @@ def unbroken(tmp_path_factory, environment):
     workdir = tmp_path_factory.mktemp("unbroken") / "run"
     code, output = finish(start(workdir, environment))
     assert code == 0, output
+    (workdir.parent / "output").write_text(output)
     return workdir
 
 
@@ -122,6 +132,22 @@ def test_work_directory_holds_what_is_promised(unbroken):
     assert steps == [40, 50, 60]
     record = json.loads(next((unbroken / "checkpoints/60/record").glob("metadata")).read_text())
     assert record["step"] == record["data_position"] == 60 and "jax" in record["versions"]
+
+
+def test_every_bucket_is_compiled_once_and_counted_as_it_is(unbroken):
+    output = (unbroken.parent / "output").read_text()
+    announced = re.findall(r"compiling the training step for (N = \d, M = \d)", output)
+    assert sorted(announced) == ["N = 1, M = 1", "N = 2, M = 2"]
+    config = checkpoint.read_config(unbroken)
+    loader = LoaderConfig(buckets=config.data.buckets, seed=config.seed)
+    rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    for row in rows[1:]:  # the first window leaves out the update that was compiled first
+        window = range(row["step"] - 5, row["step"])
+        targets = config.batch_size * sum(loader.bucket_of(s).num_targets for s in window)
+        counted = row["target_views_per_sec"] / row["steps_per_sec"] * len(window)
+        assert abs(counted - targets) < 1e-6 * targets  # rounding of the two rates
+    facts = escherjax.load(unbroken).facts
+    assert facts.num_references == (1, 2) and facts.num_targets is None
 
 
 def test_a_wrong_command_exits_with_2_and_one_message(tmp_path, environment):

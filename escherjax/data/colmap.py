@@ -60,7 +60,7 @@ def read_views(
         try:
             path = _inside(pictures, image.name)
             mask = _find_mask(masks, image.name) if masks else None
-            size = images.picture_size(path)
+            size = images.picture_size(path, str(path))
             key = (image.camera_id, size)
             if key not in pinholes:
                 pinholes[key] = _PinholeCamera(image.camera, size, f"{model}: {image.name}")
@@ -78,24 +78,6 @@ def read_views(
         (path, c2w, functools.partial(camera.apply, height, width, mask))
         for path, c2w, camera, mask in found
     ]
-
-
-def normalize_poses(
-    c2w: np.ndarray, radius: float | None = 1.5, recenter: bool = True, upright: bool = True
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Gives COLMAP's arbitrary world an up direction, an origin and a scale.
-
-    c2w: [V, 4, 4]. upright: world z becomes the cameras' common up (`cameras.upright_scene`);
-    recenter and radius as in `cameras.normalize_scene`, radius None keeping origin and scale.
-    Returns (c2w [V, 4, 4], {"rotation" [3][3], "center" [3], "scale"}), where
-    x_new = scale * (rotation @ x - center).
-    """
-    rotation, scale, center = np.eye(3), 1.0, np.zeros(3)
-    if upright:
-        c2w, rotation = cameras.upright_scene(c2w)
-    if radius is not None:
-        c2w, scale, center = cameras.normalize_scene(c2w, radius, recenter)
-    return c2w, {"rotation": rotation.tolist(), "center": center.tolist(), "scale": scale}
 
 
 class _PinholeCamera:

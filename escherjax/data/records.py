@@ -7,21 +7,28 @@ A folder of shards holds `scenes-SPLIT.array_record-00000-of-00004` ..., `featur
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
-import json
+import errno
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from escherjax import cameras
+from escherjax.data import moments as moments_lib
+from escherjax.data import remote
+from escherjax.data.metadata import COMPLETE_FILE, naming_damage, read_metadata
+from escherjax.data.whole_files import file_size, is_remote, whole_file
 from escherjax.errors import UserError
 
 DATASET_NAME = "scenes"
-COMPLETE_FILE = "dataset_info.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Scene:
         uint8 array [V, H, W, 4] with straight alpha.
     c2w: [V, 4, 4] float32 camera-to-world, OpenCV axes, world z up.
     K: [V, 3, 3] float32, pixels of the pictures.
+    moments: [V, h, w, 2 C] bfloat16 of the views' VAE latents (see data/moments.py), or None.
     """
 
     scene_id: str
@@ -41,6 +49,7 @@ class Scene:
     K: np.ndarray
     height: int
     width: int
+    moments: np.ndarray | None = None
 
     @property
     def num_views(self) -> int:
@@ -78,6 +87,8 @@ def scene_faults(scene: Scene) -> list[Fault]:
         if scene.images.shape != shape or scene.images.dtype != np.uint8:
             text = f"has pictures {scene.images.dtype} {scene.images.shape}; needed uint8 {shape}."
             faults.append(Fault("wrong picture size", text))
+    texts = moments_lib.moments_faults(scene.moments, views)
+    faults += [Fault("bad moments", text) for text in texts]
     if scene.c2w.shape[1:] == (4, 4):
         faults += [
             Fault(f"pose {kind}", text, view)
@@ -106,8 +117,8 @@ def validate_scene(scene: Scene) -> None:
         raise UserError(f"scene '{scene.scene_id}': {' '.join(texts)}{more}")
 
 
-def features() -> Any:
-    """The TFDS features of a record."""
+def features(with_moments: bool = False) -> Any:
+    """The TFDS features of a record, with or without stored moments."""
     from tensorflow_datasets import features as tfds_features
 
     return tfds_features.FeaturesDict({
@@ -118,6 +129,7 @@ def features() -> Any:
         "K": tfds_features.Tensor(shape=(None, 3, 3), dtype=np.float32),
         "height": tfds_features.Scalar(np.int32),
         "width": tfds_features.Scalar(np.int32),
+        **(moments_lib.record_features() if with_moments else {}),
     })  # fmt: skip
 
 
@@ -131,10 +143,11 @@ def encode_scene(scene: Scene) -> bytes:
     validate_scene(scene)
     if isinstance(scene.images, np.ndarray):
         raise UserError(f"scene '{scene.scene_id}' has raw pictures; encode them before writing.")
-    spec = features()
+    spec = features(with_moments=scene.moments is not None)
     serializer = example_serializer.ExampleSerializer(spec.get_serialized_info())
     fields = {field.name: getattr(scene, field.name) for field in dataclasses.fields(scene)}
     fields["images"] = list(scene.images)
+    fields |= moments_lib.to_fields(fields.pop("moments"))
     example = serializer.get_tf_example(spec.encode_example(fields))
     return example.SerializeToString(deterministic=True)
 
@@ -147,33 +160,53 @@ def shard_path(folder: Path, split: str, shard: int, num_shards: int) -> Path:
 def write_shard(path: Path, scenes: Iterable[Scene]) -> int:
     """Writes one shard under a temporary name, then renames it. Returns the number of scenes.
 
-    Nothing is left at `path` unless all scenes were written.
+    path: local, or an etils.epath.Path. Nothing is left of the shard unless all scenes were
+    written. Raises OSError if it cannot be written: a full disk, say.
     """
     from array_record.python import array_record_module
 
-    temporary = path.with_name(f"{path.name}.tmp")
-    # Group size 1 reads one scene at a time; pictures are compressed already.
-    writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     count = 0
-    try:
-        for scene in scenes:
-            writer.write(encode_scene(scene))
-            count += 1
-    finally:
-        writer.close()
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        # Group size 1 reads one scene at a time; pictures are compressed already.
+        writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1,uncompressed")
+        try:
+            for scene in scenes:
+                record = encode_scene(scene)
+                with _write_errors(path):
+                    writer.write(record)
+                count += 1
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                writer.close()
+            raise
+        with _write_errors(path):
+            writer.close()
     return count
 
 
+@contextlib.contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    """Makes ArrayRecord's errors, which name the reason in words alone, OSErrors with a number."""
+    try:
+        yield
+    except RuntimeError as error:
+        codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        code = next((code for code in codes if os.strerror(code) in str(error)), errno.EIO)
+        text = str(error)[:200] if code == errno.EIO else os.strerror(code)
+        raise OSError(code, text, str(path)) from error
+
+
 def write_metadata(
-    folder: Path, shard_lengths: Mapping[str, Sequence[int]], description: str = ""
+    folder: Path,
+    shard_lengths: Mapping[str, Sequence[int]],
+    description: str = "",
+    with_moments: bool = False,
 ) -> None:
     """Makes a folder of written shards a whole data set.
 
-    shard_lengths: scenes in each shard of each split, in order of the shards.
+    shard_lengths: scenes in each shard of each split, in order of the shards. with_moments:
+    whether the scenes hold stored moments.
     """
-    import tempfile
-
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import dataset_info, file_adapters, naming
 
@@ -187,7 +220,7 @@ def write_metadata(
             name=split,
             shard_lengths=list(lengths),
             num_bytes=sum(
-                shard_path(folder, split, i, len(lengths)).stat().st_size
+                file_size(shard_path(folder, split, i, len(lengths)))
                 for i in range(len(lengths))
             ),
             filename_template=template.replace(split=split),
@@ -197,14 +230,17 @@ def write_metadata(
     identity = dataset_info.DatasetIdentity(
         name=DATASET_NAME, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name=""
     )
-    info = tfds.core.DatasetInfo(builder=identity, features=features(), description=description)
+    info = tfds.core.DatasetInfo(
+        builder=identity, features=features(with_moments), description=description
+    )
     info.set_file_format(file_adapters.FileFormat.ARRAY_RECORD)
     info.set_splits(tfds.core.SplitDict(splits))
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".metadata-") as temporary:
+    with tempfile.TemporaryDirectory() as temporary:
         info.write_to_directory(temporary)
         names = sorted(os.listdir(temporary), key=lambda name: name == COMPLETE_FILE)
         for name in names:
-            os.replace(Path(temporary) / name, folder / name)
+            with whole_file(folder / name) as file:
+                shutil.copyfile(Path(temporary) / name, file)
 
 
 def write_scenes(
@@ -237,12 +273,13 @@ def check_split_name(split: str) -> None:
 
 
 def check_unique(scene_ids: Sequence[str]) -> None:
-    """Raises UserError naming the first id that comes twice."""
-    seen: set[str] = set()
-    for scene_id in scene_ids:
-        if scene_id in seen:
-            raise UserError(f"scene id '{scene_id}' comes twice; every scene needs its own.")
-        seen.add(scene_id)
+    """Raises UserError naming the ids that come twice, five of them at most."""
+    counts = collections.Counter(scene_ids)
+    twice = [scene_id for scene_id, count in counts.items() if count > 1]
+    if twice:
+        named = ", ".join(f"'{scene_id}'" for scene_id in twice[:5])
+        more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
+        raise UserError(f"scene id {named}{more} comes twice; every scene needs its own.")
 
 
 class ShardSource:
@@ -275,6 +312,7 @@ class ShardSource:
                 raise ValueError(f"it has no {', '.join(missing)}")
             fields["scene_id"] = fields["scene_id"].decode()
             fields["source"] = fields["source"].decode()
+            fields["moments"] = moments_lib.from_fields(fields)
             return Scene(**{field.name: fields[field.name] for field in dataclasses.fields(Scene)})
         except (
             DecodeError, RuntimeError, ValueError, KeyError, TypeError, IndexError, OSError
@@ -287,47 +325,41 @@ class ShardSource:
                 f"{self.shard_of(index)} again."
             ) from error
 
+    @property
+    def shard_ends(self) -> list[int]:
+        """For each shard the number of scenes in it and in those before."""
+        return np.cumsum(self._shard_lengths).tolist()
+
     def shard_of(self, index: int) -> str:
         """File name of the shard that holds scene `index`."""
-        shard = int(np.searchsorted(np.cumsum(self._shard_lengths), int(index), side="right"))
+        shard = int(np.searchsorted(self.shard_ends, int(index), side="right"))
         return shard_path(Path(), self.split, shard, len(self._shard_lengths)).name
 
 
 def open_shards(folder: str | Path, split: str = "train") -> ShardSource:
-    """Opens one split of a data set folder, local or any address that etils.epath reads.
+    """Opens one split of a data set: a folder, or an address (gs://, s3://, http://, https://).
 
-    Raises UserError if the folder is no whole data set, has no such split, or misses shards.
+    At an address records are read one by one, by byte ranges. Raises UserError if the folder is no
+    whole data set, has no such split, or misses shards, or an address cannot be read.
     """
-    import tensorflow_datasets as tfds
-    from etils import epath
-    from google.protobuf import json_format
-
-    root = epath.Path(folder)
-    if not (root / COMPLETE_FILE).exists():
-        raise UserError(
-            f"{folder} is no whole data set: it has no {COMPLETE_FILE}. Give the folder that a "
-            "data_prep command made; if one was stopped, start it again and it goes on."
-        )
-    try:
-        info = json.loads((root / COMPLETE_FILE).read_text())
-        lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
-        builder = tfds.builder_from_directory(root)
-    except (json_format.Error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{COMPLETE_FILE} or features.json of {folder} is damaged ({type(error).__name__}: "
-            f"{str(error)[:200]}); copy them again."
-        ) from error
+    lengths, builder = read_metadata(folder)
     if split not in lengths:
         raise UserError(f"{folder} has no split '{split}'; it has {', '.join(sorted(lengths))}.")
+    if not sum(lengths[split]):
+        raise UserError(f"split '{split}' of {folder} has no scenes.")
     count = len(lengths[split])
     names = [shard_path(Path(), split, shard, count).name for shard in range(count)]
-    present = {path.name for path in root.iterdir()}
+    if is_remote(folder):
+        decode = builder.info.features.deserialize_example_np
+        shards = remote.RemoteShards(str(folder), names, lengths[split], decode)
+        return ShardSource(str(folder), split, shards, lengths[split])
+    present = set(os.listdir(folder))
     missing = [name for name in names if name not in present]
     if missing:
         raise UserError(
             f"{folder} misses {len(missing)} of {count} shards of split '{split}': "
             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Copy them again."
         )
-    if not sum(lengths[split]):
-        raise UserError(f"split '{split}' of {folder} has no scenes.")
-    return ShardSource(str(folder), split, builder.as_data_source(split), lengths[split])
+    with naming_damage(folder):
+        data = builder.as_data_source(split)
+    return ShardSource(str(folder), split, data, lengths[split])

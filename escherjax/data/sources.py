@@ -7,32 +7,73 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from escherjax.data.loader import BatchIterator, LoaderConfig, make_loader
+from escherjax import config as config_lib
+from escherjax.data import moments
+from escherjax.data.loader import BatchIterator, make_loader
+from escherjax.data.loader_config import LoaderConfig
+from escherjax.data.mixture import Mixture
 from escherjax.data.procedural import ProceduralSource
 from escherjax.data.records import open_shards
 from escherjax.errors import UserError
+from escherjax.models import eschernet
 
 # Procedural scenes are numbered; held-out ones are counted from here, far from any training scene.
 FIRST_HELDOUT_SCENE = 1 << 30
 
 
 def open_training_source(config: ConfigDict) -> Any:
-    """The scenes to train on: `config.data.source` is a folder of shards or "procedural".
+    """The scenes to train on, a `Mixture` where `config.data.source` names several sources.
 
-    Raises UserError if there are none, or if their views are known to be too few.
+    Raises UserError naming every source that has none, or whose views are known to be too few.
     """
     data = config.data
+    names = config_lib.source_names(config)
     loader = _training_loader(config)
     loader.validate()
-    if data.source == "procedural":
-        loader.check_views(data.num_views, "config.data.num_views: every procedural scene")
-        return ProceduralSource(config.seed, data.num_scenes, data.num_views, config.resolution)
-    if not data.source:
-        raise UserError(
-            "config.data.source is empty; set it to a folder of shards (made by data_prep), or to "
-            "'procedural' for scenes rendered at start."
+    opened, problems = {}, []
+    for name in names:
+        try:
+            if name == "procedural":
+                loader.check_views(data.num_views, "config.data.num_views: every procedural scene")
+            else:
+                opened[name] = open_shards(name, data.split)
+                if data.latents:
+                    _check_moments(name, config)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    if "procedural" in names:  # rendered last: it takes longest, and cannot fail
+        opened["procedural"] = ProceduralSource(
+            config.seed, data.num_scenes, data.num_views, config.resolution
         )
-    return open_shards(data.source, data.split)
+    if len(names) == 1:
+        return opened[names[0]]
+    return Mixture({name: opened[name] for name in names}, data.weights)
+
+
+def _check_moments(folder: str, config: ConfigDict) -> None:
+    """Raises UserError unless the stored moments of a data set are those this run would encode."""
+    shape = eschernet.moments_shape(config)
+    problems = moments.mismatches(
+        moments.read_info(folder), config.resolution, config.data.background, shape
+    )
+    if problems:
+        raise UserError(
+            f"the stored moments of {folder} do not fit: {'; '.join(problems)}. Change the config, "
+            "or make moments for it by data_prep.latents."
+        )
+
+
+def check_vae(config: ConfigDict, vae_params: Any) -> None:
+    """Raises UserError unless this VAE made the stored moments that the config trains on.
+
+    vae_params: host arrays.
+    """
+    if config.data.latents:
+        fingerprint = moments.vae_fingerprint(vae_params)
+        for folder in config_lib.source_names(config):
+            moments.check_vae(folder, fingerprint)
 
 
 def training_batches(
@@ -54,10 +95,17 @@ def training_batches(
 def _training_loader(config: ConfigDict) -> LoaderConfig:
     return LoaderConfig(
         resolution=config.resolution,
-        num_references=(config.min_references or config.num_references, config.num_references),
+        num_references=(config.min_references, config.num_references)
+        if config.min_references
+        else config.num_references,
         num_targets=config.num_targets,
+        buckets=config.data.buckets,
         with_replacement=config.data.with_replacement,
         background=config.data.background,
+        zoom=config.data.zoom,
+        shift=config.data.shift,
+        augment_views=config.data.augment_views,
+        moments_shape=eschernet.moments_shape(config) if config.data.latents else (),
         on_bad_record=config.data.on_bad_record,
         seed=config.seed,
         shuffle=True,
@@ -68,23 +116,26 @@ def heldout_batches(config: ConfigDict, share: tuple[int, int] = (0, 1)) -> list
     """Part `share`, (index, count), of fixed batches of held-out scenes with fixed views.
 
     Every scene has max(eval.num_references, num_references) references and eval.num_targets
-    targets, all different views. Raises UserError if there are too few scenes or views.
+    targets, all different views, never augmented. Of several sources the first one gives them all,
+    so that figures compare between runs that add others.
+    Raises UserError if there are too few scenes or views.
     """
     data, sizes = config.data, config.eval
+    folder = config_lib.source_names(config)[0]
     if sizes.num_scenes % sizes.batch_size:
         raise UserError(
             f"config.eval.num_scenes = {sizes.num_scenes} is not a multiple of "
             f"config.eval.batch_size = {sizes.batch_size}; change one of them."
         )
     num_references = max(*sizes.num_references, config.num_references)
-    if data.source == "procedural":
+    if folder == "procedural":
         num_views = max(data.num_views, num_references + sizes.num_targets)
         source: Any = ProceduralSource(
             config.seed, sizes.num_scenes, num_views, config.resolution, FIRST_HELDOUT_SCENE
         )
     else:
         try:
-            source = open_shards(data.source, data.heldout_split)
+            source = open_shards(folder, data.heldout_split)
         except UserError as error:
             raise UserError(
                 f"no held-out scenes to evaluate on: {error} Import with --heldout, or set "
@@ -93,7 +144,7 @@ def heldout_batches(config: ConfigDict, share: tuple[int, int] = (0, 1)) -> list
             ) from error
     if len(source) < sizes.num_scenes:
         raise UserError(
-            f"{data.source} has {len(source)} scenes in split {data.heldout_split!r}; "
+            f"{folder} has {len(source)} scenes in split {data.heldout_split!r}; "
             f"config.eval.num_scenes = {sizes.num_scenes} needs more. Lower it (and "
             "config.eval.batch_size), or choose another config.data.heldout_split."
         )

@@ -21,6 +21,7 @@ from escherjax.errors import UserError
 
 _BETA_SCHEDULES = ("scaled_linear", "linear")
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+TIMESTEP_SPACINGS = ("leading", "trailing")
 
 
 @functools.partial(
@@ -28,7 +29,7 @@ _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
     data_fields=["betas", "alphas_cumprod"],
     meta_fields=[
         "beta_start", "beta_end", "beta_schedule", "prediction_type", "steps_offset",
-        "set_alpha_to_one",
+        "set_alpha_to_one", "timestep_spacing", "rescale_betas_zero_snr",
     ],
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ class NoiseSchedule:
         (the clean latents; pixels without a VAE learn fastest so, arXiv 2511.13720).
     steps_offset: added to every sampling timestep.
     set_alpha_to_one: whether the last sampling step goes to no noise at all; else to abar_0.
+    timestep_spacing: of DDIM, "leading" or "trailing"; see `solvers.spaced_timesteps`.
+    rescale_betas_zero_snr: whether the last timestep is pure noise (arXiv 2305.08891).
     """
 
     betas: np.ndarray
@@ -51,6 +54,8 @@ class NoiseSchedule:
     prediction_type: str
     steps_offset: int
     set_alpha_to_one: bool
+    timestep_spacing: str
+    rescale_betas_zero_snr: bool
 
     @classmethod
     def from_config(
@@ -62,10 +67,15 @@ class NoiseSchedule:
         prediction_type: str = "epsilon",
         steps_offset: int = 1,
         set_alpha_to_one: bool = False,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
     ) -> NoiseSchedule:
         """Makes the schedule; the defaults are those of Stable Diffusion 1.5 and of EscherNet.
 
         "linear" spaces beta evenly, "scaled_linear" its square root (LDM, arXiv 2112.10752).
+        rescale_betas_zero_snr shifts and stretches sqrt(abar) so that its last value is 0, its
+        first the same (arXiv 2305.08891, algorithm 1); there, predictions of the noise say nothing
+        and only "trailing" timesteps start, so both are required to fit.
         Raises UserError on values outside their range.
         """
         if beta_schedule not in _BETA_SCHEDULES:
@@ -81,20 +91,41 @@ class NoiseSchedule:
             )
         if steps_offset < 0:
             raise UserError(f"steps_offset is {steps_offset}; it must be 0 or more.")
+        if timestep_spacing not in TIMESTEP_SPACINGS:
+            raise UserError(
+                f"timestep_spacing is {timestep_spacing!r}; known: {TIMESTEP_SPACINGS}."
+            )
+        if rescale_betas_zero_snr and prediction_type == "epsilon":
+            raise UserError(
+                "rescale_betas_zero_snr with prediction_type 'epsilon': from pure noise, the noise "
+                "tells nothing of the picture. Take 'v_prediction' or 'sample'."
+            )
+        if rescale_betas_zero_snr and timestep_spacing != "trailing":
+            raise UserError(
+                "rescale_betas_zero_snr with timestep_spacing 'leading', which never starts at the "
+                "last timestep. Take 'trailing'."
+            )
         if beta_schedule == "scaled_linear":
             betas = _linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
         else:
             betas = _linspace(beta_start, beta_end, num_train_timesteps)
-        alphas_cumprod = np.cumprod(np.float32(1) - betas, dtype=np.float64).astype(np.float32)
+        alphas_cumprod = np.cumprod(np.float32(1) - betas, dtype=np.float64)
+        if rescale_betas_zero_snr:
+            signal = np.sqrt(alphas_cumprod)
+            signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+            alphas_cumprod = signal**2
+            betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
         return cls(
-            betas=betas,
-            alphas_cumprod=alphas_cumprod,
+            betas=betas.astype(np.float32),
+            alphas_cumprod=alphas_cumprod.astype(np.float32),
             beta_start=beta_start,
             beta_end=beta_end,
             beta_schedule=beta_schedule,
             prediction_type=prediction_type,
             steps_offset=steps_offset,
             set_alpha_to_one=set_alpha_to_one,
+            timestep_spacing=timestep_spacing,
+            rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
 
     @property
@@ -127,8 +158,6 @@ def from_diffusers(config: Mapping[str, Any]) -> NoiseSchedule:
     required = {
         "clip_sample": (True, False),  # (diffusers' default, the only supported value)
         "thresholding": (False, False),
-        "rescale_betas_zero_snr": (False, False),
-        "timestep_spacing": ("leading", "leading"),
         "trained_betas": (None, None),
     }
     for key, (default, supported) in required.items():
@@ -159,6 +188,8 @@ _DDIM_DEFAULTS = {
     "prediction_type": "epsilon",
     "steps_offset": 0,
     "set_alpha_to_one": True,
+    "timestep_spacing": "leading",
+    "rescale_betas_zero_snr": False,
 }
 _MOST_TIMESTEPS = 100_000  # a larger table of noise levels would only fill the memory
 
@@ -166,10 +197,7 @@ _MOST_TIMESTEPS = 100_000  # a larger table of noise levels would only fill the 
 def _is_like(value: Any, default: Any) -> bool:
     if isinstance(default, float):
         return type(value) in (int, float)
-    in_range = not isinstance(default, int) or value is True or value is False or (
-        type(value) is int and value <= _MOST_TIMESTEPS
-    )
-    return type(value) is type(default) and in_range
+    return type(value) is type(default) and (type(value) is not int or value <= _MOST_TIMESTEPS)
 
 
 def to_diffusers(schedule: NoiseSchedule) -> dict[str, Any]:
@@ -184,8 +212,8 @@ def to_diffusers(schedule: NoiseSchedule) -> dict[str, Any]:
         "prediction_type": schedule.prediction_type,
         "clip_sample": False,
         "thresholding": False,
-        "rescale_betas_zero_snr": False,
-        "timestep_spacing": "leading",
+        "rescale_betas_zero_snr": schedule.rescale_betas_zero_snr,
+        "timestep_spacing": schedule.timestep_spacing,
         "steps_offset": schedule.steps_offset,
         "set_alpha_to_one": schedule.set_alpha_to_one,
     }
@@ -216,18 +244,6 @@ def training_target(
         return x
     signal, sigma = _signal_and_sigma(schedule, t, x)
     return signal * noise - sigma * x
-
-
-def noise_from_prediction(
-    schedule: NoiseSchedule, prediction: jax.Array, t: jax.Array, x_t: jax.Array
-) -> jax.Array:
-    """The noise that a prediction at timestep t claims is in x_t. Shapes as in `add_noise`."""
-    if schedule.prediction_type == "epsilon":
-        return prediction
-    signal, sigma = _signal_and_sigma(schedule, t, x_t)
-    if schedule.prediction_type == "sample":
-        return (x_t - signal * prediction) / sigma
-    return signal * prediction + sigma * x_t
 
 
 def sample_from_prediction(

@@ -202,11 +202,12 @@ class EscherNet:
         guidance_scale: float = 3.0,
         num_references: jax.Array | None = None,
         num_targets: jax.Array | None = None,
+        **sampling: Any,
     ) -> jax.Array:
-        """New views by DDIM, all targets of a scene jointly.
+        """New views, all targets of a scene jointly.
 
         images: [B, N, H, W, 3] in [-1, 1]; latents: [B, M, h, w, C] standard normal;
-        num_references, num_targets: see `predict`.
+        num_references, num_targets: see `predict`; sampling: see `generate_latents`.
         Returns [B, M, H, W, 3] float32 in [0, 1].
         """
         latents = self.generate_latents(
@@ -219,6 +220,7 @@ class EscherNet:
             guidance_scale,
             num_references,
             num_targets,
+            **sampling,
         )
         decoded = self.decode_latents(params, latents / self.latent_scale)
         return jnp.clip(decoded / 2 + 0.5, 0.0, 1.0)
@@ -234,15 +236,34 @@ class EscherNet:
         guidance_scale: float = 3.0,
         num_references: jax.Array | None = None,
         num_targets: jax.Array | None = None,
+        sampler: str = "ddim",
+        eta: float = 0.0,
+        guidance_rescale: float = 0.0,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """Scaled latents [B, M, h, w, C] after DDIM; tokens [B, N, L, D] from `encode_images`."""
+        """Scaled latents [B, M, h, w, C] after sampling; tokens [B, N, L, D] of `encode_images`.
+
+        sampler, eta: see `solvers.make_table`; guidance_rescale: see `samplers.guide`; key: of the
+        noise that eta adds, each view's its own.
+        """
 
         def predict(latents, timesteps, tokens, views):
             return self.predict(params, latents, timesteps, tokens, *views)
 
+        def draw_noise(step):
+            keys = jax.random.split(jax.random.fold_in(key, step), latents.shape[0])
+            views = jnp.arange(latents.shape[1])
+
+            def draw(key, view):
+                return jax.random.normal(jax.random.fold_in(key, view), latents.shape[2:])
+
+            return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, views)
+
         views = (reference_cameras, target_cameras, num_references, num_targets)
-        guided = samplers.guide(predict, tokens, views, guidance_scale)
-        return samplers.sample_ddim(self.schedule, guided, latents, num_steps)
+        guided = samplers.guide(predict, tokens, views, guidance_scale, guidance_rescale)
+        return samplers.sample(
+            self.schedule, guided, latents, num_steps, sampler, eta, draw_noise if eta else None
+        )
 
 
 def from_config(config: ConfigDict) -> EscherNet:
@@ -268,6 +289,12 @@ def from_config(config: ConfigDict) -> EscherNet:
         codec=codec,
         schedule=NoiseSchedule.from_config(**config.diffusion),
     )
+
+
+def moments_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """(h, w, 2 C) of the VAE moments of one view: mean and log variance side by side."""
+    height, width, channels = from_config(config).latent_shape(config.resolution)
+    return height, width, 2 * channels
 
 
 def from_parts(

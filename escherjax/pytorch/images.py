@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from escherjax.errors import UserError
 
@@ -17,7 +17,8 @@ def read_images(images: Any, resolution: int) -> torch.Tensor:
     """Reference images float32 [N, 3, H, H] in [-1, 1].
 
     images: [N, H, H, 3] float in [0, 1], array or tensor; or a list of PIL images or paths, which
-    are cut to the central square, composited on white and resized to `resolution`.
+    are turned as their EXIF orientation says, cut to the central square, composited on white and
+    resized to `resolution`.
     Raises UserError for another shape or range, or a file that is no picture.
     """
     if isinstance(images, (Image.Image, str, Path)):
@@ -42,19 +43,30 @@ def read_images(images: Any, resolution: int) -> torch.Tensor:
     return pixels.movedim(-1, 1) * 2 - 1
 
 
+def _open(path: str | Path) -> Image.Image:
+    """A whole picture of at most PIL.Image.MAX_IMAGE_PIXELS pixels."""
+    picture = Image.open(path, formats=("PNG", "JPEG", "WEBP"))
+    if Image.MAX_IMAGE_PIXELS is not None and picture.width * picture.height > (
+        Image.MAX_IMAGE_PIXELS
+    ):
+        raise ValueError(f"{picture.width} x {picture.height} pixels are too many; shrink it first")
+    picture.load()
+    return picture
+
+
 def _read_picture(picture: Any, resolution: int) -> np.ndarray:
     """A PIL image or the path of one as float32 [resolution, resolution, 3] in [0, 1]."""
     if isinstance(picture, (str, Path)):
         try:
-            picture = Image.open(picture)
-            picture.load()
-        except OSError as error:
+            picture = _open(picture)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise UserError(f"cannot read the image {picture}: {error}") from error
     if not isinstance(picture, Image.Image):
         raise UserError(
             f"a reference image is a {type(picture).__name__}; needed a PIL image or a path, or "
             "all images as one array [N, H, H, 3]."
         )
+    picture = ImageOps.exif_transpose(picture)
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     square = picture.crop((left, top, left + side, top + side))

@@ -123,11 +123,12 @@ class EscherNetPipeline(DiffusionPipeline):
         """New views of one scene, all targets jointly.
 
         images: [N, H, H, 3] float in [0, 1] of any size, or a list of PIL images or paths
-        (composited on white, cut to the central square, resized). reference_cameras [N, 4, 4],
-        target_cameras [M, 4, 4]: camera-to-world, OpenCV axes, arrays, tensors or an object that
-        has them as `c2w`. guidance_scale: 1 or less means none. generator: draws the first latents;
-        None makes one of `seed`, the same on every device. latents: the first latents themselves,
-        [M, C, h, w] standard normal; their sides give the resolution.
+        (turned as their EXIF orientation says, composited on white, cut to the central square,
+        resized). reference_cameras [N, 4, 4], target_cameras [M, 4, 4]: camera-to-world, OpenCV
+        axes, arrays, tensors or an object that has them as `c2w`. guidance_scale: 1 or less means
+        none. generator: draws the first latents; None makes one of `seed`, the same on every
+        device. latents: the first latents themselves, [M, C, h, w] standard normal; their
+        sides give the resolution.
         output_type: "pil", "np" ([M, R, R, 3] float32 in [0, 1]), "pt" ([M, 3, R, R]) or "latent"
         ([M, C, h, w], scaled). Returns them as `.images`. Raises UserError for bad input.
         """

@@ -26,7 +26,7 @@ from escherjax.training.heldout import HeldOut
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import TrainState, abstract_state, create_state
 from escherjax.training.step import make_train_step
-from escherjax.training.watch import Watch
+from escherjax.training.watch import Watch, Work
 from escherjax.training.writers import MetricWriter
 from escherjax.weights.names import count_parameters
 
@@ -56,13 +56,12 @@ def train(config: ConfigDict, workdir: Path) -> int:
             config, model, {**abstract.params, **abstract.frozen}
         )
         log.info("starting points:\n%s", starting_points.format_table(table))
+        sources.check_vae(config, loaded["vae"])
     checkpoint.prepare_workdir(workdir, config)
     _log_setup(mesh, abstract)
 
     train_step = make_train_step(model, optimizer, config, mesh)
-    flops = 0.0  # only MFU needs it, and tracing the full network takes seconds
-    if perf.peak_flops():
-        flops = perf.train_step_flops(model, abstract.params, abstract.frozen, config)
+    compiled: dict[tuple[int, int], Work] = {}  # by N and M
     with (
         checkpoint.open_manager(workdir, config.keep_checkpoints) as manager,
         logging_redirect_tqdm(),
@@ -78,8 +77,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
         start = int(state.step)
         batches = sources.training_batches(source, config, position, share)
         writer = MetricWriter(workdir, start)
-        watch = Watch(config, writer, start, flops)
-        log.info("compiling the training step: seconds if small, minutes for the full network")
+        watch = Watch(config, writer, start)
 
         num_bad = 0
         try:
@@ -97,8 +95,15 @@ def train(config: ConfigDict, workdir: Path) -> int:
                 watch.waited_for_data(time.perf_counter() - waiting)
                 num_bad = _name_bad_records(batches.bad_records, num_bad)
                 scene_ids = batch.pop("scene_ids")
-                state, metrics = train_step(state, sharding.put_batch(mesh, batch))
-                watch.dispatched(step + 1, metrics, scene_ids)
+                counts = batch["ref_c2w"].shape[1], batch["target_c2w"].shape[1]
+                arrays = sharding.put_batch(mesh, batch)
+                if counts in compiled:
+                    state, metrics = train_step(state, arrays)
+                else:
+                    with watch.paused():
+                        compiled[counts] = _work(config, model, abstract, counts)
+                        state, metrics = train_step(state, arrays)
+                watch.dispatched(step + 1, metrics, scene_ids, compiled[counts])
             manager.wait_until_finished()
             writer.draw_loss()
         finally:
@@ -133,6 +138,21 @@ def _is_due(config: ConfigDict, step: int) -> bool:
         config.checkpoint_every_steps, config.eval_every_steps, config.sample_every_steps
     )  # fmt: skip
     return any(every and step % every == 0 for every in intervals)
+
+
+def _work(
+    config: ConfigDict, model: EscherNet, abstract: TrainState, counts: tuple[int, int]
+) -> Work:
+    """What an update of N and M does, announcing that its step is compiled now."""
+    log.info(
+        "compiling the training step for N = %d, M = %d: seconds if small, minutes for the full "
+        "network",
+        *counts,
+    )
+    flops = 0.0  # only MFU needs it, and tracing the full network takes seconds
+    if perf.peak_flops():
+        flops = perf.train_step_flops(model, abstract.params, abstract.frozen, config, *counts)
+    return Work(config.batch_size * counts[1], flops)
 
 
 def _report(

@@ -67,11 +67,19 @@ def _jaxpr_flops(jaxpr: Any) -> float:
     return total
 
 
-def train_step_flops(model: EscherNet, trained: Any, frozen: Any, config: ConfigDict) -> float:
+def train_step_flops(
+    model: EscherNet,
+    trained: Any,
+    frozen: Any,
+    config: ConfigDict,
+    num_references: int,
+    num_targets: int,
+) -> float:
     """FLOPs of one training step by the usual count: forward and twice that for backward.
 
-    The frozen latent encoder counts once; recomputation (remat) does not count. trained, frozen:
-    parameters or their ShapeDtypeStructs.
+    The frozen latent encoder counts once, or not at all where moments are stored; recomputation
+    (remat) does not count. trained, frozen: parameters or their ShapeDtypeStructs.
+    num_references, num_targets: the step's N and M.
     """
     plain = dataclasses.replace(model, unet=model.unet.clone(attention_impl="xla", remat=False))
     batch, side = config.batch_size, config.resolution
@@ -88,11 +96,13 @@ def train_step_flops(model: EscherNet, trained: Any, frozen: Any, config: Config
     forward = count_flops(
         network,
         trained,
-        views(config.num_references, side, side, 3),
-        views(config.num_targets, *plain.latent_shape(side)),
+        views(num_references, side, side, 3),
+        views(num_targets, *plain.latent_shape(side)),
         jax.ShapeDtypeStruct((batch,), jnp.int32),
-        views(config.num_references, 4, 4),
-        views(config.num_targets, 4, 4),
+        views(num_references, 4, 4),
+        views(num_targets, 4, 4),
     )
-    encode = count_flops(plain.encode_latents, frozen, views(config.num_targets, side, side, 3))
+    if config.data.latents:
+        return 3 * forward
+    encode = count_flops(plain.encode_latents, frozen, views(num_targets, side, side, 3))
     return 3 * forward + encode

@@ -20,6 +20,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from escherjax import config as config_lib
 from escherjax.errors import UserError
 from escherjax.models.parallel import GATHERS, Spread
 
@@ -171,7 +172,10 @@ def _size_problems(config: ConfigDict, sizes: dict[str, int]) -> list[str]:
     divided = [
         ("unet.num_heads", config.unet.num_heads, "model", sizes["model"]),
         ("unet.norm_groups", config.unet.norm_groups, "model", sizes["model"]),
-        ("num_targets", config.num_targets, "view", sizes["view"]),
+    ]
+    divided += [
+        ("data.buckets: M" if config.data.buckets else "num_targets", m, "view", sizes["view"])
+        for _, m in config_lib.view_counts(config)
     ]
     if config.eval_every_steps or config.sample_every_steps:
         divided += [

@@ -38,8 +38,13 @@ class Draws:
 
 def draw(key: jax.Array, model: EscherNet, batch: Batch, drop_rate: float) -> Draws:
     """Draws that depend on the key and the global batch alone, not on the number of devices."""
-    batch_size, num_targets, height = batch["target_images"].shape[:3]
-    shape = (batch_size, num_targets, *model.latent_shape(height))
+    if "target_moments" in batch:
+        *sizes, both = batch["target_moments"].shape
+        shape = (*sizes, both // 2)
+    else:
+        *sizes, height, _, _ = batch["target_images"].shape
+        shape = (*sizes, *model.latent_shape(height))
+    batch_size = shape[0]
     time_key, noise_key, posterior_key, drop_key = jax.random.split(key, 4)
     return Draws(
         timesteps=jax.random.randint(
@@ -51,18 +56,29 @@ def draw(key: jax.Array, model: EscherNet, batch: Batch, drop_rate: float) -> Dr
     )
 
 
+def target_latents(model: EscherNet, frozen: Params, batch: Batch, draws: Draws) -> jax.Array:
+    """A posterior sample of the targets' latents, times their scale: [B, M, h, w, C] float32.
+
+    Targets are encoded by the frozen latent space; stored moments in the batch stand in for that.
+    """
+    if "target_moments" in batch:
+        mean, logvar = jnp.split(batch["target_moments"].astype(jnp.float32), 2, axis=-1)
+    else:
+        mean, logvar = model.encode_latents(frozen, unit_images(batch["target_images"]))
+    latents = mean + jnp.exp(0.5 * logvar) * draws.posterior_noise
+    return jax.lax.stop_gradient(latents) * model.latent_scale
+
+
 def scene_losses(
     model: EscherNet, trained: Params, frozen: Params, batch: Batch, draws: Draws
 ) -> jax.Array:
     """Mean squared error of the prediction for each scene, [B] float32.
 
     The loss of a batch is the mean over its valid scenes. batch: as the loader yields it, images
-    uint8; targets are encoded by the frozen latent space with a posterior sample.
+    uint8.
     """
-    references, targets = unit_images(batch["ref_images"]), unit_images(batch["target_images"])
-    mean, logvar = model.encode_latents(frozen, targets)
-    latents = mean + jnp.exp(0.5 * logvar) * draws.posterior_noise
-    latents = jax.lax.stop_gradient(latents) * model.latent_scale  # [B, M, h, w, C]
+    references = unit_images(batch["ref_images"])
+    latents = target_latents(model, frozen, batch, draws)  # [B, M, h, w, C]
     noisy = add_noise(model.schedule, latents, draws.noise, draws.timesteps)
     target = training_target(model.schedule, latents, draws.noise, draws.timesteps)
 

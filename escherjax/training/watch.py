@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,19 +20,26 @@ from escherjax.training.writers import MetricWriter
 log = logging.getLogger("escherjax.train")
 
 
+class Work(NamedTuple):
+    """What one update does: target views over all devices, and model FLOPs (0 where not counted).
+
+    Updates of different view counts differ in both.
+    """
+
+    target_views: int
+    flops: float
+
+
 class Watch:
     """Reads the metrics of step n - 1 while the device computes step n.
 
-    writer: where metrics go; step_flops: model FLOPs of one step, for MFU.
+    writer: where metrics go.
     """
 
-    def __init__(
-        self, config: ConfigDict, writer: MetricWriter, start_step: int, step_flops: float
-    ):
+    def __init__(self, config: ConfigDict, writer: MetricWriter, start_step: int):
         self._config, self._writer = config, writer
-        self._step_flops, self._peak = step_flops, perf.peak_flops()
-        self._pending: tuple[int, dict[str, Any], list[str]] | None = None
-        self._data_wait_sec = 0.0
+        self._peak = perf.peak_flops()
+        self._pending: tuple[int, dict[str, Any], list[str], Work] | None = None
         self._warm = False
         self._start_window(start_step)
         self._bar = tqdm(
@@ -47,13 +54,15 @@ class Watch:
     def waited_for_data(self, seconds: float) -> None:
         self._data_wait_sec += seconds
 
-    def dispatched(self, step: int, metrics: dict[str, Any], scene_ids: list[str]) -> None:
+    def dispatched(
+        self, step: int, metrics: dict[str, Any], scene_ids: list[str], work: Work
+    ) -> None:
         """Takes the metrics of the update that makes `step` updates, and settles the one before.
 
         scene_ids: the scenes of this host's part of the batch, to name if the loss breaks.
         """
         self.settle()
-        self._pending = (step, metrics, scene_ids)
+        self._pending = (step, metrics, scene_ids, work)
 
     def settle(self) -> None:
         """Waits for the update in flight.
@@ -62,7 +71,7 @@ class Watch:
         """
         if self._pending is None:
             return
-        step, metrics, scene_ids = self._pending
+        step, metrics, scene_ids, work = self._pending
         self._pending = None
         valid, loss, grad_norm = (
             float(x)
@@ -77,6 +86,7 @@ class Watch:
             )
         if not (np.isfinite(loss) and np.isfinite(grad_norm)):
             raise TrainingError(_describe_break(step, loss, grad_norm, metrics, scene_ids))
+        self._work_done.append(work)
         self._bar.update(step - self._bar.n)
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if step % self._config.log_every_steps == 0 or step == self._config.num_steps:
@@ -87,7 +97,7 @@ class Watch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Settles first, and keeps the time inside (saving, sampling) out of the rates."""
+        """Settles first, and keeps the time inside (saving, sampling, compiling) out of rates."""
         self.settle()
         start = time.perf_counter()
         yield
@@ -99,6 +109,7 @@ class Watch:
     def _start_window(self, step: int) -> None:
         self._window_start, self._window_step = time.perf_counter(), step
         self._data_wait_sec = 0.0
+        self._work_done: list[Work] = []
 
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
         elapsed = max(time.perf_counter() - self._window_start, 1e-9)
@@ -106,11 +117,10 @@ class Watch:
         hidden = ("scene_losses", "valid_scenes")
         values = {k: float(v) for k, v in metrics.items() if k not in hidden}
         values["steps_per_sec"] = rate
-        values["target_views_per_sec"] = (
-            rate * self._config.batch_size * self._config.num_targets
-        )
+        target_views, flops = (sum(column) for column in zip(*self._work_done, strict=True))
+        values["target_views_per_sec"] = target_views / elapsed
         if self._peak:
-            values["mfu"] = rate * self._step_flops / self._peak
+            values["mfu"] = flops / elapsed / self._peak
         values["data_wait_frac"] = self._data_wait_sec / elapsed
         memory = jax.local_devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in memory:

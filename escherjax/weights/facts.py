@@ -43,9 +43,10 @@ class Facts:
     cape: camera encoding, one of `escherjax.cape.VARIANTS`. resolution: side of a view in pixels.
     translation_unit: what one unit of a camera's translation is, in words.
     num_references: (least, most) reference views of a scene in training; num_targets: target
-    views; None where unknown. patch: side of the pixel block behind one latent position, None
-    where latents come from a VAE. weights: "ema" or "raw", None where unknown. trained_steps:
-    optimizer updates, None where unknown. guidance_scale: the scale samples were judged at.
+    views; None where unknown, or where M varied. patch: side of the pixel block behind one latent
+    position, None where latents come from a VAE. weights: "ema" or "raw", None where unknown.
+    trained_steps: optimizer updates, None where unknown. guidance_scale: the scale samples were
+    judged at.
     """
 
     cape: str
@@ -62,7 +63,7 @@ class Facts:
         """The content of `escherjax.json`."""
         return {
             **_FIXED,
-            "escherjax": _version(),
+            "escherjax": package_version(),
             "cape": self.cape,
             "translation_unit": self.translation_unit,
             "resolution": self.resolution,
@@ -144,7 +145,8 @@ def of_folder(
     return Facts(cape, translation_unit=_PUBLISHED_UNIT)
 
 
-def _version() -> str:
+def package_version() -> str:
+    """Version of this package, as files that it writes state it."""
     try:
         return importlib.metadata.version("escherjax")
     except importlib.metadata.PackageNotFoundError:

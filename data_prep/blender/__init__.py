@@ -1,0 +1,1 @@
+"""Rendering with Blender, which lives in an environment and a process of its own."""

@@ -42,6 +42,11 @@ def test_every_size_that_does_not_divide_is_named_with_what_is_needed():
     assert "config.eval.batch_size = 4 does not divide over config.mesh's data x fsdp = 8" in text
 
 
+def test_every_bucket_must_divide_over_the_view_devices():
+    text = refusal(mesh__fsdp=1, mesh__view=8, data__buckets=((1, 8, 1.0), (2, 4, 1.0)))
+    assert text.startswith("config.data.buckets: M = 4 does not divide over config.mesh's view = 8")
+
+
 def test_slices_and_hosts_that_do_not_fit_are_refused():
     assert "there are 1 hosts; set config.mesh.dcn_data=1" in refusal(
         mesh__data=8, mesh__dcn_data=2

@@ -52,7 +52,9 @@ def initialize() -> Launch:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for CPUs alone
         try:
             jax.distributed.initialize(
-                **launch.arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+                **launch.arguments,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=2 * HEARTBEAT_SECONDS,
             )
         except (RuntimeError, ValueError) as error:
             raise UserError(

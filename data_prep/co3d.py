@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep import importing, normalizing
-from escherjax.errors import UserError, run_command
+from escherjax.errors import UserError, listed, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +144,7 @@ def read_frames(
             continue
         views.append((path, c2w, pinhole_intrinsics(intrinsics, where)))
     if problems:
-        raise UserError(" ".join(problems))
+        raise UserError(listed(problems))
     if not masks:
         return views, read_picture
 

@@ -89,7 +89,7 @@ class Encoder:
             return jnp.concatenate([mean, logvar], axis=-1).astype(jnp.bfloat16)
 
         self._encode = jax.jit(
-            encode, out_shardings=self._split, compiler_options=compiler_options()
+            encode, out_shardings=self._split, compiler_options=compiler_options(mesh)
         )
 
     def start(self, pictures: Any) -> list[Any]:

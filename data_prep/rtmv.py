@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep import importing, normalizing
-from escherjax.errors import UserError, run_command
+from escherjax.errors import UserError, listed, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,7 +97,7 @@ def read_cameras(folder: Path, first_views: int | None = None) -> list[View]:
         pinhole = pinhole_intrinsics(intrinsics, str(camera_file))
         views.append((folder / f"{stem}.exr", c2w, pinhole))
     if problems:
-        raise UserError(" ".join(problems))
+        raise UserError(listed(problems))
     return views
 
 

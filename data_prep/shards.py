@@ -121,6 +121,8 @@ class ShardTask:
         def usable():
             for result in self.read(self.places):
                 tick(1)
+                if isinstance(result, Imported):
+                    result = _without_the_useless(result)
                 if isinstance(result, Skipped):
                     note["skipped"].append(dataclasses.asdict(result))
                     continue
@@ -133,6 +135,17 @@ class ShardTask:
             note["scenes"] = records.write_shard(self.path, usable())
             note["bytes"] = whole_files.file_size(self.path)
             write_json(self.note_file, note)
+
+
+def _without_the_useless(imported: Imported) -> Imported | Skipped:
+    """Skips a valid scene that shows nothing from elsewhere; notes one that barely does."""
+    scene = imported.scene
+    if scene.num_views == 1:
+        return dataclasses.replace(imported, notes={**imported.notes, "warning": "has one view"})
+    if (scene.c2w == scene.c2w[0]).all():
+        reason = f"all {scene.num_views} views have the same pose; needed different ones."
+        return Skipped(scene.scene_id, reason)
+    return imported
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -140,10 +140,13 @@ def warnings_of(scene: Scene) -> list[str]:
 
 
 def _focus(position: np.ndarray, forward: np.ndarray) -> np.ndarray | None:
-    """The point [3] nearest to all optical axes; None where they are nearly parallel."""
+    """The point [3] nearest to all optical axes; None where they are nearly parallel.
+
+    In a camera's walk forwards they are, within some 15 degrees, and meet anywhere.
+    """
     projectors = np.eye(3) - forward[:, :, None] * forward[:, None, :]
     total = projectors.sum(0)
-    if np.linalg.eigvalsh(total)[0] < 0.01 * len(forward):
+    if np.linalg.eigvalsh(total)[0] < 0.1 * len(forward):
         return None
     return np.linalg.solve(total, (projectors @ position[..., None]).sum(0)[:, 0])
 

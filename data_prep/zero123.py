@@ -27,7 +27,8 @@ RELEASED_VIEWS, RELEASED_EMPTY_VIEWS = 12, 2
 
 def main(argv: Sequence[str]) -> None:
     """Runs the importer; see --help."""
-    parser = importing.argument_parser("zero123", "Zero123-style render folders to shards.")
+    parser = importing.argument_parser("zero123", "Zero123-style render folders to shards; "
+        "--source may also be a .tar, .tar.gz or .tgz of them.")  # fmt: skip
     add_arguments(parser)
     parser.add_argument(
         "--released-filter", action="store_true",

@@ -17,6 +17,12 @@ class UserError(Exception):
     """Input that cannot be used: the message says what was found, what was needed, what to do."""
 
 
+def listed(problems: Sequence[str], most: int = 10) -> str:
+    """The first problems in a row, and how many more there are; each is a sentence or more."""
+    more = f" ... and {len(problems) - most} more." if len(problems) > most else ""
+    return " ".join(problems[:most]) + more
+
+
 class StoppedError(Exception):
     """Work that cannot go on through no wrong input: the message says where it stopped."""
 

@@ -126,7 +126,7 @@ def test_transformer_parts_equal_the_original(original, name):
     cape_name, params, conditioning, io = original
     params = params["transformer_blocks_0"]
     x = joined(io["attn/x"])
-    tokens, targets, refs, _ = conditioning
+    tokens, targets, refs, *_ = conditioning
     if name == "self_out":
         layer, params, args = Attention(8, cape_name), params["attn1"], (x, x, targets, targets)
     elif name == "cross_out":
@@ -134,7 +134,7 @@ def test_transformer_parts_equal_the_original(original, name):
     elif name == "ff_out":
         layer, params, args = FeedForward(), params["ff"], (x,)
     else:
-        layer, args = TransformerBlock(8, cape_name), (x, conditioning)
+        layer, args = TransformerBlock(8, cape_name), (x, conditioning, x.shape[1] // 3)
     assert_close(layer.apply({"params": params}, *args), joined(io[f"attn/{name}"]))
 
 

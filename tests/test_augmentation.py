@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tiny import tiny_config
 
 from escherjax import cameras
-from escherjax.data import drawing, images, loader, records
+from escherjax.data import drawing, images, loader, records, sources
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.errors import UserError
 
@@ -153,3 +154,18 @@ def test_shift_is_bounded_and_used(rng):
     assert abs((zoom < 1).mean() - 0.5) < 0.032 and zoom.min() >= 0.5 and zoom.max() <= 2
     shared = drawing.draw_crops(dataclasses.replace(settings, augment_views=False), 5, rng)
     assert (shared == shared[0]).all()
+
+
+def test_zoom_out_of_opaque_shards_is_refused_before_anything_starts(rng, tmp_path):
+    scene = scene_of_a_dot(rng)
+    encoded = [images.encode_png(picture) for picture in scene.images]
+    records.write_scenes(tmp_path / "cut_out", [dataclasses.replace(scene, images=encoded)])
+    records.write_scenes(tmp_path / "opaque", [scene_of_a_dot(rng, channels=3)])
+    config = tiny_config(
+        data__source=f"{tmp_path / 'cut_out'},{tmp_path / 'opaque'}", data__zoom=(0.8, 1.2)
+    )
+    with pytest.raises(UserError, match="those of .*opaque are opaque") as caught:
+        sources.open_training_source(config)
+    assert "cut_out" not in str(caught.value)
+    config.data.source = str(tmp_path / "cut_out")
+    assert len(sources.open_training_source(config)) == 1

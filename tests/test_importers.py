@@ -1,5 +1,6 @@
 """Importers: cameras that project known points onto the pixels where they are seen."""
 
+import shutil
 import subprocess
 import sys
 
@@ -19,7 +20,8 @@ from scene_folders import (
 
 from data_prep import importing, nerf_json, zero123
 from data_prep import procedural as procedural_command
-from escherjax.data import images, procedural, records, scenes
+from escherjax import cameras
+from escherjax.data import images, procedural, records, scenes, transforms
 from escherjax.errors import UserError
 
 
@@ -297,3 +299,34 @@ def test_command_reports_wrong_input_in_one_line_with_exit_code_2(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "error: --source nowhere is no folder.\n"
+
+
+def test_scenes_that_teach_nothing_are_skipped(rendered, tmp_path):
+    pictures, c2w, K = rendered
+    write_transforms(tmp_path / "in" / "good", rendered, fl_x=float(K[0, 0, 0]))
+    write_transforms(tmp_path / "in" / "one", (pictures[:1], c2w[:1]), fl_x=30.0)
+    still = np.repeat(c2w[:1], len(c2w), 0)
+    write_transforms(tmp_path / "in" / "still", (pictures, still), fl_x=30.0)
+    _, report = run(nerf_json, tmp_path / "in", tmp_path / "out")
+    assert report["scenes"] == 2
+    assert report["notes"]["one"]["warning"] == "has one view"
+    ((skipped,), name) = report["skipped"], "still"
+    assert skipped["scene_id"] == name and "views have the same pose" in skipped["reason"]
+
+
+def test_pictures_with_cameras_of_any_kind_come_in_by_transforms_json(data_dir, tmp_path):
+    """As docs/data.md shows it; the angles beside the matrices tell what the cameras are."""
+    shutil.copytree(data_dir / "syncdreamer_chicken", tmp_path / "chicken")
+    known = np.load(tmp_path / "chicken" / "cameras.npz")
+    names = [f"{view:03d}.png" for view in range(16)]
+    c2w = cameras.c2w_from_w2c(known["world_to_cam"])
+    transforms.write_transforms(
+        tmp_path / "chicken" / "transforms.json", c2w, known["K"], 256, names
+    )
+    shards, _ = run(nerf_json, tmp_path / "chicken", tmp_path / "out", "--normalize", "none")
+    polar, azimuth, radius = cameras.to_spherical(shards[0].c2w)
+    turned = np.exp(1j * (azimuth - known["azimuth"]))
+    np.testing.assert_allclose(turned, 1, atol=1e-5)  # float32
+    np.testing.assert_allclose(np.pi / 2 - polar, known["elevation"], atol=1e-5)
+    np.testing.assert_allclose(radius, known["distance"], atol=1e-5)
+    np.testing.assert_allclose(shards[0].K, np.tile(known["K"], (16, 1, 1)), rtol=1e-6)

@@ -42,7 +42,7 @@ def make_scene(scene_id, radius=2.0, views=4, size=(10, 8), fov_deg=40.0, seed=0
 def encode_unchecked(scene):
     """A record as `records.encode_scene` makes it, without its checks."""
     spec = records.features()
-    fields = {field.name: getattr(scene, field.name) for field in dataclasses.fields(scene)}
+    fields = {name: getattr(scene, name) for name in spec}
     serializer = example_serializer.ExampleSerializer(spec.get_serialized_info())
     return serializer.get_tf_example(spec.encode_example(fields)).SerializeToString()
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from escherjax import cameras
 from escherjax.errors import UserError
@@ -96,9 +96,10 @@ def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
         struct.error, zlib.error,
     ) as error:  # fmt: skip
         size = len(file.getbuffer()) if isinstance(file, io.BytesIO) else file.stat().st_size
+        reason = "no picture" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UserError(
-            f"{name} cannot be decoded ({type(error).__name__ if size else 'it is empty'}); needed "
-            "a whole PNG, JPEG or WebP file."
+            f"{name} cannot be decoded ({reason if size else 'it is empty'}); needed a whole PNG, "
+            "JPEG or WebP file."
         ) from error
 
 
@@ -234,7 +235,7 @@ def square_crop(
     if image.shape[-1] == 3 or image[..., 3].min() == 255:
         raise UserError(
             f"zoom {zoom:.3g} looks beyond an opaque picture, and nothing says what is there; "
-            "needed a zoom of 1 or more, or pictures with a transparent background."
+            "needed config.data.zoom of 1 or more, or pictures with a transparent background."
         )
     padded = np.zeros((side, side, 4), np.uint8)
     inside = image[max(top, 0) : top + side, max(left, 0) : left + side]

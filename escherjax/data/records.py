@@ -26,7 +26,7 @@ from escherjax.data import moments as moments_lib
 from escherjax.data import remote
 from escherjax.data.metadata import COMPLETE_FILE, naming_damage, read_metadata
 from escherjax.data.whole_files import file_size, is_remote, whole_file
-from escherjax.errors import UserError
+from escherjax.errors import UserError, listed
 
 DATASET_NAME = "scenes"
 
@@ -112,9 +112,7 @@ def validate_scene(scene: Scene) -> None:
     """
     faults = scene_faults(scene)
     if faults:
-        texts = [fault.text for fault in faults[:5]]
-        more = f" ... and {len(faults) - 5} more." if len(faults) > 5 else ""
-        raise UserError(f"scene '{scene.scene_id}': {' '.join(texts)}{more}")
+        raise UserError(f"scene '{scene.scene_id}': {listed([fault.text for fault in faults], 5)}")
 
 
 def features(with_moments: bool = False) -> Any:

@@ -21,7 +21,7 @@ import numpy as np
 from escherjax import cameras
 from escherjax.data import colmap, images, transforms
 from escherjax.data.records import Scene, validate_scene
-from escherjax.errors import UserError
+from escherjax.errors import UserError, listed
 
 # Zero-1-to-3 renders with a 35 mm lens on a 32 mm sensor that spans the longer side.
 ZERO123_FOCAL = 35.0 / 32.0
@@ -175,7 +175,7 @@ def assemble_scene(
         K.append(intrinsics)
         sizes.append(size)
     if problems:
-        raise UserError(" ".join(problems))
+        raise UserError(listed(problems))
     if len(set(sizes)) > 1:
         raise UserError(
             f"scene '{scene_id}' mixes picture sizes (height, width) {sorted(set(sizes))}; "

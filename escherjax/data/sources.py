@@ -8,12 +8,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from escherjax import config as config_lib
-from escherjax.data import moments
+from escherjax.data import images, moments
 from escherjax.data.loader import BatchIterator, make_loader
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.data.mixture import Mixture
 from escherjax.data.procedural import ProceduralSource
-from escherjax.data.records import open_shards
+from escherjax.data.records import ShardSource, open_shards
 from escherjax.errors import UserError
 from escherjax.models import eschernet
 
@@ -39,6 +39,8 @@ def open_training_source(config: ConfigDict) -> Any:
                 opened[name] = open_shards(name, data.split)
                 if data.latents:
                     _check_moments(name, config)
+                if data.zoom and data.zoom[0] < 1:
+                    _check_alpha(name, opened[name])
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -50,6 +52,21 @@ def open_training_source(config: ConfigDict) -> Any:
     if len(names) == 1:
         return opened[names[0]]
     return Mixture({name: opened[name] for name in names}, data.weights)
+
+
+def _check_alpha(name: str, source: ShardSource) -> None:
+    """Raises UserError if the first picture is opaque, so that nothing is known around it.
+
+    Others are looked at when they are drawn.
+    """
+    scene = source[0]
+    picture = images.decode_image(scene.images[0], f"view 0 of scene '{scene.scene_id}' of {name}")
+    if picture.shape[-1] == 3 or picture[..., 3].min() == 255:
+        raise UserError(
+            f"config.data.zoom below 1 looks beyond the pictures, but those of {name} are opaque, "
+            "and nothing says what is around them; needed a zoom of 1 or more, or pictures with a "
+            "transparent background."
+        )
 
 
 def _check_moments(folder: str, config: ConfigDict) -> None:

@@ -223,7 +223,9 @@ def test_released_filter_takes_twelve_views_of_which_two_may_be_empty(renders, t
             alpha = 0 if view < empty else 255
             picture = Image.new("RGBA", (8, 8), (9, 9, 9, alpha))
             picture.save(root / name / f"{view:03d}.png")
-            np.save(root / name / f"{view:03d}.npy", np.eye(4)[:3])
+            pose = np.eye(4)[:3]
+            pose[2, 3] = -1 - view
+            np.save(root / name / f"{view:03d}.npy", pose)
     _, report = run(zero123, root, tmp_path / "out", "--released-filter")
     assert ids(tmp_path / "out") == ["good"]
     reasons = {entry["scene_id"]: entry["reason"] for entry in report["skipped"]}

@@ -28,7 +28,8 @@ from escherjax.errors import UserError, listed, run_command
 if TYPE_CHECKING:
     import numpy as np
 
-    from escherjax.data.scenes import ReadPicture, View
+    from escherjax.data.images import View
+    from escherjax.data.scenes import ReadPicture
 
 ANNOTATION_FILE = r"frame_annotations\w*\.(jgz|json|json\.gz)"
 NDC_FORMATS = ("ndc_norm_image_bounds", "ndc_isotropic")

@@ -25,7 +25,7 @@ from escherjax.errors import UserError, listed, run_command
 if TYPE_CHECKING:
     import numpy as np
 
-    from escherjax.data.scenes import View
+    from escherjax.data.images import View
 
 
 def main(argv: Sequence[str]) -> None:

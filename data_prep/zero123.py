@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
                 "--released-filter excludes other values of --num-views and --max-empty-views."
             )
         args.num_views = RELEASED_VIEWS
-    if args.source.is_file() and archives.is_archive(args.source):
+    if archives.is_archive(args.source) and not args.source.is_dir():
         _import_archive(args)
         return
 

@@ -31,41 +31,10 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m escherjax.sample",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--weights", required=True,
-        help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")  # fmt: skip
-    add("--views", required=True, type=Path, metavar="SCENE", help="scene folder")
-    add("--references", metavar="I,J,...", help="views to start from; default: the first three")
-    add("--targets", default="orbit",
-        help="orbit, archimedean, all, or a transforms.json (default %(default)s)")  # fmt: skip
-    add("--num-views", type=int, default=24, help="length of a path (default %(default)s)")
-    add("--out", required=True, type=Path)
-    add("--steps", type=int, default=50, help="sampling steps (default %(default)s)")
-    add("--guidance", type=float, default=3.0, help="scale, 1 for none (default %(default)s)")
-    add("--seed", type=int, default=0)
-    add("--sampler", default="ddim", help="ddim (as published), dpmpp_2m, unipc")
-    add("--eta", type=float, default=0.0,
-        help="noise that ddim adds at each step, 0 to 1 (default %(default)s)")  # fmt: skip
-    add("--guidance-rescale", type=float, default=0.0,
-        help="how far guidance keeps the contrast of the unguided views, 0 to 1 "
-        "(default %(default)s)")  # fmt: skip
-    add("--dtype", default="float32", help="compute: float32 or bfloat16")
-    add("--view-parallel", type=int, metavar="N",
-        help="devices that share the views; default: all, if each gets four or more")  # fmt: skip
-    add("--cape", help="camera encoding of a pipeline folder whose name does not say it")
-    add("--max-radius", type=float, metavar="R",
-        help="scale the scene so that its farthest camera stands R from the origin")  # fmt: skip
-    arguments = parser.parse_args(argv)
+    arguments = _parser().parse_args(argv)
     if arguments.out.exists() and any(arguments.out.iterdir()):
         raise UserError(f"--out {arguments.out} is not empty; name a new folder.")
 
-    import jax
     import numpy as np
 
     from escherjax import cameras, pictures, pipeline
@@ -82,9 +51,7 @@ def main(argv: Sequence[str]) -> int:
     target_c2w = _targets(arguments, scene, scale)
     num_devices = arguments.view_parallel
     if num_devices is None:
-        num_devices = jax.local_device_count()
-        if len(target_c2w) < _MIN_VIEWS_PER_DEVICE * num_devices:
-            num_devices = 1
+        num_devices = _num_devices(len(target_c2w))
     pipe = pipeline.load(
         arguments.weights, arguments.dtype, arguments.cape, view_devices=num_devices
     )
@@ -137,6 +104,48 @@ def main(argv: Sequence[str]) -> int:
     (arguments.out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     print(arguments.out / "contact_sheet.png")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m escherjax.sample",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--weights", required=True,
+        help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")  # fmt: skip
+    add("--views", required=True, type=Path, metavar="SCENE", help="scene folder")
+    add("--references", metavar="I,J,...", help="views to start from; default: the first three")
+    add("--targets", default="orbit",
+        help="orbit, archimedean, all, or a transforms.json (default %(default)s)")  # fmt: skip
+    add("--num-views", type=int, default=24, help="length of a path (default %(default)s)")
+    add("--out", required=True, type=Path)
+    add("--steps", type=int, default=50, help="sampling steps (default %(default)s)")
+    add("--guidance", type=float, default=3.0, help="scale, 1 for none (default %(default)s)")
+    add("--seed", type=int, default=0)
+    add("--sampler", default="ddim", help="ddim (as published), dpmpp_2m, unipc")
+    add("--eta", type=float, default=0.0,
+        help="noise that ddim adds at each step, 0 to 1 (default %(default)s)")  # fmt: skip
+    add("--guidance-rescale", type=float, default=0.0,
+        help="how far guidance keeps the contrast of the unguided views, 0 to 1 "
+        "(default %(default)s)")  # fmt: skip
+    add("--dtype", default="float32", help="compute: float32 or bfloat16")
+    add("--view-parallel", type=int, metavar="N",
+        help="devices that share the views; default: all, if each gets four or more")  # fmt: skip
+    add("--cape", help="camera encoding of a pipeline folder whose name does not say it")
+    add("--max-radius", type=float, metavar="R",
+        help="scale the scene so that its farthest camera stands R from the origin")  # fmt: skip
+    return parser
+
+
+def _num_devices(num_views: int) -> int:
+    """All local devices if each gets views enough, else one."""
+    import jax
+
+    count = jax.local_device_count()
+    return count if num_views >= _MIN_VIEWS_PER_DEVICE * count else 1
 
 
 def _presets() -> tuple[str, ...]:

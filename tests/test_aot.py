@@ -139,6 +139,36 @@ def test_a_machine_without_libtpu_is_told_what_to_install():
     assert "pip install 'escherjax[tpu]'" in done.stderr
 
 
+VAE = {
+    "latents__kind": "vae",
+    "latents__vae__block_channels": (8, 8),
+    "latents__vae__layers_per_block": 1,
+    "latents__vae__norm_groups": 4,
+    "data__background": "white",
+}
+
+
+@pytest.mark.parametrize(
+    ("program", "fields", "entry"),
+    [
+        ("train", {}, "ui8>"),
+        ("train", VAE, "ui8>"),
+        ("train", {**VAE, "data__latents": True, "data__source": "SHARDS"}, "bf16>"),
+        ("sample", {}, "ui8>"),
+    ],
+)
+def test_programs_lower_for_the_devices_of_a_mesh(program, fields, entry):
+    """What is lowered for TPUs, for those devices that every machine has."""
+    config = tiny_config(
+        mesh__fsdp=8, batch_size=8, eval__batch_size=8, sample_every_steps=0, **fields
+    )
+    lowered = lower_program(program, config, sharding.make_mesh(config))
+    assert lowered.model_flops > 0
+    head = lowered.lowered.as_text().split("@main(")[1].split("->")[0]
+    assert f"tensor<8x2x16x16x3x{entry}" in head or entry == "bf16>"
+    assert (f"tensor<8x2x8x8x8x{entry}" in head) == (entry == "bf16>")
+
+
 @pytest.fixture
 def v5e_devices():
     pytest.importorskip("libtpu", reason="the TPU compiler, extra `tpu`, is not installed")

@@ -22,6 +22,8 @@ from escherjax.errors import UserError
 # What a lens makes of a decoded picture: the pinhole picture behind it and its K [3, 3]. A picture
 # that needs no change is returned itself.
 Pinhole = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+# A view before its picture is read: its file, c2w [4, 4] with OpenCV axes, its lens.
+View = tuple[Path, np.ndarray, Pinhole]
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 FORMATS = ("PNG", "JPEG", "WEBP")

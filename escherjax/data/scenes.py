@@ -28,8 +28,6 @@ ZERO123_FOCAL = 35.0 / 32.0
 
 KEPT_OR_PNG = images.PictureFormat()
 
-# A view before its picture is read: its file, c2w [4, 4] with OpenCV axes, its lens.
-View = tuple[Path, np.ndarray, images.Pinhole]
 # File -> (its bytes where they can be kept as they are, else None; the picture, uint8).
 ReadPicture = Callable[[Path], tuple[bytes | None, np.ndarray]]
 
@@ -152,7 +150,7 @@ def read_zero123(
 def assemble_scene(
     scene_id: str,
     source: str,
-    views: Sequence[View],
+    views: Sequence[images.View],
     resolution: int = 0,
     stored: images.PictureFormat = KEPT_OR_PNG,
     read: ReadPicture = read_picture,
@@ -210,7 +208,7 @@ def view_number(name: str) -> int | None:
     return int(stem) if is_view else None
 
 
-def _read_zero123(folder: Any, files: Sequence[str], axes: str) -> list[View]:
+def _read_zero123(folder: Any, files: Sequence[str], axes: str) -> list[images.View]:
     """Views of a Zero123 render folder: NNN.npy is [3, 4] world-to-camera, Blender axes if not
     said otherwise."""
     poses, pictures = {}, {}

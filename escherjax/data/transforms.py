@@ -8,16 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from escherjax import cameras
 from escherjax.data import images
 from escherjax.errors import UserError
-
-if TYPE_CHECKING:
-    from escherjax.data.scenes import View
 
 DISTORTION_NAMES = ("k1", "k2", "k3", "p1", "p2")
 PINHOLE_MODELS = (
@@ -67,7 +64,7 @@ def write_transforms(
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def read_views(path: Path) -> list[View]:
+def read_views(path: Path) -> list[images.View]:
     """Views of a transforms.json, in the file's order: camera-to-world with OpenGL axes."""
     meta, frames = _read_frames(path)
     views = []

@@ -63,7 +63,7 @@ def sample(
 
 
 def _combine(weights: jax.Array, arrays: tuple[jax.Array, ...]) -> jax.Array:
-    return sum(weights[k] * array for k, array in enumerate(arrays[1:], 1)) + weights[0] * arrays[0]
+    return sum(weights[k] * array for k, array in enumerate(arrays))
 
 
 def guide(

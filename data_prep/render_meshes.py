@@ -167,7 +167,7 @@ def _render(
 
     from data_prep.blender import random_views
     from escherjax import cameras
-    from escherjax.data.images import decode_image, encode_png
+    from escherjax.data.images import decode_image
     from escherjax.data.records import Scene
 
     poses, focal_mm = random_views.random_cameras(
@@ -207,7 +207,7 @@ def _render(
     scene = Scene(
         scene_id=scene_id,
         source="render_meshes",
-        images=[encode_png(picture) for picture in pictures],
+        images=[importing.picture_format(args).encode(picture) for picture in pictures],
         c2w=poses.c2w,
         K=poses.K,
         height=args.resolution,
@@ -215,12 +215,14 @@ def _render(
     )
     if args.views_folder is not None:
         masks = [picture[..., 3] for picture in pictures] if args.mask else []
-        _write_views(args.views_folder / scene_id, scene, masks, depths)
+        _write_views(args.views_folder / scene_id, scene, pictures, masks, depths)
     return importing.Imported(scene, notes)
 
 
-def _write_views(folder: Path, scene: Any, masks: Sequence, depths: Sequence) -> None:
-    """Writes one object's files under a temporary name, then renames the folder."""
+def _write_views(
+    folder: Path, scene: Any, pictures: Sequence, masks: Sequence, depths: Sequence
+) -> None:
+    """Writes one object's files, PNG, under a temporary name, then renames the folder."""
     import numpy as np
 
     from escherjax.data.images import encode_png
@@ -230,8 +232,8 @@ def _write_views(folder: Path, scene: Any, masks: Sequence, depths: Sequence) ->
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     names = [f"{view:03d}.png" for view in range(scene.num_views)]
-    for name, data in zip(names, scene.images, strict=True):
-        (partial / name).write_bytes(data)
+    for name, picture in zip(names, pictures, strict=True):
+        (partial / name).write_bytes(encode_png(picture))
     for view, mask in enumerate(masks):
         (partial / f"{view:03d}_mask.png").write_bytes(encode_png(mask))
     for view, depth in enumerate(depths):

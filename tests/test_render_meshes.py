@@ -153,6 +153,16 @@ def test_unusable_objects_are_left_out_with_their_reason(rendered, tmp_path):
     assert sorted(path.name for path in views.iterdir()) == ["gltf", "obj"]
 
 
+def test_pictures_are_stored_in_the_format_asked_for(rendered, tmp_path):
+    scenes, _, views = rendered
+    model = views.parent / "meshes" / "gltf.gltf"
+    more = ["--format", "webp", "--quality", "100", "--views-folder", str(tmp_path / "views")]
+    again, _ = run(render_meshes, model, tmp_path / "out", *FAST, *more)
+    assert {Image.open(io.BytesIO(data)).format for data in again[0].images} == {"WEBP"}
+    np.testing.assert_array_equal(decode(again[0]), decode(scenes["gltf"]))  # 100 is lossless
+    assert Image.open(tmp_path / "views" / "gltf" / "000.png").format == "PNG"
+
+
 def test_object_rendered_alone_with_other_threads_has_the_same_bytes(rendered, tmp_path):
     scenes, _, views = rendered
     model = views.parent / "meshes" / "gltf.gltf"

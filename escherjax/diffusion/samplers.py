@@ -66,36 +66,30 @@ def _combine(weights: jax.Array, arrays: tuple[jax.Array, ...]) -> jax.Array:
     return sum(weights[k] * array for k, array in enumerate(arrays))
 
 
-def guide(
-    predict: Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array],
-    tokens: jax.Array,
-    views: Any,
-    guidance_scale: float,
-    rescale: float = 0.0,
-) -> Predict:
-    """Closes a conditional network over its condition, with classifier-free guidance.
+def is_guided(guidance_scale: float) -> bool:
+    """Whether a scale, a Python number, asks for guidance: 1 or less means none."""
+    return guidance_scale > 1
+
+
+def guide(predict: Predict, guidance_scale: float, rescale: float = 0.0) -> Predict:
+    """Classifier-free guidance.
 
     prediction = uncond + guidance_scale (cond - uncond)   (arXiv 2207.12598, eq. 6, scale = w + 1)
 
-    predict: (latents, timesteps, tokens, views) -> prediction.
-    tokens: [B, ...] reference tokens; the unconditional half has zeros in their place and comes
-    first in the doubled batch. views: pytree of [B, ...] arrays that both halves share (poses,
-    numbers of references). guidance_scale: a Python number; 1 or less means no guidance, and the
-    batch is then not doubled. rescale: from 0, none, to 1: how far the deviation of each view's
-    guided prediction (over its last three axes) is brought back to that of the conditional one
-    (arXiv 2305.08891, eq. 15 and 16). Raises UserError if it is outside.
+    predict: (latents [B, ...], timesteps [B]) -> [B, 2, ...], the unconditional and the conditional
+    prediction; where `is_guided` says no, [B, ...], which is returned. rescale: from 0, none, to 1:
+    how far the deviation of each view's guided prediction (over its last three axes) is brought
+    back to that of the conditional one (arXiv 2305.08891, eq. 15 and 16). Raises UserError if it is
+    outside.
     """
     if not 0 <= rescale <= 1:
         raise UserError(f"guidance rescale = {rescale}; needed a number from 0 to 1.")
-    if guidance_scale <= 1:
-        return lambda latents, timesteps: predict(latents, timesteps, tokens, views)
-
-    both_tokens = jnp.concatenate([jnp.zeros_like(tokens), tokens])  # [2B, ...]
-    both_views = jax.tree.map(_twice, views)
+    if not is_guided(guidance_scale):
+        return predict
 
     def guided(latents: jax.Array, timesteps: jax.Array) -> jax.Array:
-        both = predict(_twice(latents), _twice(timesteps), both_tokens, both_views)
-        uncond, cond = jnp.split(both.astype(jnp.float32), 2)
+        both = predict(latents, timesteps).astype(jnp.float32)
+        uncond, cond = both[:, 0], both[:, 1]
         prediction = uncond + guidance_scale * (cond - uncond)
         if rescale == 0:
             return prediction
@@ -104,7 +98,3 @@ def guide(
         return prediction * (1 - rescale + rescale * shrink)
 
     return guided
-
-
-def _twice(x: jax.Array) -> jax.Array:
-    return jnp.concatenate([x, x])

@@ -29,12 +29,15 @@ def sample(
     eta: float = 0.0,
     draw_noise: Callable[[jax.Array], jax.Array] | None = None,
     trace: bool = False,
+    on_step: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Runs a sampler from noise to latents as one `lax.scan`, which compiles `predict` once.
 
     predict: (latents [B, ...], timesteps int32 [B]) -> prediction [B, ...].
     latents: [B, ...] standard normal noise. sampler, eta: see `solvers.make_table`.
     draw_noise: step number -> standard normal noise of latents' shape; needed if eta is not 0.
+    on_step: (number of steps done, estimate of the clean latents [B, ...]) -> whether to go on;
+    after a no, the remaining steps are left out.
     Returns float32 latents; with `trace` also those after every step, [num_steps, B, ...]. Call it
     under `jax.jit` with the network's parameters as an argument: outside, each call compiles anew.
     """
@@ -45,8 +48,8 @@ def sample(
         np.arange(num_steps), table.timesteps, table.correct, table.advance, table.noise
     )  # fmt: skip
 
-    def step(carry: tuple[jax.Array, ...], row: tuple[jax.Array, ...]) -> tuple[Any, Any]:
-        x, corrected, claim_1, claim_2 = carry  # D_{i-1} and D_{i-2}
+    def step(state: tuple[jax.Array, ...], row: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        x, corrected, claim_1, claim_2 = state  # D_{i-1} and D_{i-2}
         i, t, correct, advance, deviation = row
         prediction = predict(x, jnp.full(x.shape[:1], t)).astype(jnp.float32)
         claim = sample_from_prediction(schedule, prediction, t, x)
@@ -54,11 +57,25 @@ def sample(
         x = _combine(advance, (corrected, claim, claim_1))
         if eta and draw_noise is not None:
             x = x + deviation * draw_noise(i)
-        return (x, corrected, claim, claim_1), x if trace else None
+        return x, corrected, claim, claim_1
+
+    def advance_all(carry: tuple[Any, Any], row: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+        state, go_on = carry
+        if on_step is None:
+            state = step(state, row)
+        else:
+
+            def watched(state: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
+                state = step(state, row)
+                return state, on_step(row[0] + 1, state[2])
+
+            state, go_on = jax.lax.cond(go_on, watched, lambda state: (state, go_on), state)
+        return (state, go_on), state[0] if trace else None
 
     start = latents.astype(jnp.float32)
     nothing = jnp.zeros_like(start)
-    (final, *_), every = jax.lax.scan(step, (start, nothing, nothing, nothing), rows)
+    carry = (start, nothing, nothing, nothing), jnp.array(True)
+    ((final, *_), _), every = jax.lax.scan(advance_all, carry, rows)
     return (final, every) if trace else final
 
 

@@ -272,11 +272,13 @@ class EscherNet:
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
         keys: jax.Array | None = None,
+        on_step: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
         """Scaled latents [B, M, h, w, C] after sampling; tokens [B, N, L, D] of `encode_images`.
 
         sampler, eta: see `solvers.make_table`; guidance_rescale: see `samplers.guide`; keys: [B],
-        of the noise that eta adds, each view's its own.
+        of the noise that eta adds, each view's its own. on_step: see `samplers.sample`; its
+        estimate is divided by `latent_scale`, as `decode_latents` wants it.
         """
 
         predict = self.denoiser(
@@ -298,9 +300,18 @@ class EscherNet:
 
             return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, views)
 
-        predict = samplers.guide(predict, guidance_scale, guidance_rescale)
+        watch = None
+        if on_step is not None:
+            watch = lambda step, clean: on_step(step, clean / self.latent_scale)  # noqa: E731
         return samplers.sample(
-            self.schedule, predict, latents, num_steps, sampler, eta, draw_noise if eta else None
+            self.schedule,
+            samplers.guide(predict, guidance_scale, guidance_rescale),
+            latents,
+            num_steps,
+            sampler,
+            eta,
+            draw_noise if eta else None,
+            on_step=watch,
         )
 
 

@@ -86,7 +86,7 @@ def _write_ply(path: Path, points: np.ndarray) -> None:
 def _write_colmap(
     folder: Path, c2w: np.ndarray, K: np.ndarray, size: int, names: list[str], points: np.ndarray
 ) -> None:
-    """A COLMAP text model: one PINHOLE camera for each distinct K; no point is seen by a picture."""
+    """A COLMAP text model: a PINHOLE camera for each distinct K; no picture sees a point."""
     folder.mkdir(parents=True)
     distinct, camera_of = np.unique(
         K[:, [0, 1, 0, 1], [0, 1, 2, 2]], axis=0, return_inverse=True
@@ -98,7 +98,7 @@ def _write_colmap(
 
     w2c = cameras.w2c_from_c2w(c2w.astype(np.float64))
     turns = quaternions.from_rotations(w2c[:, :3, :3])
-    lines = ["# IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME; then a line of its 2D points"]
+    lines = ["# IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME; below it, its 2D points"]
     for view, name in enumerate(names):
         pose = _numbers([*turns[view].tolist(), *w2c[view, :3, 3].tolist()])
         camera = int(camera_of.reshape(-1)[view]) + 1

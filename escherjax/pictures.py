@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,10 @@ def save_animation(
         log.info("no orbit.mp4: it needs imageio-ffmpeg (pip install 'escherjax[video]')")
         return [path]
     video = folder / "orbit.mp4"
-    imageio.mimwrite(video, list(images), fps=frames_per_sec, quality=8, macro_block_size=2)
+    with warnings.catch_warnings():
+        # JAX warns of forks in general; ffmpeg replaces the forked process at once.
+        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
+        imageio.mimwrite(video, list(images), fps=frames_per_sec, quality=8, macro_block_size=2)
     return [path, video]
 
 

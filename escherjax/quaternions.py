@@ -33,7 +33,10 @@ def to_rotations(unit: np.ndarray) -> np.ndarray:
 
 
 def slerp(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """On the great arc from a to b, unit quaternions [M, 4]; beyond them outside of [0, 1]."""
+    """On the great arc from a to b, unit vectors [M, D]; beyond them where share is not in [0, 1].
+
+    share: [M]. Raises nothing where a = -b, which have no one arc: the caller keeps them out.
+    """
     cosine = (a * b).sum(-1)
     angle = np.arctan2(np.linalg.norm(b - cosine[:, None] * a, axis=-1), cosine)
     near = angle < 1e-9

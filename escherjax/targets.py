@@ -23,6 +23,9 @@ from escherjax.errors import UserError, listed
 
 ALL, SPLINE = "all", "spline"
 PATHS = (*trajectories.PRESETS, SPLINE)
+_OPTIONS = (
+    "radius", "elevation_deg", "start_azimuth_deg", "turns", "through", "closed", "straight",
+)  # fmt: skip
 _ANGLE_FIELDS = ("azimuth_deg", "elevation_deg", "radius")
 
 
@@ -37,6 +40,7 @@ class PathOptions:
     turns: float | None = None
     through: str | None = None  # cameras of a spline: "references", "all" or a file
     closed: bool = False  # of a spline
+    straight: bool = False  # of a spline, see `splines.interpolate`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,7 @@ def choose(
             keyframes = scene_c2w
         else:
             keyframes = _scaled(read_cameras(Path(through)), scale)
-        c2w = splines.spline(keyframes, options.num_views, options.closed)
+        c2w = splines.spline(keyframes, options.num_views, options.closed, options.straight)
         settings = {"name": name, "through": through, "num_cameras": len(keyframes)}
         return _still(c2w, settings, is_path=True, closed=options.closed)
     if name in PATHS:
@@ -169,17 +173,18 @@ def _preset(name: str, options: PathOptions, reference_c2w: np.ndarray) -> Targe
     settings = {
         "name": name,
         "radius": radius,
+        "elevation_deg": float(np.degrees(elevation)),
         "start_azimuth_deg": float(np.degrees(azimuth)),
-        **({"elevation_deg": float(np.degrees(elevation))} if _takes(name, "elevation_deg") else {}),
-        **({"turns": options.turns} if options.turns is not None else {}),
+        "turns": options.turns,
     }
+    settings = {key: value for key, value in settings.items() if key == "name" or _takes(name, key)}
     zoom = trajectories.dolly_zoom(c2w) if name == "dolly" else np.ones(len(c2w))
     return Targets(c2w, zoom, True, trajectories.is_closed(name, options.turns), settings)
 
 
 def _takes(name: str, option: str) -> bool:
     """Whether an option means anything to what `name` stands for."""
-    if option in ("through", "closed"):
+    if option in ("through", "closed", "straight"):
         return name == SPLINE
     if option == "elevation_deg":
         return name in trajectories.WITH_ELEVATION
@@ -191,7 +196,7 @@ def _takes(name: str, option: str) -> bool:
 def _refuse_unused(name: str, options: PathOptions) -> None:
     unused = [
         f"--{option.replace('_', '-')}"
-        for option in ("radius", "elevation_deg", "start_azimuth_deg", "turns", "through", "closed")
+        for option in _OPTIONS
         if getattr(options, option) not in (None, False) and not _takes(name, option)
     ]
     if unused:

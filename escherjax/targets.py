@@ -43,6 +43,9 @@ class PathOptions:
     straight: bool = False  # of a spline, see `splines.interpolate`
 
 
+_UNSAID = PathOptions()
+
+
 @dataclasses.dataclass(frozen=True)
 class Targets:
     """Cameras of the views to draw.
@@ -125,7 +128,7 @@ def read_cameras(path: Path) -> np.ndarray:
             pose = cameras.from_spherical(np.pi / 2 - elevation, azimuth, entry["radius"])
             positions.append(pose[:3, 3])
             gazes.append(entry.get("look_at", (0.0, 0.0, 0.0)))
-            if np.allclose(positions[-1], gazes[-1]):
+            if np.linalg.norm(positions[-1] - gazes[-1]) < 1e-6 * entry["radius"]:
                 problems.append(f"{where} stands where it looks at; move one of them.")
     if problems:
         raise UserError(listed(problems))
@@ -197,7 +200,7 @@ def _refuse_unused(name: str, options: PathOptions) -> None:
     unused = [
         f"--{option.replace('_', '-')}"
         for option in _OPTIONS
-        if getattr(options, option) not in (None, False) and not _takes(name, option)
+        if getattr(options, option) != getattr(_UNSAID, option) and not _takes(name, option)
     ]
     if unused:
         raise UserError(f"{', '.join(unused)}: means nothing to --targets {name}; leave it out.")

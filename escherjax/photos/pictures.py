@@ -167,8 +167,8 @@ def _decoded(photo: Photo, name: str) -> tuple[np.ndarray, int]:
         return photo, 1
     if not isinstance(photo, Image.Image):
         raise UserError(
-            f"{name} is a {type(photo).__name__}; needed a file, bytes, a uint8 array or a PIL "
-            "image."
+            f"{name} is of type {type(photo).__name__}; needed a file, bytes, a uint8 array or a "
+            "PIL image."
         )
     mode = "RGBA" if photo.has_transparency_data else "RGB"
     return np.asarray(photo.convert(mode)), images.orientation_of(photo)

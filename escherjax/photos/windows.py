@@ -22,9 +22,9 @@ from escherjax.data import images
 # longest side 1. The median over the 25 views of an object rendered as for training.
 OBJECT_SIZE = 1.06
 
-_VISIBLE = 12  # alpha, and darkness of an opaque pixel, from which on it belongs to the object
+_VISIBLE = 12  # an object has alpha, or before white darkness, of this at least
 _NEAR_WHITE = 250
-_MAX_CANVAS = 2**25  # pixels; larger windows are cut from a shrunk picture
+_MAX_CANVAS = 2**24  # pixels; larger windows are cut from a shrunk picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +127,12 @@ def object_windows(
 def object_box(picture: np.ndarray) -> tuple[int, int, int, int] | None:
     """(left, top, right, bottom) of what is neither transparent nor white; None if all is.
 
-    picture: uint8 [H, W, 3] or [H, W, 4]. Right and bottom are one past the last pixel.
+    picture: uint8 [H, W, 3] or [H, W, 4]. Right and bottom are one past the last pixel. Alpha
+    counts from half its largest value on, as matting leaves a haze around objects.
     """
     if has_alpha(picture):
-        visible = picture[..., 3] >= _VISIBLE
+        alpha = picture[..., 3]
+        visible = alpha >= max(_VISIBLE, int(alpha.max()) // 2)
     else:
         visible = picture[..., :3].min(-1) <= 255 - _VISIBLE
     rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))

@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --views and what says how they are read; see `escherjax.inputs.open_views`."""
-    add = parser.add_argument
+    """Adds --views and what says how they are read; see `escherjax.inputs.open_views`.
+
+    --elevation-deg and --radius, which photos share with paths, are `target_arguments`'.
+    """
+    add = parser.add_argument_group("views").add_argument
     add("--views", required=True, nargs="+", type=Path, metavar="VIEWS",
         help="scene folder, or photos with --cameras")  # fmt: skip
     add("--references", metavar="I,J,...",
         help="views to start from; default: the first three of a scene, all photos")  # fmt: skip
     add("--cameras", "--camera", metavar="C,C,...",
         help="cameras of photos: front, right, back, left or AZIMUTH[:ELEVATION[:RADIUS]] in "
-        "degrees, one for each photo")  # fmt: skip
-    add("--elevation-deg", type=float, metavar="DEG",
-        help="of cameras of photos that do not say theirs (default 0)")  # fmt: skip
-    add("--radius", type=float, metavar="R",
-        help="of cameras of photos that do not say theirs (default 1.5)")  # fmt: skip
+        "degrees, one for each photo; --elevation-deg (0) and --radius (1.5) are those of cameras "
+        "that do not say theirs")  # fmt: skip
     add("--photo-fov-deg", type=float, metavar="DEG",
         help="field of view over the width of the photos, where known")  # fmt: skip
     add("--mask", nargs="+", type=Path, default=[], metavar="FILE",

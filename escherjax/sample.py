@@ -3,8 +3,12 @@
     python -m escherjax.sample --weights runs/demo --views SCENE --references 0,5,9 \\
         --targets orbit --num-views 24 --out out/
 
+    python -m escherjax.sample --weights runs/demo --views photo.jpg --camera front --matting \\
+        --out out/
+
 SCENE is a folder of pictures with transforms.json, a Zero123 render folder (000.png, 000.npy), or a
 COLMAP folder (images/, sparse/0), whose world is turned z up, centred and scaled to radius 1.5.
+Photos need --camera: front, right, back, left, or azimuth:elevation:radius in degrees.
 TARGETS is a path, 'all' for every camera of the scene (written beside the true views), or a file of
 cameras. Pictures, a contact sheet, a picture of the cameras, transforms.json and everything needed
 to repeat the run (--repeat out/run.json --out again) go to --out, and an animation of a path.
@@ -17,17 +21,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from escherjax import run_record, target_arguments
+from escherjax import input_arguments, run_record, target_arguments
 from escherjax.errors import UserError, run_command
 
 _MIN_VIEWS_PER_DEVICE = 4  # with fewer, devices are not shared unless asked for
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from escherjax.data.records import Scene
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,13 +37,11 @@ def main(argv: Sequence[str]) -> int:
 
     import numpy as np
 
-    from escherjax import cameras, pictures, pipeline, sample_outputs
+    from escherjax import cameras, inputs, pictures, pipeline, sample_outputs
     from escherjax.cameras import Cameras
-    from escherjax.data.drawing import read_views
-    from escherjax.data.scenes import read_scene_folder
 
-    scene = read_scene_folder(arguments.views)
-    references = _reference_indices(arguments.references, scene)
+    scene = input_arguments.open_views(arguments)
+    references = scene.references
     scale = 1.0
     if arguments.max_radius is not None:
         _, scale, _ = cameras.normalize_scene(scene.c2w, arguments.max_radius)
@@ -60,21 +56,24 @@ def main(argv: Sequence[str]) -> int:
     pipe = pipeline.load(
         arguments.weights, arguments.dtype, arguments.cape, view_devices=num_devices
     )
-    images, c2w, K = read_views(scene, references, pipe.resolution, "white")
-    c2w[:, :3, 3] *= scale
+    fov_deg = input_arguments.training_fov_deg(arguments, pipe.facts)
+    fitted = scene.fit(pipe.resolution, fov_deg, scale=scale)
+    images, c2w, K = pictures.to_uint8(fitted.images), fitted.cameras.c2w, fitted.cameras.K
     true_images = None
     if arguments.targets == "all":
-        true_images, _, _ = read_views(
-            scene, np.arange(scene.num_views), pipe.resolution, "white"
-        )
+        every = scene.fit(pipe.resolution, fov_deg, np.arange(scene.num_views), scale)
+        true_images = pictures.to_uint8(every.images)
+    notes = fitted.notes + inputs.radius_notes(c2w, "references", pipe.facts)
+    notes += inputs.radius_notes(target_c2w, "targets", pipe.facts)
 
+    print(*notes, sep="\n", file=sys.stderr)
     print(
         f"{len(references)} references to {len(target_c2w)} views, {arguments.steps} steps",
         file=sys.stderr,
     )
     started = time.perf_counter()
     views = pipe.generate(
-        images / 255.0,
+        fitted.images,
         Cameras(c2w),
         Cameras(target_c2w),
         num_steps=arguments.steps,
@@ -101,6 +100,7 @@ def main(argv: Sequence[str]) -> int:
         "resolution": pipe.resolution,
         "cape": pipe.model.cape,
         "scene_scale": scale,
+        "inputs": notes,
         "seconds": round(elapsed, 2),
         **{name: getattr(arguments, name) for name in (
             "steps", "guidance", "guidance_rescale", "seed", "sampler", "eta"
@@ -121,8 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--weights",
         help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")  # fmt: skip
-    add("--views", required=True, type=Path, metavar="SCENE", help="scene folder")
-    add("--references", metavar="I,J,...", help="views to start from; default: the first three")
+    input_arguments.add_arguments(parser)
     add("--out", required=True, type=Path)
     add("--repeat", metavar="RUN.JSON",
         help="the recorded command again, with what else is given in place of its own")  # fmt: skip
@@ -153,20 +152,6 @@ def _num_devices(num_views: int) -> int:
     return count if num_views >= _MIN_VIEWS_PER_DEVICE * count else 1
 
 
-def _reference_indices(text: str | None, scene: Scene) -> np.ndarray:
-    import numpy as np
-
-    if text is None:
-        return np.arange(min(3, scene.num_views))
-    try:
-        indices = np.array([int(part) for part in text.split(",")])
-    except ValueError as error:
-        raise UserError(f"--references {text!r}; needed numbers such as 0,5,9.") from error
-    if indices.min() < 0 or indices.max() >= scene.num_views:
-        raise UserError(
-            f"--references {text}: the scene has views 0 to {scene.num_views - 1}; choose of these."
-        )
-    return indices
 
 
 if __name__ == "__main__":

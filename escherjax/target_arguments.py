@@ -27,9 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a JSON list of {azimuth_deg, elevation_deg, radius} (default %(default)s)")  # fmt: skip
     add("--num-views", type=int, default=24, help="length of a path (default %(default)s)")
     add("--radius", type=float, metavar="R",
-        help="of a path; default: the references' median")  # fmt: skip
+        help="of a path, and of photos' cameras; default: the references' median")  # fmt: skip
     add("--elevation-deg", type=float, metavar="DEG",
-        help="of a path, above the horizon; default: the references' median")  # fmt: skip
+        help="of a path, and of photos' cameras, above the horizon; default: the references' "
+        "median")  # fmt: skip
     add("--start-azimuth-deg", type=float, metavar="DEG",
         help="of a path; default: the first reference's (archimedean: 0)")  # fmt: skip
     add("--turns", type=float, metavar="T",

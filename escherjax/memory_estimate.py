@@ -9,7 +9,8 @@ What a compiler fuses or copies beyond that is not in it; docs/sampling.md says 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -113,15 +114,17 @@ def estimate(
 def free_bytes() -> int | None:
     """Memory of the first local device that is free now; None where nothing tells it.
 
-    On a CPU what the operating system calls available (Linux).
+    On a CPU what Linux calls available; other systems tell only how much memory there is.
     """
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         meminfo = Path("/proc/meminfo")
-        if not meminfo.is_file():
+        if meminfo.is_file():
+            fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+            return int(fields["MemAvailable"].split()[0]) * 1024
+        if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
             return None
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
         return None
@@ -129,36 +132,30 @@ def free_bytes() -> int | None:
 
 
 def largest_chunk(
-    model: EscherNet,
-    params: Params,
-    num_conditioning: int,
-    num_targets: int,
-    resolution: int,
-    guidance_scale: float = 3.0,
-    num_devices: int = 1,
-    free: int | None = None,
+    estimate_of: Callable[[int], MemoryEstimate], most: int, free: int | None = None
 ) -> int:
-    """The most targets, up to num_targets, whose estimate fits three quarters of `free` bytes.
+    """The most targets, up to `most`, whose estimate fits three quarters of the free memory.
 
-    free: beside the parameters, which are there already. Raises UserError if not one fits.
+    estimate_of: number of targets -> its estimate. free: bytes beside the parameters, which are
+    there already; None asks `free_bytes`. Raises UserError if not one fits, or nothing tells.
     """
-
-    def fits(count: int) -> bool:
-        needed = estimate(
-            model, params, num_conditioning, count, resolution, guidance_scale, num_devices
+    free = free_bytes() if free is None else free
+    if free is None:
+        raise UserError(
+            "This device does not tell how much memory is free, by which the plan 'auto' chooses; "
+            "give chunk (--chunk), the most views at once, or another plan."
         )
-        return needed.working <= _USABLE * free
-
-    low, high = 0, num_targets  # the estimate grows with the number: bisect
+    low, high = 0, most  # the estimate grows with the number: bisect
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        fits = estimate_of(middle).working <= _USABLE * free
+        low, high = (middle, high) if fits else (low, middle - 1)
     if low == 0:
-        one = estimate(model, params, num_conditioning, 1, resolution, guidance_scale, num_devices)
+        one = estimate_of(1)
         raise UserError(
-            f"{one.working / _GIB:.2f} GiB are needed beside the parameters for one view at a time "
-            f"from {num_conditioning}, and {_USABLE:.0%} of the free {free / _GIB:.2f} GiB can be "
-            "counted on. Take fewer conditioning views, bfloat16, or a larger device."
+            f"One view at a time from {one.num_conditioning} needs {one.working / _GIB:.2f} GiB "
+            f"beside the parameters, and {_USABLE:.0%} of the free {free / _GIB:.2f} GiB can be "
+            "counted on. Take fewer references, bfloat16, or a larger device."
         )
     return low
 

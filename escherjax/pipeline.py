@@ -14,18 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from escherjax import buckets
+from escherjax import buckets, extra_targets, memory_estimate, view_plans
 from escherjax import cameras as cameras_lib
 from escherjax import config as config_lib
 from escherjax.cameras import Cameras
 from escherjax.data import images as images_lib
 from escherjax.errors import UserError
+from escherjax.memory_estimate import MemoryEstimate
 from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.models.pixels import PixelCodec
 from escherjax.training import checkpoint, sharding, stored_params
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
+from escherjax.view_plans import Plan
 from escherjax.view_sampler import ViewSampler
 from escherjax.weights import facts as facts_lib
 from escherjax.weights import hub, pytorch, writing
@@ -122,8 +124,10 @@ class Pipeline:
         sampler: str = "ddim",
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
+        plan: str | Plan = "joint",
+        min_targets: int = 0,
     ) -> np.ndarray:
-        """New views of one scene, all targets jointly.
+        """New views of one scene, all targets jointly or as a plan says.
 
         images: [N, H, H, 3] float in [0, 1] of any size, or a list of PIL images or paths
         (turned as their EXIF orientation says, composited on white, cut to the central square).
@@ -131,6 +135,10 @@ class Pipeline:
         initial_latents: [M, h, w, C] standard normal, drawn from `seed` if None.
         sampler: "ddim", "dpmpp_2m" or "unipc"; eta: noise that DDIM adds at each step, 0 to 1;
         guidance_rescale: 0 to 1 (see `escherjax.diffusion`).
+        plan: a name or a plan of `view_plans`; see `plan_views`. min_targets: views that are drawn
+        together at least: cameras beside the targets are added, and their views dropped
+        (`extra_targets`). The noise of a view follows from the seed and its number alone, whatever
+        the plan.
         Returns [M, R, R, 3] float32 in [0, 1], R = `resolution`.
         Raises UserError for empty or unequal views, bad poses, values outside [0, 1], NaN, and
         settings that the sampler does not know.
@@ -143,27 +151,86 @@ class Pipeline:
                 f"{len(pixels)} reference images but {len(reference_c2w)} reference cameras; "
                 "needed one camera for each image."
             )
-        num_references, references = _one_bucket(len(pixels), self.reference_bucket)
-        num_targets, targets = _one_bucket(len(target_c2w), self.target_bucket)
+        if min_targets < 0:
+            raise UserError(f"min_targets = {min_targets}; needed 0 for none, or more.")
+        if isinstance(plan, str):
+            plan = self.plan_views(reference_cameras, target_cameras, plan, None, guidance_scale)
+        view_plans.check_plan(plan, len(pixels), len(target_c2w))
+        counts = [
+            (one.num_conditioning, max(len(one.targets), min_targets)) for one in plan.passes
+        ]
+        num_references, mask_references = _bucket([n for n, _ in counts], self.reference_bucket)
+        num_targets, mask_targets = _bucket([m for _, m in counts], self.target_bucket)
+        num_views = len(target_c2w)
+        latents = np.asarray(self._noise(seed, num_views + min_targets))
         if initial_latents is not None:
-            shape = (len(target_c2w),)
-            initial_latents = self._checked_latents(initial_latents, shape)[None]
-        views = self._draw(
-            pixels[None],
-            reference_c2w[None],
-            target_c2w[None],
-            references,
-            targets,
-            (num_references, num_targets),
-            [seed],
-            initial_latents,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            eta=eta,
-            guidance_rescale=guidance_rescale,
+            given = self._checked_latents(initial_latents, (num_views,))
+            extra = jax.random.normal(jax.random.key(seed), (len(latents), *given.shape[1:]))
+            latents = np.concatenate([given, extra[num_views:]])
+
+        def draw(images, reference_c2w, target_c2w, numbers):
+            missing = max(min_targets - len(numbers), 0)
+            extra = extra_targets.extra_cameras(reference_c2w, target_c2w, missing)
+            drawn = np.concatenate([numbers, num_views + np.arange(missing)])
+            return self._draw(
+                images[None],
+                reference_c2w[None],
+                np.concatenate([target_c2w, extra])[None],
+                np.array([len(images)], np.int32) if mask_references else None,
+                np.array([len(drawn)], np.int32) if mask_targets else None,
+                (num_references, num_targets),
+                [seed],
+                latents[drawn][None],
+                drawn[None],
+                num_steps=num_steps,
+                guidance_scale=guidance_scale,
+                sampler=sampler,
+                eta=eta,
+                guidance_rescale=guidance_rescale,
+            )[0, : len(numbers)]
+
+        return view_plans.run_plan(plan, draw, pixels, reference_c2w, target_c2w)
+
+    def plan_views(
+        self,
+        reference_cameras: Cameras,
+        target_cameras: Cameras,
+        name: str = "auto",
+        chunk: int | None = None,
+        guidance_scale: float = 3.0,
+        **settings: Any,
+    ) -> Plan:
+        """Which targets are drawn together, and from what; settings: see `view_plans.make_plan`.
+
+        chunk: most targets in a pass; None takes, for auto, as many as memory is estimated to hold,
+        else `view_plans.DEFAULT_CHUNK`. Raises UserError as `make_plan` does, for bad poses, and
+        if memory holds no single view.
+        """
+        reference_c2w = _checked_poses(reference_cameras, "reference cameras")
+        target_c2w = _checked_poses(target_cameras, "target cameras")
+        if name == "auto" and chunk is None:
+            conditioning = view_plans.conditioning_budget(
+                len(reference_c2w), settings.get("max_conditioning")
+            )
+            chunk = memory_estimate.largest_chunk(
+                lambda count: self.estimate_memory(conditioning, count, guidance_scale),
+                len(target_c2w),
+            )
+        return view_plans.make_plan(name, reference_c2w, target_c2w, chunk=chunk, **settings)
+
+    def estimate_memory(
+        self, num_conditioning: int, num_targets: int, guidance_scale: float = 3.0
+    ) -> MemoryEstimate:
+        """The memory of one pass, on each device, for the bucket that holds so many views."""
+        return memory_estimate.estimate(
+            self.model,
+            self.params,
+            self.reference_bucket(num_conditioning),
+            self.target_bucket(num_targets),
+            self.resolution,
+            guidance_scale,
+            self._sampler.view_devices,
         )
-        return views[0, : len(target_c2w)]
 
     def generate_batch(
         self,
@@ -236,6 +303,7 @@ class Pipeline:
             (most_references, most_targets + missing),
             seeds,
             initial_latents,
+            np.tile(np.arange(most_targets), (batch, 1)),
             num_steps=num_steps,
             guidance_scale=guidance_scale,
             sampler=sampler,
@@ -265,19 +333,17 @@ class Pipeline:
         sizes: tuple[int, int],
         seeds: Sequence[int],
         latents: np.ndarray | None,
+        view_numbers: np.ndarray,
         **settings: Any,
     ) -> np.ndarray:
         """Views [B, M, R, R, 3] of checked input, M and the number of references as in `sizes`.
 
         num_references, num_targets: [B], or None where the views given are as many as `sizes`.
+        view_numbers: [B, targets given], by which eta's noise is drawn.
         """
         size, most_targets = sizes
-        wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
-        if wrong:
-            raise UserError(f"seed = {wrong[0]}; needed a whole number from 0 to {2**32 - 1}.")
         if latents is None:
-            shape = (most_targets, *self.model.latent_shape(self.resolution))
-            latents = np.stack([jax.random.normal(jax.random.key(seed), shape) for seed in seeds])
+            latents = np.stack([self._noise(seed, most_targets) for seed in seeds])
         return self._sampler(
             self.params,
             buckets.fill(pixels, num_references, size) * 2 - 1,
@@ -287,8 +353,16 @@ class Pipeline:
             np.array(seeds, np.uint32),
             num_references,
             num_targets,
+            buckets.fill(view_numbers, num_targets, most_targets).astype(np.int32),
             **settings,
         )
+
+    def _noise(self, seed: int, num_views: int) -> jax.Array:
+        """Standard normal [V, h, w, C]; a view's does not depend on how many there are."""
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed = {seed}; needed a whole number from 0 to {2**32 - 1}.")
+        shape = (num_views, *self.model.latent_shape(self.resolution))
+        return jax.random.normal(jax.random.key(seed), shape)
 
     def _checked_latents(self, latents: Any, leading: tuple[int, ...]) -> np.ndarray:
         latents = np.asarray(latents, np.float32)
@@ -418,11 +492,10 @@ def _checked_counts(
     return found.astype(np.int32)
 
 
-def _one_bucket(count: int, bucket: Callable[[int], int]) -> tuple[int, np.ndarray | None]:
-    """(size of the bucket, the count [1] by which it is masked if other counts share it)."""
-    size = bucket(count)
-    shared = size > 1 and bucket(size - 1) == size
-    return size, np.array([count], np.int32) if shared else None
+def _bucket(counts: Sequence[int], bucket: Callable[[int], int]) -> tuple[int, bool]:
+    """(size of the bucket that holds all counts, whether it is masked since others share it)."""
+    size = bucket(max(counts))
+    return size, min(counts) < size or (size > 1 and bucket(size - 1) == size)
 
 
 def _load_workdir(

@@ -13,6 +13,7 @@ repeat the run go to --out.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -63,6 +64,14 @@ def main(argv: Sequence[str]) -> int:
             scene, np.arange(scene.num_views), pipe.resolution, "white"
         )
 
+    plan = pipe.plan_views(
+        Cameras(c2w), Cameras(target_c2w), arguments.plan, arguments.chunk, arguments.guidance
+    )
+    num_conditioning, num_together = plan.shape
+    memory = pipe.estimate_memory(
+        num_conditioning, max(num_together, arguments.min_targets), arguments.guidance
+    )
+    print(f"{plan.describe()}\nmemory: {memory.describe()}", file=sys.stderr)
     print(
         f"{len(references)} references to {len(target_c2w)} views, {arguments.steps} steps",
         file=sys.stderr,
@@ -78,6 +87,8 @@ def main(argv: Sequence[str]) -> int:
         sampler=arguments.sampler,
         eta=arguments.eta,
         guidance_rescale=arguments.guidance_rescale,
+        plan=plan,
+        min_targets=arguments.min_targets,
     )
     elapsed = time.perf_counter() - started
     views = pictures.to_uint8(views)
@@ -96,6 +107,9 @@ def main(argv: Sequence[str]) -> int:
         "resolution": pipe.resolution,
         "cape": pipe.model.cape,
         "scene_scale": scale,
+        "plan": dataclasses.asdict(plan),
+        "memory_estimate": dataclasses.asdict(memory),
+        "min_targets": arguments.min_targets,
         "seconds": round(elapsed, 2),
         **{name: getattr(arguments, name) for name in (
             "steps", "guidance", "guidance_rescale", "seed", "sampler", "eta"
@@ -131,6 +145,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance-rescale", type=float, default=0.0,
         help="how far guidance keeps the contrast of the unguided views, 0 to 1 "
         "(default %(default)s)")  # fmt: skip
+    add("--plan", default="auto",
+        help="which views are drawn together: joint (all), anchors (some spread over the path, then "
+        "chunks between them), autoregressive (chunk after chunk), auto: joint where memory allows, "
+        "else anchors (default %(default)s)")  # fmt: skip
+    add("--chunk", type=int, metavar="N", help="most views at once, except in plan joint")
+    add("--min-targets", type=int, default=0, metavar="N",
+        help="draw at least N views together: extra ones beside the targets are drawn and dropped; "
+        "few views gain from 15 (default %(default)s)")  # fmt: skip
     add("--dtype", default="float32", help="compute: float32 or bfloat16")
     add("--view-parallel", type=int, metavar="N",
         help="devices that share the views; default: all, if each gets four or more")  # fmt: skip

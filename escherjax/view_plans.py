@@ -71,13 +71,23 @@ class Plan:
             max(len(one.targets) for one in self.passes),
         )
 
+    def describe(self) -> str:
+        """One line for people."""
+        if len(self.passes) == 1:
+            return f"plan {self.name}: all {self.shape[1]} views at once"
+        conditioning, targets = self.shape
+        return (
+            f"plan {self.name}: {len(self.passes)} passes of up to {targets} views, each from up "
+            f"to {conditioning} references and views drawn before"
+        )
+
 
 def make_plan(
     name: str,
     reference_c2w: np.ndarray,
     target_c2w: np.ndarray,
     *,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | None = None,
     max_conditioning: int | None = None,
     num_anchors: int | None = None,
     window: int | None = None,
@@ -85,9 +95,10 @@ def make_plan(
     """Plans how M targets are drawn from N references.
 
     name: one of `NAMES`. reference_c2w: [N, 4, 4]; target_c2w: [M, 4, 4], in the order of the path.
-    chunk: most targets in a pass; joint does not heed it. max_conditioning: most views, references
-    and drawn ones together, that condition a pass of a plan other than joint; references have half
-    of it at least, where there are as many. None: all references and eight drawn views.
+    chunk: most targets in a pass, `DEFAULT_CHUNK` if None; joint does not heed it.
+    max_conditioning: most views, references and drawn ones together, that condition a pass of a
+    plan other than joint; references have half of it at least, where there are as many. None: all
+    references and eight drawn views.
     num_anchors: at most chunk, which None stands for. window: how many of the last views drawn an
     autoregressive chunk may choose from; None: chunk.
 
@@ -97,6 +108,7 @@ def make_plan(
     Raises UserError for an unknown name, no views, and numbers out of range, naming all of them.
     """
     reference_c2w, target_c2w = np.asarray(reference_c2w), np.asarray(target_c2w)
+    chunk = DEFAULT_CHUNK if chunk is None else chunk
     num_refs, num_targets = len(reference_c2w), len(target_c2w)
     _check_settings(name, num_refs, num_targets, chunk, max_conditioning, num_anchors, window)
     if name == "auto":
@@ -104,7 +116,7 @@ def make_plan(
     if name == "joint":
         return Plan(name, (Pass(tuple(range(num_refs)), (), tuple(range(num_targets))),))
     distances = view_distances(np.concatenate([reference_c2w, target_c2w]))
-    budget = max_conditioning or num_refs + _DRAWN_BESIDE_REFERENCES
+    budget = conditioning_budget(num_refs, max_conditioning)
 
     def conditioned(targets: Sequence[int], drawn: Sequence[int]) -> Pass:
         """The pass that draws `targets`, conditioned within the budget."""
@@ -126,6 +138,11 @@ def make_plan(
             start = targets[0]
             passes.append(conditioned(targets, range(max(0, start - (window or chunk)), start)))
     return Plan(name, tuple(passes))
+
+
+def conditioning_budget(num_references: int, max_conditioning: int | None = None) -> int:
+    """Most views that condition a pass of a chunked plan; see `make_plan`."""
+    return max_conditioning or num_references + _DRAWN_BESIDE_REFERENCES
 
 
 def view_distances(c2w: np.ndarray) -> np.ndarray:

@@ -48,13 +48,15 @@ class ViewSampler:
         seeds: np.ndarray,
         num_references: np.ndarray | None,
         num_targets: np.ndarray | None,
+        view_numbers: np.ndarray,
         **settings: Any,
     ) -> np.ndarray:
         """Views [B, M, R, R, 3] float32 in [0, 1]; those behind a scene's num_targets are nonsense.
 
         images: [B, N, H, H, 3] in [-1, 1]; c2w: [B, N, 4, 4] and [B, M, 4, 4]; latents:
         [B, M, h, w, C], M a multiple of view_devices; seeds: uint32 [B] of the noise that eta adds;
-        num_references, num_targets: int32 [B], see `EscherNet.predict`, or None for all.
+        num_references, num_targets: int32 [B], see `EscherNet.predict`, or None for all;
+        view_numbers: int32 [B, M], by which views draw that noise.
         settings: see `EscherNet.generate`.
         """
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
@@ -79,6 +81,7 @@ class ViewSampler:
             num_references=put(num_references, by_scene),
             num_targets=put(num_targets, by_scene),
             keys=put(keys, by_scene),
+            view_numbers=put(view_numbers, by_target),
             **settings,
         )
         return np.asarray(views[:num_scenes])

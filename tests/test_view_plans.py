@@ -160,7 +160,9 @@ def test_the_order_of_references_changes_nothing(name):
 def test_a_moved_and_scaled_world_changes_nothing(name):
     references, targets = orbit(6, 0.9), orbit(24)
     plan = make_plan(name, references, targets, chunk=8, max_conditioning=5)
-    for world in (moved, lambda c2w: c2w * np.array([[1], [1], [1], [7.0]]).T):
+    enlarge = np.where(np.arange(4) == 3, 7.0, 1.0) * np.ones((4, 1))
+    enlarge[3] = 1.0
+    for world in (moved, lambda c2w: c2w * enlarge):
         assert plan == make_plan(
             name, world(references), world(targets), chunk=8, max_conditioning=5
         )
@@ -225,6 +227,13 @@ def test_a_plan_that_does_not_fit_is_refused_with_all_its_faults():
     plan = Plan("mine", (Pass((0, 5), (), (0, 1)), Pass((), (3,), (1, 9)), Pass((), (), ())))
     with pytest.raises(UserError) as error:
         view_plans.check_plan(plan, 2, 4)
-    for reason in ("references [5]", "targets [9]", "drawn views [3]", "draws nothing",
-                   "no view to start from", "[2, 3] are drawn by no pass", "[1] are drawn more"):  # fmt: skip
+    for reason in (
+        "references [5]",
+        "targets [9]",
+        "drawn views [3]",
+        "draws nothing",
+        "no view to start from",
+        "[2, 3] are drawn by no pass",
+        "[1] are drawn more",
+    ):
         assert reason in str(error.value)

@@ -240,24 +240,28 @@ class EscherNet:
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
         keys: jax.Array | None = None,
+        view_numbers: jax.Array | None = None,
     ) -> jax.Array:
         """Scaled latents [B, M, h, w, C] after sampling; tokens [B, N, L, D] of `encode_images`.
 
         sampler, eta: see `solvers.make_table`; guidance_rescale: see `samplers.guide`; keys: [B],
-        of the noise that eta adds, each view's its own.
+        of the noise that eta adds, each view's its own, by its number in view_numbers, int [B, M];
+        None counts them from 0.
         """
 
         def predict(latents, timesteps, tokens, views):
             return self.predict(params, latents, timesteps, tokens, *views)
 
         def draw_noise(step):
-            views = jnp.arange(latents.shape[1])
+            views = view_numbers
+            if views is None:
+                views = jnp.broadcast_to(jnp.arange(latents.shape[1]), latents.shape[:2])
 
             def draw(key, view):
                 key = jax.random.fold_in(jax.random.fold_in(key, step), view)
                 return jax.random.normal(key, latents.shape[2:])
 
-            return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, views)
+            return jax.vmap(jax.vmap(draw, (None, 0)))(keys, views)
 
         views = (reference_cameras, target_cameras, num_references, num_targets)
         guided = samplers.guide(predict, tokens, views, guidance_scale, guidance_rescale)

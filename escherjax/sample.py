@@ -146,9 +146,9 @@ def _parser() -> argparse.ArgumentParser:
         help="how far guidance keeps the contrast of the unguided views, 0 to 1 "
         "(default %(default)s)")  # fmt: skip
     add("--plan", default="auto",
-        help="which views are drawn together: joint (all), anchors (some spread over the path, then "
-        "chunks between them), autoregressive (chunk after chunk), auto: joint where memory allows, "
-        "else anchors (default %(default)s)")  # fmt: skip
+        help="which views are drawn together: joint (all), anchors (some spread over the path, "
+        "then chunks between them), autoregressive (chunk after chunk), auto: joint where memory "
+        "allows, else anchors (default %(default)s)")  # fmt: skip
     add("--chunk", type=int, metavar="N", help="most views at once, except in plan joint")
     add("--min-targets", type=int, default=0, metavar="N",
         help="draw at least N views together: extra ones beside the targets are drawn and dropped; "

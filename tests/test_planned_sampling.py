@@ -1,7 +1,5 @@
 """Plans carried out by a network, and the memory that they are chosen by."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np

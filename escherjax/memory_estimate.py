@@ -187,8 +187,9 @@ def _unet_units(
         gathered = 2 * channels * pixels * (views - local) * guided * size
         scores = 0
         if _kernel(model, local * pixels, channels) == "xla":
-            keys = max(views * pixels, reference_tokens)  # joint self-, or cross-attention
-            scores = _SCORE_BYTES * guided * config.num_heads * local * pixels * keys
+            # Joint self-attention, or cross-attention, which the unconditional half does without
+            keys = max(guided * views * pixels, reference_tokens)
+            scores = _SCORE_BYTES * config.num_heads * local * pixels * keys
         kept = skips + 6 * pixels * channels  # two residuals, q, k, v and the result
         yield kept * rows * size + gathered + scores, scores
 

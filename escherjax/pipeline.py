@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from escherjax.training import checkpoint, sharding, stored_params
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
 from escherjax.view_plans import Plan
-from escherjax.view_sampler import ViewSampler
+from escherjax.view_sampler import OnStep, ViewSampler
 from escherjax.weights import facts as facts_lib
 from escherjax.weights import hub, pytorch, writing
 from escherjax.weights.facts import Facts
@@ -124,6 +125,7 @@ class Pipeline:
         sampler: str = "ddim",
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
+        on_step: OnStep | None = None,
         plan: str | Plan = "joint",
         min_targets: int = 0,
     ) -> np.ndarray:
@@ -135,6 +137,11 @@ class Pipeline:
         initial_latents: [M, h, w, C] standard normal, drawn from `seed` if None.
         sampler: "ddim", "dpmpp_2m" or "unipc"; eta: noise that DDIM adds at each step, 0 to 1;
         guidance_rescale: 0 to 1 (see `escherjax.diffusion`).
+        on_step: called on the host after each step with (steps done, num_steps, clean_latents),
+        the current estimate of the clean latents, [M, h, w, C] as `decode_latents` wants them.
+        What it raises ends the sampling and is raised here. With a plan of several passes the
+        steps are those of all, and views whose pass has not begun are zeros.
+        One program is compiled for each bucket of (N, M): see `escherjax.buckets`.
         plan: a name or a plan of `view_plans`; see `plan_views`. min_targets: views that are drawn
         together at least: cameras beside the targets are added, and their views dropped
         (`extra_targets`). The noise of a view follows from the seed and its number alone, whatever
@@ -168,10 +175,19 @@ class Pipeline:
             extra = jax.random.normal(jax.random.key(seed), (len(latents), *given.shape[1:]))
             latents = np.concatenate([given, extra[num_views:]])
 
+        clean, pass_numbers = np.zeros_like(latents[:num_views]), itertools.count()
+
         def draw(images, reference_c2w, target_c2w, numbers):
             missing = max(min_targets - len(numbers), 0)
             extra = extra_targets.extra_cameras(reference_c2w, target_c2w, missing)
             drawn = np.concatenate([numbers, num_views + np.arange(missing)])
+            passes_before = next(pass_numbers)
+
+            def watch(step, num_steps, latents):
+                clean[numbers] = latents[0, : len(numbers)]
+                before = passes_before * num_steps
+                on_step(before + step, len(plan.passes) * num_steps, clean.copy())
+
             return self._draw(
                 images[None],
                 reference_c2w[None],
@@ -187,6 +203,7 @@ class Pipeline:
                 sampler=sampler,
                 eta=eta,
                 guidance_rescale=guidance_rescale,
+                on_step=watch if on_step else None,
             )[0, : len(numbers)]
 
         return view_plans.run_plan(plan, draw, pixels, reference_c2w, target_c2w)
@@ -246,6 +263,7 @@ class Pipeline:
         sampler: str = "ddim",
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
+        on_step: OnStep | None = None,
     ) -> np.ndarray:
         """New views of B scenes in one call, each scene's targets jointly; as `generate` for each.
 
@@ -258,6 +276,7 @@ class Pipeline:
         Each shape (B, N, M, H) compiles a program: keep to few, such as `reference_bucket` and
         `target_bucket` give, and fill the last batch up with copies. Scenes are split over the
         devices of `load(..., scene_devices=)`, best as many as B or a divisor of it.
+        on_step: as in `generate`, with latents [B, M, h, w, C], of padding too.
         Returns [B, M, R, R, 3] float32 in [0, 1], R = `resolution`; behind a scene's num_targets
         zeros. Raises UserError as `generate` does.
         """
@@ -308,6 +327,7 @@ class Pipeline:
             guidance_scale=guidance_scale,
             sampler=sampler,
             eta=eta,
+            on_step=on_step,
             guidance_rescale=guidance_rescale,
         )[:, :most_targets]
         if targets is not None:

@@ -17,13 +17,21 @@ to repeat the run (--repeat out/run.json --out again) go to --out, and an animat
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from escherjax import input_arguments, run_record, target_arguments
 from escherjax.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from escherjax.view_sampler import OnStep
 
 _MIN_VIEWS_PER_DEVICE = 4  # with fewer, devices are not shared unless asked for
 
@@ -67,22 +75,34 @@ def main(argv: Sequence[str]) -> int:
     notes += inputs.radius_notes(target_c2w, "targets", pipe.facts)
 
     print(*notes, sep="\n", file=sys.stderr)
+    plan = pipe.plan_views(
+        Cameras(c2w), Cameras(target_c2w), arguments.plan, arguments.chunk, arguments.guidance
+    )
+    num_conditioning, num_together = plan.shape
+    memory = pipe.estimate_memory(
+        num_conditioning, max(num_together, arguments.min_targets), arguments.guidance
+    )
+    print(f"{plan.describe()}\nmemory: {memory.describe()}", file=sys.stderr)
     print(
         f"{len(references)} references to {len(target_c2w)} views, {arguments.steps} steps",
         file=sys.stderr,
     )
     started = time.perf_counter()
-    views = pipe.generate(
-        fitted.images,
-        Cameras(c2w),
-        Cameras(target_c2w),
-        num_steps=arguments.steps,
-        guidance_scale=arguments.guidance,
-        seed=arguments.seed,
-        sampler=arguments.sampler,
-        eta=arguments.eta,
-        guidance_rescale=arguments.guidance_rescale,
-    )
+    with _progress() as on_step:
+        views = pipe.generate(
+            fitted.images,
+            Cameras(c2w),
+            Cameras(target_c2w),
+            num_steps=arguments.steps,
+            guidance_scale=arguments.guidance,
+            seed=arguments.seed,
+            sampler=arguments.sampler,
+            eta=arguments.eta,
+            guidance_rescale=arguments.guidance_rescale,
+            on_step=on_step,
+            plan=plan,
+            min_targets=arguments.min_targets,
+        )
     elapsed = time.perf_counter() - started
     views = pictures.to_uint8(views)
 
@@ -101,6 +121,9 @@ def main(argv: Sequence[str]) -> int:
         "cape": pipe.model.cape,
         "scene_scale": scale,
         "inputs": notes,
+        "plan": dataclasses.asdict(plan),
+        "memory_estimate": dataclasses.asdict(memory),
+        "min_targets": arguments.min_targets,
         "seconds": round(elapsed, 2),
         **{name: getattr(arguments, name) for name in (
             "steps", "guidance", "guidance_rescale", "seed", "sampler", "eta"
@@ -134,6 +157,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance-rescale", type=float, default=0.0,
         help="how far guidance keeps the contrast of the unguided views, 0 to 1 "
         "(default %(default)s)")  # fmt: skip
+    add("--plan", default="auto",
+        help="which views are drawn together: joint (all), anchors (some spread over the path, "
+        "then chunks between them), autoregressive (chunk after chunk), auto: joint where memory "
+        "allows, else anchors (default %(default)s)")  # fmt: skip
+    add("--chunk", type=int, metavar="N", help="most views at once, except in plan joint")
+    add("--min-targets", type=int, default=0, metavar="N",
+        help="draw at least N views together: extra ones beside the targets are drawn and dropped; "
+        "few views gain from 15 (default %(default)s)")  # fmt: skip
     add("--dtype", default="float32", help="compute: float32 or bfloat16")
     add("--view-parallel", type=int, metavar="N",
         help="devices that share the views; default: all, if each gets four or more")  # fmt: skip
@@ -144,13 +175,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def _progress() -> Iterator[OnStep]:
+    """A bar of sampling steps, as `Pipeline.generate` reports them."""
+    from tqdm import tqdm
+
+    with tqdm(desc="drawing", unit="step") as bar:
+
+        def on_step(done: int, num_steps: int, _: np.ndarray) -> None:
+            bar.total = num_steps
+            bar.update(done - bar.n)
+
+        yield on_step
+
+
 def _num_devices(num_views: int) -> int:
     """All local devices if each gets views enough, else one."""
     import jax
 
     count = jax.local_device_count()
     return count if num_views >= _MIN_VIEWS_PER_DEVICE * count else 1
-
 
 
 

@@ -68,7 +68,11 @@ def choose(
         "num_views", "radius", "elevation_deg", "start_azimuth_deg", "turns", "through", "closed",
         "straight",
     )  # fmt: skip
-    options = targets.PathOptions(**{name: getattr(arguments, name) for name in names})
+    said = {name: getattr(arguments, name) for name in names}
+    if arguments.cameras is not None:  # then these were said of the photos' cameras, at least
+        for name in ("radius", "elevation_deg"):
+            said[name] = said[name] if targets.takes(arguments.targets, name) else None
+    options = targets.PathOptions(**said)
     return targets.choose(arguments.targets, options, scene_c2w, references, scale)
 
 

@@ -180,13 +180,13 @@ def _preset(name: str, options: PathOptions, reference_c2w: np.ndarray) -> Targe
         "start_azimuth_deg": float(np.degrees(azimuth)),
         "turns": options.turns,
     }
-    settings = {key: value for key, value in settings.items() if key == "name" or _takes(name, key)}
+    settings = {key: value for key, value in settings.items() if key == "name" or takes(name, key)}
     zoom = trajectories.dolly_zoom(c2w) if name == "dolly" else np.ones(len(c2w))
     return Targets(c2w, zoom, True, trajectories.is_closed(name, options.turns), settings)
 
 
-def _takes(name: str, option: str) -> bool:
-    """Whether an option means anything to what `name` stands for."""
+def takes(name: str, option: str) -> bool:
+    """Whether a field of `PathOptions` but num_views means anything to what `name` stands for."""
     if option in ("through", "closed", "straight"):
         return name == SPLINE
     if option == "elevation_deg":
@@ -200,7 +200,7 @@ def _refuse_unused(name: str, options: PathOptions) -> None:
     unused = [
         f"--{option.replace('_', '-')}"
         for option in _OPTIONS
-        if getattr(options, option) != getattr(_UNSAID, option) and not _takes(name, option)
+        if getattr(options, option) != getattr(_UNSAID, option) and not takes(name, option)
     ]
     if unused:
         raise UserError(f"{', '.join(unused)}: means nothing to --targets {name}; leave it out.")

@@ -10,6 +10,7 @@ from tiny import tiny_config
 
 from data_prep import procedural as procedural_importer
 from escherjax import sample, trajectories
+from escherjax.cameras import to_spherical
 from escherjax.data.scenes import read_scene_folder
 from escherjax.data.transforms import read_cameras
 from escherjax.errors import UserError

@@ -95,7 +95,7 @@ def draw_preview(
             _draw_path(pen, panel, targets, closed)
         _draw_cameras(pen, panel, references, targets, is_path)
     for panel in panels:  # names stand above everything
-        _draw_names(pen, panel, references, targets, reference_names, is_path)
+        _draw_names(pen, panel, references, targets, reference_names, is_path, closed)
     _draw_header(pen, panels, references, targets)
     return np.asarray(image.resize(size, Image.Resampling.BOX))
 
@@ -237,14 +237,17 @@ def _draw_names(
     targets: np.ndarray,
     reference_names: list[str],
     is_path: bool,
+    closed: bool,
 ) -> None:
     named = [
         (c2w, name, pictures.REFERENCE, 14)
         for c2w, name in zip(references, reference_names, strict=True)
     ]
     if is_path and len(targets) > 1:
-        ends = (0, len(targets) - 1)  # further out, as a path may begin at a reference
-        named += [(targets[end], str(end), pictures.SAMPLE, 28) for end in ends]
+        # Two say which way the path leads; the last of a loop stands beside the first.
+        numbers = (0, max(1, len(targets) // 4) if closed else len(targets) - 1)
+        # Further out, as a path may begin at a reference.
+        named += [(targets[number], str(number), pictures.SAMPLE, 28) for number in numbers]
     middle = panel.place(np.zeros(3))
     for c2w, name, color, distance in named:
         place = panel.place(c2w[:3, 3])

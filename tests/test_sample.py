@@ -67,7 +67,9 @@ def test_sampling_a_path_writes_everything_needed_to_repeat_it(workdir, scene, t
     out = tmp_path / "out"
     path = ["--targets", "dolly", "--num-views", "4", "--nerf-folder", "--alpha"]
     assert run(workdir, scene, out, *path) == 0
-    assert capsys.readouterr().out.strip() == str(out / "contact_sheet.png")
+    printed = capsys.readouterr()
+    assert printed.out.strip() == str(out / "contact_sheet.png")
+    assert "2/2" in printed.err  # the bar of sampling steps
     assert [Image.open(out / f"{i:03d}.png").size for i in range(4)] == [(16, 16)] * 4
     with Image.open(out / "orbit.gif") as animation:
         assert animation.size == (16, 16)
@@ -109,6 +111,15 @@ def test_a_preview_needs_no_weights_and_does_not_stand_in_the_way(workdir, scene
         sample.main(preview)
     with pytest.raises(UserError, match="--weights is missing"):
         sample.main([*preview[:4], "--out", str(tmp_path / "new")])
+
+
+def test_what_photos_take_is_no_fault_of_their_path(scene, tmp_path):
+    photo = str(next(scene.glob("**/*.png")))
+    shared = ["--targets", "archimedean", "--elevation-deg", "20", "--preview"]
+    out = ["--out", str(tmp_path / "out")]
+    assert sample.main(["--views", photo, "--cameras", "front", *out, *shared]) == 0
+    with pytest.raises(UserError, match="--elevation-deg: means nothing to --targets archimedean"):
+        sample.main(["--views", str(scene), *out, *shared])
 
 
 def test_a_file_that_records_no_run_is_not_repeated(tmp_path):

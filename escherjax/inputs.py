@@ -247,8 +247,9 @@ def _check_has_cameras(folder: Path) -> None:
         raise UserError(
             f"{folder} holds {len(photos)} pictures but no cameras; needed transforms.json, "
             "000.npy beside 000.png, or a COLMAP model in sparse/0. Name cameras, one for each in "
-            "order of the names: --cameras front,right,... or 0,45:20,... in degrees; or let "
-            "COLMAP find where overlapping photos were taken (as data_prep.image_folder does)."
+            "order of the names: --cameras front,right,... or 0,45:20,... in degrees; or have them "
+            f"found, where photos overlap: python -m data_prep.image_folder --source {folder} "
+            "--out SHARDS --scenes SCENES, then --views SCENES/NAME."
         )
 
 

@@ -46,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def open_views(arguments: argparse.Namespace) -> InputViews:
     """Reads the pictures and cameras that the arguments name."""
     from escherjax import inputs
-    from escherjax.photos import named_cameras
+    from escherjax.photos import named_cameras, windows
 
+    windows.check_fov(arguments.training_fov_deg)
     elevation_deg, radius = arguments.elevation_deg, arguments.radius
     return inputs.open_views(
         arguments.views,

@@ -93,6 +93,7 @@ class InputViews:
         its central square. K of these is that of the training views, or of the published networks'
         where fov_deg is None.
         """
+        windows.check_fov(fov_deg)
         indices = self.references if views is None else np.asarray(views, int)
         chosen = [self.pictures.get(i) or self.read(i) for i in indices.tolist()]
         c2w = self.c2w[indices]
@@ -178,11 +179,13 @@ def open_views(
     else:
         photos = given if folder is None else photos_in(folder)
         if not photos:
-            raise UserError(f"{folder or 'views'} holds no pictures; needed one at least.")
+            raise UserError(
+                f"{folder or 'views'} holds no pictures; needed one at least (PNG, JPEG or WebP)."
+            )
         names, read = photo_views(photos, cutouts)
         c2w, K = _photo_cameras(names, cameras, elevation_deg, radius)
         most = len(c2w)
-    _check_fov(photo_fov_deg)
+    windows.check_fov(photo_fov_deg)
     chosen = _indices(references, len(c2w), most)
 
     def read_posed(index: int) -> Picture:
@@ -211,6 +214,8 @@ def radius_notes(c2w: np.ndarray, name: str, facts: Facts) -> list[str]:
 
     name: of the cameras. Nothing is said where facts do not know the distances of training.
     """
+    if not len(c2w):
+        return []
     radii = np.linalg.norm(c2w[:, :3, 3], axis=-1)
     stand = f"{WARNING}{name} stand {radii.min():.3g} to {radii.max():.3g} from the origin"
     advice = "--max-radius 1.5 (max_radius=1.5) scales a scene."
@@ -247,8 +252,9 @@ def _check_has_cameras(folder: Path) -> None:
         raise UserError(
             f"{folder} holds {len(photos)} pictures but no cameras; needed transforms.json, "
             "000.npy beside 000.png, or a COLMAP model in sparse/0. Name cameras, one for each in "
-            "order of the names: --cameras front,right,... or 0,45:20,... in degrees; or let "
-            "COLMAP find where overlapping photos were taken (as data_prep.image_folder does)."
+            "order of the names: --cameras front,right,... or 0,45:20,... in degrees; or have them "
+            f"found, where photos overlap: python -m data_prep.image_folder --source {folder} "
+            "--out SHARDS --scenes SCENES, then --views SCENES/NAME."
         )
 
 
@@ -298,8 +304,3 @@ def _indices(references: Sequence[int] | None, count: int, most: int) -> np.ndar
             f"references {indices.tolist()}: there are views 0 to {count - 1}; choose of these."
         )
     return indices
-
-
-def _check_fov(fov_deg: float | None) -> None:
-    if fov_deg is not None and not 0 < fov_deg < 180:
-        raise UserError(f"the field of view is {fov_deg:g} degrees; needed more than 0, under 180.")

@@ -84,6 +84,7 @@ def test_pictures_with_the_training_field_of_view_are_those_of_training(tmp_path
     np.testing.assert_array_equal(read.images, expected / np.float32(255))
     np.testing.assert_allclose(read.cameras.K, K, rtol=1e-6)
     np.testing.assert_array_equal(read.cameras.c2w, c2w)
+    assert all("field of view 49.1 degrees as in training" in note for note in read.notes)
     kept = read_inputs(folder, R, None, references=[2, 0])
     np.testing.assert_array_equal(kept.images, read.images)
 
@@ -232,6 +233,7 @@ def broken(tmp_path):
     front = {"cameras": ["front"]}
     cmyk = encoded(Image.fromarray(drawn()).convert("CMYK"), "JPEG")
     blank = np.zeros((8, 8, 4), np.uint8)
+    noise = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     small = encoded(np.zeros((8, 8), np.uint8))
     (tmp_path / "small.png").write_bytes(small)
     mask = {"masks": [tmp_path / "small.png"]}
@@ -260,7 +262,9 @@ def broken(tmp_path):
         "empty alpha": ([blank], front, "picture 0 is transparent everywhere"),
         "all white": ([np.full((8, 8, 3), 255, np.uint8)], front, "white everywhere"),
         "float array": ([np.zeros((8, 8, 3))], front, "needed uint8"),
-        "text": ([3], front, "of type int; needed a file"),
+        "16-bit grey": ([Image.new("I;16", (8, 8))], front, "picture 0 is .* of mode 'I;16'"),
+        "damaged": ([Image.open(io.BytesIO(noise[: len(noise) // 2]))], front, "be decoded"),
+        "number": ([3], front, "of type int; needed a file"),
         "mask of another size": ([drawn()], {**front, **mask}, "has 8 x 8 pixels, picture 0 120"),
         "too few masks": ([drawn()] * 2, {"cameras": ["0", "1"], **mask}, "1 masks for 2"),
         "mask and matting": ([drawn()], {**front, **mask, "matting": "u2net"}, "choose one"),
@@ -315,3 +319,7 @@ def test_the_command_refuses_bad_pictures_before_it_loads_weights(tmp_path):
         sample.main([*common, str(tmp_path / "photo.png")])
     with pytest.raises(UserError, match="holds 1 pictures but no cameras"):
         sample.main([*common, str(tmp_path)])
+    with pytest.raises(UserError, match="field of view is 0 degrees"):
+        sample.main([*common, str(tmp_path), "--training-fov-deg", "0"])
+    with pytest.raises(UserError, match="field of view is 200 degrees"):
+        read_inputs([drawn()], R, 200.0, cameras=["front"])

@@ -52,6 +52,8 @@ def run(workdir, scene, out, *arguments):
 def test_a_work_directory_loads_its_averaged_parameters(workdir):
     for path in (workdir, workdir / "checkpoints" / "7"):
         pipe = load(path)
+        assert pipe.facts.fov_deg == pytest.approx(49.134, abs=1e-3)  # of procedural scenes
+        assert pipe.facts.camera_radius == (1.5, 2.2)
         fresh = pipe.model.init(42, pipe.resolution)
         for name in ("unet", "image_encoder"):
             jax.tree.map(

@@ -170,8 +170,14 @@ def _decoded(photo: Photo, name: str) -> tuple[np.ndarray, int]:
             f"{name} is of type {type(photo).__name__}; needed a file, bytes, a uint8 array or a "
             "PIL image."
         )
-    mode = "RGBA" if photo.has_transparency_data else "RGB"
-    return np.asarray(photo.convert(mode)), images.orientation_of(photo)
+    try:
+        reason = images.refusal(photo)
+        if reason:
+            raise UserError(f"{name} {reason}")
+        mode = "RGBA" if photo.has_transparency_data else "RGB"
+        return np.asarray(photo.convert(mode)), images.orientation_of(photo)
+    except (OSError, SyntaxError, ValueError) as error:  # a file that was opened but not read
+        raise UserError(f"{name} cannot be decoded ({error}); needed a whole picture.") from error
 
 
 def _with_alpha(picture: Picture, alpha: np.ndarray, step: str) -> Picture:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from escherjax import cameras
 from escherjax.data import images
+from escherjax.errors import UserError
 
 # Longer side of an object's box in a view, times its distance, over the focal length: objects have
 # longest side 1. The median over the 25 views of an object rendered as for training.
@@ -53,6 +54,12 @@ class Window:
             and self.left + self.width >= right - slack
             and self.top + self.height >= bottom - slack
         )
+
+
+def check_fov(fov_deg: float | None) -> None:
+    """Raises UserError for a field of view that no pinhole camera has; None is none."""
+    if fov_deg is not None and not 0 < fov_deg < 180:
+        raise UserError(f"the field of view is {fov_deg:g} degrees; needed more than 0, under 180.")
 
 
 def focal_share(fov_deg: float) -> float:

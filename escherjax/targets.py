@@ -74,13 +74,37 @@ def choose(
     name: one of `PATHS`, "all", or a file. scene_c2w: [V, 4, 4] of the scene, as its files say;
     references: indices of its reference views; scale: brings the scene's units, and those of files,
     to the network's, which are those of `options.radius`.
-    Raises UserError for an unknown name, options that mean nothing to it, numbers out of range and
-    unusable files.
+    Raises UserError, naming every problem, for an unknown name, options that mean nothing to it,
+    numbers out of range and unusable files.
     """
-    scene_c2w = _scaled(scene_c2w, scale)
-    _refuse_unused(name, options)
+    is_known = name in (ALL, *PATHS) or Path(name).is_file()
+    unused = [
+        option
+        for option in _OPTIONS
+        if is_known
+        and getattr(options, option) != getattr(_UNSAID, option)
+        and not takes(name, option)
+    ]
+    used = dataclasses.replace(options, **{option: getattr(_UNSAID, option) for option in unused})
+    problems = []
+    if unused:
+        flags = ", ".join(f"--{option.replace('_', '-')}" for option in unused)
+        problems.append(f"{flags}: means nothing to --targets {name}; leave it out.")
+    try:
+        chosen = _chosen(name, used, _scaled(scene_c2w, scale), references, scale)
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        raise UserError(listed(problems))
+    return chosen
+
+
+def _chosen(
+    name: str, options: PathOptions, scene_c2w: np.ndarray, references: np.ndarray, scale: float
+) -> Targets:
+    """As `choose`, of a scene in the network's units and options that mean something."""
     if name == ALL:
-        return _still(scene_c2w, {"name": name})
+        return _unzoomed(scene_c2w, {"name": name})
     if name == SPLINE:
         through = options.through or "references"
         if through == "references":
@@ -91,7 +115,7 @@ def choose(
             keyframes = _scaled(read_cameras(Path(through)), scale)
         c2w = splines.spline(keyframes, options.num_views, options.closed, options.straight)
         settings = {"name": name, "through": through, "num_cameras": len(keyframes)}
-        return _still(c2w, settings, is_path=True, closed=options.closed)
+        return _unzoomed(c2w, settings, is_path=True, closed=options.closed)
     if name in PATHS:
         return _preset(name, options, scene_c2w[references])
     if not Path(name).is_file():
@@ -99,7 +123,7 @@ def choose(
             f"--targets {name}: neither a path ({', '.join(PATHS)}), nor '{ALL}', nor a file of "
             "cameras that exists (transforms.json, or a list of angles)."
         )
-    return _still(_scaled(read_cameras(Path(name)), scale), {"name": name}, is_path=True)
+    return _unzoomed(_scaled(read_cameras(Path(name)), scale), {"name": name}, is_path=True)
 
 
 def read_cameras(path: Path) -> np.ndarray:
@@ -196,17 +220,7 @@ def takes(name: str, option: str) -> bool:
     return name in trajectories.PRESETS
 
 
-def _refuse_unused(name: str, options: PathOptions) -> None:
-    unused = [
-        f"--{option.replace('_', '-')}"
-        for option in _OPTIONS
-        if getattr(options, option) != getattr(_UNSAID, option) and not takes(name, option)
-    ]
-    if unused:
-        raise UserError(f"{', '.join(unused)}: means nothing to --targets {name}; leave it out.")
-
-
-def _still(
+def _unzoomed(
     c2w: np.ndarray, settings: dict[str, Any], is_path: bool = False, closed: bool = False
 ) -> Targets:
     return Targets(c2w, np.ones(len(c2w)), is_path, closed, settings)

@@ -103,6 +103,8 @@ def test_unknown_names_and_options_without_meaning_are_refused(tmp_path):
         choose("circle")
     with pytest.raises(UserError, match="--turns, --closed: .*dolly"):
         choose("dolly", turns=2, closed=True)
+    with pytest.raises(UserError, match="--turns: .*dolly.* 0 views.* radius nan"):
+        choose("dolly", turns=2, num_views=0, radius=np.nan)
     with pytest.raises(UserError, match="--elevation-deg: .*archimedean"):
         choose("archimedean", elevation_deg=0)
     with pytest.raises(UserError, match="--radius: .*spline"):

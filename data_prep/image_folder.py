@@ -5,12 +5,14 @@
 Then everything is as in data_prep.colmap: undistorted, upright, centred and scaled. Photos are
 turned as their EXIF orientation says; its focal length is a first guess. COLMAP runs in one thread
 for each scene and from a fixed seed: one machine with one version of pycolmap gives the same bytes
-again, another processor or version may not.
+again, another processor or version may not. --scenes FOLDER also keeps each scene as a COLMAP
+folder, which escherjax.sample --views reads.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -36,6 +38,10 @@ def main(argv: Sequence[str]) -> None:
         help="compare all photos with each other, or neighbours in order of their names, for the "
         "frames of a video (default %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--scenes", type=Path, metavar="FOLDER",
+        help="also write COLMAP scene folders, FOLDER/SCENE/images and sparse/0",
+    )  # fmt: skip
     normalizing.add_arguments(parser, recenter=True, up="cameras")
     args = parser.parse_args(argv)
     importing.check_arguments(args)
@@ -60,6 +66,10 @@ def main(argv: Sequence[str]) -> None:
         progress = None if is_remote(args.out) else args.out / importing.PROGRESS_FOLDER
         with tempfile.TemporaryDirectory(dir=progress, prefix="colmap-") as temporary:
             model = structure_from_motion.reconstruct(photos, Path(temporary), args.matcher)
+            if args.scenes is not None:
+                scene = args.scenes / scene_id
+                shutil.copytree(model.pictures, scene / "images", dirs_exist_ok=True)
+                shutil.copytree(model.model, scene / "sparse" / "0", dirs_exist_ok=True)
             imported = read_model(
                 args, "image_folder", scene_id, model.model, model.pictures, masks=None
             )

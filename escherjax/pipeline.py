@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,18 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from escherjax import buckets
+from escherjax import buckets, extra_targets, memory_estimate, scene_batches, view_plans
 from escherjax import cameras as cameras_lib
 from escherjax import config as config_lib
 from escherjax.cameras import Cameras
 from escherjax.data import images as images_lib
+from escherjax.data import procedural
 from escherjax.errors import UserError
+from escherjax.memory_estimate import MemoryEstimate
 from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.models.pixels import PixelCodec
 from escherjax.training import checkpoint, sharding, stored_params
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
+from escherjax.view_plans import Plan
 from escherjax.view_sampler import OnStep, ViewSampler
 from escherjax.weights import facts as facts_lib
 from escherjax.weights import hub, pytorch, writing
@@ -123,8 +127,10 @@ class Pipeline:
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
         on_step: OnStep | None = None,
+        plan: str | Plan = "joint",
+        min_targets: int = 0,
     ) -> np.ndarray:
-        """New views of one scene, all targets jointly.
+        """New views of one scene, all targets jointly or as a plan says.
 
         images: [N, H, H, 3] float in [0, 1] of any size, or a list of PIL images or paths
         (turned as their EXIF orientation says, composited on white, cut to the central square).
@@ -134,8 +140,13 @@ class Pipeline:
         guidance_rescale: 0 to 1 (see `escherjax.diffusion`).
         on_step: called on the host after each step with (steps done, num_steps, clean_latents),
         the current estimate of the clean latents, [M, h, w, C] as `decode_latents` wants them.
-        What it raises ends the sampling and is raised here.
+        What it raises ends the sampling and is raised here. With a plan of several passes the
+        steps are those of all, and views whose pass has not begun are zeros.
         One program is compiled for each bucket of (N, M): see `escherjax.buckets`.
+        plan: a name or a plan of `view_plans`; see `plan_views`. min_targets: views that are drawn
+        together at least: cameras beside the targets are added, and their views dropped
+        (`extra_targets`). The noise of a view follows from the seed and its number alone, whatever
+        the plan.
         Returns [M, R, R, 3] float32 in [0, 1], R = `resolution`.
         Raises UserError for empty or unequal views, bad poses, values outside [0, 1], NaN, and
         settings that the sampler does not know.
@@ -148,28 +159,96 @@ class Pipeline:
                 f"{len(pixels)} reference images but {len(reference_c2w)} reference cameras; "
                 "needed one camera for each image."
             )
-        num_references, references = _one_bucket(len(pixels), self.reference_bucket)
-        num_targets, targets = _one_bucket(len(target_c2w), self.target_bucket)
+        if min_targets < 0:
+            raise UserError(f"min_targets = {min_targets}; needed 0 for none, or more.")
+        if isinstance(plan, str):
+            plan = self.plan_views(reference_cameras, target_cameras, plan, None, guidance_scale)
+        view_plans.check_plan(plan, len(pixels), len(target_c2w))
+        counts = [
+            (one.num_conditioning, max(len(one.targets), min_targets)) for one in plan.passes
+        ]
+        num_references, mask_references = _bucket([n for n, _ in counts], self.reference_bucket)
+        num_targets, mask_targets = _bucket([m for _, m in counts], self.target_bucket)
+        num_views = len(target_c2w)
+        latents = np.asarray(self._noise(seed, num_views + min_targets))
         if initial_latents is not None:
-            shape = (len(target_c2w),)
-            initial_latents = self._checked_latents(initial_latents, shape)[None]
-        views = self._draw(
-            pixels[None],
-            reference_c2w[None],
-            target_c2w[None],
-            references,
-            targets,
-            (num_references, num_targets),
-            [seed],
-            initial_latents,
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            eta=eta,
-            on_step=on_step and _of_one_scene(on_step, len(target_c2w)),
-            guidance_rescale=guidance_rescale,
+            given = self._checked_latents(initial_latents, (num_views,))
+            extra = jax.random.normal(jax.random.key(seed), (len(latents), *given.shape[1:]))
+            latents = np.concatenate([given, extra[num_views:]])
+
+        clean, pass_numbers = np.zeros_like(latents[:num_views]), itertools.count()
+
+        def draw(images, reference_c2w, target_c2w, numbers):
+            missing = max(min_targets - len(numbers), 0)
+            extra = extra_targets.extra_cameras(reference_c2w, target_c2w, missing)
+            drawn = np.concatenate([numbers, num_views + np.arange(missing)])
+            passes_before = next(pass_numbers)
+
+            def watch(step, num_steps, latents):
+                clean[numbers] = latents[0, : len(numbers)]
+                before = passes_before * num_steps
+                on_step(before + step, len(plan.passes) * num_steps, clean.copy())
+
+            return self._draw(
+                images[None],
+                reference_c2w[None],
+                np.concatenate([target_c2w, extra])[None],
+                np.array([len(images)], np.int32) if mask_references else None,
+                np.array([len(drawn)], np.int32) if mask_targets else None,
+                (num_references, num_targets),
+                [seed],
+                latents[drawn][None],
+                drawn[None],
+                num_steps=num_steps,
+                guidance_scale=guidance_scale,
+                sampler=sampler,
+                eta=eta,
+                guidance_rescale=guidance_rescale,
+                on_step=watch if on_step else None,
+            )[0, : len(numbers)]
+
+        return view_plans.run_plan(plan, draw, pixels, reference_c2w, target_c2w)
+
+    def plan_views(
+        self,
+        reference_cameras: Cameras,
+        target_cameras: Cameras,
+        name: str = "auto",
+        chunk: int | None = None,
+        guidance_scale: float = 3.0,
+        **settings: Any,
+    ) -> Plan:
+        """Which targets are drawn together, and from what; settings: see `view_plans.make_plan`.
+
+        chunk: most targets in a pass; None takes, for auto, as many as memory is estimated to hold,
+        else `view_plans.DEFAULT_CHUNK`. Raises UserError as `make_plan` does, for bad poses, and
+        if memory holds no single view.
+        """
+        reference_c2w = _checked_poses(reference_cameras, "reference cameras")
+        target_c2w = _checked_poses(target_cameras, "target cameras")
+        if name == "auto" and chunk is None:
+            conditioning = view_plans.conditioning_budget(
+                len(reference_c2w), settings.get("max_conditioning")
+            )
+            chunk = memory_estimate.largest_chunk(
+                lambda count: self.estimate_memory(conditioning, count, guidance_scale),
+                len(target_c2w),
+            )
+        return view_plans.make_plan(name, reference_c2w, target_c2w, chunk=chunk, **settings)
+
+    def estimate_memory(
+        self, num_conditioning: int, num_targets: int, guidance_scale: float = 3.0
+    ) -> MemoryEstimate:
+        """The memory of one pass, on each device, for the bucket that holds so many views."""
+        return memory_estimate.estimate(
+            self.model,
+            self.params,
+            self.reference_bucket(num_conditioning),
+            self.target_bucket(num_targets),
+            self.resolution,
+            guidance_scale,
+            self._sampler.view_devices,
         )
-        return views[0, : len(target_c2w)]
 
     def generate_batch(
         self,
@@ -202,48 +281,26 @@ class Pipeline:
         Returns [B, M, R, R, 3] float32 in [0, 1], R = `resolution`; behind a scene's num_targets
         zeros. Raises UserError as `generate` does.
         """
-        pixels = np.asarray(images, np.float32)
-        if pixels.ndim != 5 or 0 in pixels.shape[:2]:
-            raise UserError(
-                f"reference images have shape {pixels.shape}; needed [B, N, H, H, 3] with B and "
-                "N >= 1."
-            )
-        batch, most_references = pixels.shape[:2]
-        reference_c2w = _posed_batch(reference_cameras, batch, "reference")
-        target_c2w = _posed_batch(target_cameras, batch, "target")
-        most_targets = target_c2w.shape[1]
-        if reference_c2w.shape[1] != most_references:
-            raise UserError(
-                f"{most_references} reference images a scene but {reference_c2w.shape[1]} "
-                "reference cameras; needed one camera for each image."
-            )
-        references = _checked_counts(num_references, batch, most_references, "num_references")
-        targets = _checked_counts(num_targets, batch, most_targets, "num_targets")
-        for i in range(batch):
-            self._reference_pixels(pixels[i, : None if references is None else references[i]])
-            for c2w, counts, role in (
-                (reference_c2w, references, "reference"), (target_c2w, targets, "target")
-            ):  # fmt: skip
-                cameras_lib.check_poses(
-                    c2w[i, : None if counts is None else counts[i]], f"scene {i}: {role} cameras"
-                )
-        if len(seeds) not in (1, batch):
-            raise UserError(f"{len(seeds)} seeds for {batch} scenes; needed one each, or one.")
-        seeds = [*seeds] * (batch // len(seeds))
+        batch = scene_batches.check_batch(
+            images, reference_cameras, target_cameras, num_references, num_targets, seeds
+        )
+        num_scenes, most_references = batch.pixels.shape[:2]
+        most_targets, targets = batch.target_c2w.shape[1], batch.num_targets
         if initial_latents is not None:
-            initial_latents = self._checked_latents(initial_latents, (batch, most_targets))
+            initial_latents = self._checked_latents(initial_latents, (num_scenes, most_targets))
         missing = -most_targets % self._sampler.view_devices
         if missing and targets is None:
-            targets = np.full(batch, most_targets, np.int32)
+            targets = np.full(num_scenes, most_targets, np.int32)
         views = self._draw(
-            pixels,
-            reference_c2w,
-            target_c2w,
-            references,
+            batch.pixels,
+            batch.reference_c2w,
+            batch.target_c2w,
+            batch.num_references,
             targets,
             (most_references, most_targets + missing),
-            seeds,
+            batch.seeds,
             initial_latents,
+            np.tile(np.arange(most_targets), (num_scenes, 1)),
             num_steps=num_steps,
             guidance_scale=guidance_scale,
             sampler=sampler,
@@ -274,19 +331,17 @@ class Pipeline:
         sizes: tuple[int, int],
         seeds: Sequence[int],
         latents: np.ndarray | None,
+        view_numbers: np.ndarray,
         **settings: Any,
     ) -> np.ndarray:
         """Views [B, M, R, R, 3] of checked input, M and the number of references as in `sizes`.
 
         num_references, num_targets: [B], or None where the views given are as many as `sizes`.
+        view_numbers: [B, targets given], by which eta's noise is drawn.
         """
         size, most_targets = sizes
-        wrong = [seed for seed in seeds if not 0 <= seed < 2**32]
-        if wrong:
-            raise UserError(f"seed = {wrong[0]}; needed a whole number from 0 to {2**32 - 1}.")
         if latents is None:
-            shape = (most_targets, *self.model.latent_shape(self.resolution))
-            latents = np.stack([jax.random.normal(jax.random.key(seed), shape) for seed in seeds])
+            latents = np.stack([self._noise(seed, most_targets) for seed in seeds])
         return self._sampler(
             self.params,
             buckets.fill(pixels, num_references, size) * 2 - 1,
@@ -296,8 +351,16 @@ class Pipeline:
             np.array(seeds, np.uint32),
             num_references,
             num_targets,
+            buckets.fill(view_numbers, num_targets, most_targets).astype(np.int32),
             **settings,
         )
+
+    def _noise(self, seed: int, num_views: int) -> jax.Array:
+        """Standard normal [V, h, w, C]; a view's does not depend on how many there are."""
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed = {seed}; needed a whole number from 0 to {2**32 - 1}.")
+        shape = (num_views, *self.model.latent_shape(self.resolution))
+        return jax.random.normal(jax.random.key(seed), shape)
 
     def _checked_latents(self, latents: Any, leading: tuple[int, ...]) -> np.ndarray:
         latents = np.asarray(latents, np.float32)
@@ -359,20 +422,7 @@ class Pipeline:
         if not hasattr(images, "ndim"):
             images = np.stack([self._read(image) for image in images]) if len(images) else images
         pixels = np.asarray(images, np.float32)
-        if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
-            raise UserError(
-                f"reference images have shape {pixels.shape}; needed [N, H, W, 3] with N >= 1."
-            )
-        if pixels.shape[1] != pixels.shape[2]:
-            raise UserError(
-                f"reference images are {pixels.shape[1]} x {pixels.shape[2]} pixels; needed square "
-                "ones. Cut them, or pass PIL images or paths, which are cut to the central square."
-            )
-        if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
-            raise UserError(
-                f"reference images span [{pixels.min():.3g}, {pixels.max():.3g}]; needed finite "
-                "values in [0, 1] (divide 8-bit values by 255)."
-            )
+        scene_batches.check_pixels(pixels)
         return pixels
 
     def _read(self, image: Any) -> np.ndarray:
@@ -402,40 +452,10 @@ def _checked_poses(cameras: Cameras, name: str) -> np.ndarray:
     return c2w
 
 
-def _posed_batch(cameras: Cameras, batch: int, role: str) -> np.ndarray:
-    if not isinstance(cameras, Cameras):
-        raise UserError(f"{role} cameras are a {type(cameras).__name__}; needed Cameras(c2w).")
-    c2w = np.asarray(cameras.c2w, np.float32)
-    if c2w.ndim != 4 or c2w.shape[0] != batch or c2w.shape[1] == 0:
-        raise UserError(
-            f"{role} cameras have shape {c2w.shape}; needed [{batch}, views, 4, 4] with a view at "
-            "least."
-        )
-    return c2w
-
-
-def _checked_counts(
-    counts: Sequence[int] | None, batch: int, most: int, name: str
-) -> np.ndarray | None:
-    if counts is None:
-        return None
-    found = np.asarray(counts)
-    if found.shape != (batch,) or found.dtype.kind not in "iu" or not np.all(
-        (found >= 1) & (found <= most)
-    ):  # fmt: skip
-        raise UserError(f"{name} = {counts}; needed {batch} whole numbers from 1 to {most}.")
-    return found.astype(np.int32)
-
-
-def _of_one_scene(on_step: OnStep, num_targets: int) -> OnStep:
-    return lambda step, num_steps, latents: on_step(step, num_steps, latents[0, :num_targets])
-
-
-def _one_bucket(count: int, bucket: Callable[[int], int]) -> tuple[int, np.ndarray | None]:
-    """(size of the bucket, the count [1] by which it is masked if other counts share it)."""
-    size = bucket(count)
-    shared = size > 1 and bucket(size - 1) == size
-    return size, np.array([count], np.int32) if shared else None
+def _bucket(counts: Sequence[int], bucket: Callable[[int], int]) -> tuple[int, bool]:
+    """(size of the bucket that holds all counts, whether it is masked since others share it)."""
+    size = bucket(max(counts))
+    return size, min(counts) < size or (size > 1 and bucket(size - 1) == size)
 
 
 def _load_workdir(
@@ -459,6 +479,7 @@ def _load_workdir(
     params = stored_params.restore_sampling_params(workdir, abstract, step, weights)
     references, targets = zip(*config_lib.view_counts(config), strict=True)
     fewest = min(references)
+    is_procedural = config.data.source == "procedural" and not config.data.zoom
     facts = dataclasses.replace(
         _facts_of_model(model, config.resolution),
         translation_unit="that of the scenes it was trained on",
@@ -467,6 +488,8 @@ def _load_workdir(
         weights=weights,
         trained_steps=step,
         guidance_scale=config.guidance_scale,
+        fov_deg=procedural.FOV_DEG if is_procedural else None,
+        camera_radius=procedural.RADIUS_RANGE if is_procedural else None,
     )
     return Pipeline(model, params, config.resolution, facts, mesh=mesh)
 

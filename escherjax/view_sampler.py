@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from escherjax.cameras import Cameras
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.training import sharding
+from escherjax.training.step import compiler_options
 
 OnStep = Callable[[int, int, np.ndarray], None]
 """(steps done, num_steps, estimate of the clean latents, as `decode_latents` wants them)."""
@@ -48,7 +49,9 @@ class ViewSampler:
 
             return spread_model.generate(params, *views, on_step=on_step, **named)
 
-        self._generate = jax.jit(generate, static_argnames=_STATIC)
+        self._generate = jax.jit(
+            generate, static_argnames=_STATIC, compiler_options=compiler_options(mesh)
+        )
 
     @property
     def view_devices(self) -> int:
@@ -70,6 +73,7 @@ class ViewSampler:
         seeds: np.ndarray,
         num_references: np.ndarray | None,
         num_targets: np.ndarray | None,
+        view_numbers: np.ndarray,
         on_step: OnStep | None = None,
         **settings: Any,
     ) -> np.ndarray:
@@ -77,7 +81,8 @@ class ViewSampler:
 
         images: [B, N, H, H, 3] in [-1, 1]; c2w: [B, N, 4, 4] and [B, M, 4, 4]; latents:
         [B, M, h, w, C], M a multiple of view_devices; seeds: uint32 [B] of the noise that eta adds;
-        num_references, num_targets: int32 [B], see `EscherNet.predict`, or None for all.
+        num_references, num_targets: int32 [B], see `EscherNet.predict`, or None for all;
+        view_numbers: int32 [B, M], by which views draw that noise.
         on_step: called on the host after each step, with latents [B, M, h, w, C]; programs that
         call it are others. What it raises ends the sampling and is raised here.
         settings: see `EscherNet.generate`.
@@ -117,6 +122,7 @@ class ViewSampler:
             num_references=put(num_references, by_scene),
             num_targets=put(num_targets, by_scene),
             keys=put(keys, by_scene),
+            view_numbers=put(view_numbers, by_target),
             listener=listener,
             **settings,
         )

@@ -9,6 +9,7 @@ from data_prep import image_folder
 from escherjax import cameras
 from escherjax.data import images, records
 from escherjax.errors import UserError
+from escherjax.inputs import open_views
 
 pytest.importorskip("pycolmap")
 
@@ -98,9 +99,13 @@ def test_cameras_of_photos_are_found_and_photos_are_turned_upright(tmp_path):
     assert [entry["scene_id"] for entry in report["skipped"]] == ["two"]
     assert "1 photos can be read; needed 3" in report["skipped"][0]["reason"]
     assert {path.suffix for path in (tmp_path / "out").iterdir()}.isdisjoint({".db", ".import"})
-    run(image_folder, tmp_path / "photos", tmp_path / "again", *options)
+    kept = ("--scenes", str(tmp_path / "kept"))
+    run(image_folder, tmp_path / "photos", tmp_path / "again", *options, *kept)
     again = records.open_shards(tmp_path / "again")
     assert records.encode_scene(again[0]) == records.encode_scene(scene)
+    views = open_views(tmp_path / "kept" / "one")  # what escherjax.sample --views reads
+    np.testing.assert_allclose(views.c2w, scene.c2w, atol=1e-6)
+    assert views.fit(32, None).images.shape == (3, 32, 32, 3)
 
 
 def test_photos_of_nothing_and_folders_without_photos_are_refused(tmp_path):

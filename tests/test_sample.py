@@ -52,6 +52,8 @@ def run(workdir, scene, out, *arguments):
 def test_a_work_directory_loads_its_averaged_parameters(workdir):
     for path in (workdir, workdir / "checkpoints" / "7"):
         pipe = load(path)
+        assert pipe.facts.fov_deg == pytest.approx(49.134, abs=1e-3)  # of procedural scenes
+        assert pipe.facts.camera_radius == (1.5, 2.2)
         fresh = pipe.model.init(42, pipe.resolution)
         for name in ("unet", "image_encoder"):
             jax.tree.map(
@@ -65,21 +67,84 @@ def test_a_work_directory_loads_its_averaged_parameters(workdir):
 
 def test_sampling_a_path_writes_everything_needed_to_repeat_it(workdir, scene, tmp_path, capsys):
     out = tmp_path / "out"
-    assert run(workdir, scene, out, "--targets", "orbit", "--num-views", "4") == 0
-    assert capsys.readouterr().out.strip() == str(out / "contact_sheet.png")
+    path = ["--targets", "dolly", "--num-views", "4", "--nerf-folder", "--alpha"]
+    assert run(workdir, scene, out, *path) == 0
+    printed = capsys.readouterr()
+    assert printed.out.strip() == str(out / "contact_sheet.png")
+    assert "2/2" in printed.err  # the bar of sampling steps
     assert [Image.open(out / f"{i:03d}.png").size for i in range(4)] == [(16, 16)] * 4
     with Image.open(out / "orbit.gif") as animation:
         assert animation.size == (16, 16)
     record = json.loads((out / "run.json").read_text())
     assert record["references"] == [0, 1, 2] and record["steps"] == 2 and record["num_views"] == 4
-    written = read_cameras(out / "transforms.json")
-    expected = trajectories.trajectory("orbit", 4, *_orbit_of(read_scene_folder(scene).c2w))
-    np.testing.assert_allclose(written, expected, atol=1e-6)
+
+    read = read_scene_folder(scene)
+    references = read.c2w[:3]
+    radius, elevation, azimuth = trajectories.about_references(references)
+    expected = trajectories.trajectory("dolly", 4, radius, elevation, azimuth)
+    assert record["targets"]["radius"] == pytest.approx(radius)
+    written = read_scene_folder(out)  # what is written is a scene folder itself
+    np.testing.assert_allclose(written.c2w, expected, atol=1e-6)
+    zoom = trajectories.dolly_zoom(expected)
+    np.testing.assert_allclose(written.K[:, 0, 0], zoom * read.K[0, 0, 0], rtol=1e-5)
+
+    nerf = read_scene_folder(out / "nerf")  # the references, then the views before the zoom
+    np.testing.assert_allclose(nerf.c2w, np.concatenate([references, expected]), atol=1e-6)
+    np.testing.assert_allclose(nerf.K, np.broadcast_to(read.K[0], (7, 3, 3)), rtol=1e-6)
+    assert Image.open(out / "nerf" / "images" / "006.png").mode == "RGBA"
+
+    # The recorded command with other targets and out; the rest of it is kept.
+    repeat = ["--repeat", str(out / "run.json"), "--out", str(tmp_path / "again"), "--preview"]
+    assert sample.main(repeat) == 0
+    for name in ("out", "again"):
+        assert Image.open(tmp_path / name / "cameras.png").size == (1320, 498)
+    one, other = ((tmp_path / name / "cameras.png").read_bytes() for name in ("out", "again"))
+    assert one == other
 
 
-def _orbit_of(c2w):
-    polar, _, radius = to_spherical(c2w)
-    return float(np.median(radius)), float(np.pi / 2 - np.median(polar))
+def test_a_preview_needs_no_weights_and_does_not_stand_in_the_way(workdir, scene, tmp_path):
+    out = tmp_path / "out"
+    preview = ["--views", str(scene), "--out", str(out), "--references", "3,1", "--preview"]
+    for targets in (["--targets", "spline"], ["--targets", "all"], ["--targets", "spiral"]):
+        assert sample.main([*preview, *targets]) == 0  # over the one before
+        assert [path.name for path in out.iterdir()] == ["cameras.png"]
+    (out / "other.txt").touch()
+    with pytest.raises(UserError, match="not empty"):
+        sample.main(preview)
+    with pytest.raises(UserError, match="--weights is missing"):
+        sample.main([*preview[:4], "--out", str(tmp_path / "new")])
+
+
+def test_what_photos_take_is_no_fault_of_their_path(scene, tmp_path):
+    photo = str(next(scene.glob("**/*.png")))
+    shared = ["--targets", "archimedean", "--elevation-deg", "20", "--preview"]
+    out = ["--out", str(tmp_path / "out")]
+    assert sample.main(["--views", photo, "--cameras", "front", *out, *shared]) == 0
+    with pytest.raises(UserError, match="--elevation-deg: means nothing to --targets archimedean"):
+        sample.main(["--views", str(scene), *out, *shared])
+
+
+def test_a_file_that_records_no_run_is_not_repeated(tmp_path):
+    path = tmp_path / "run.json"
+    for content in ("{", "[]", "{}", '{"command": ["rm", "-r", "."]}', '{"command": [1, 2, 3]}'):
+        path.write_text(content)
+        with pytest.raises(UserError, match="needed the run.json"):
+            sample.main(["--repeat", str(path)])
+
+
+def test_photos_with_named_cameras(workdir, scene, tmp_path, capsys):
+    photos = sorted(scene.glob("**/*.png"))[:2]
+    out = tmp_path / "out"
+    arguments = ["--weights", str(workdir), "--views", *map(str, photos), "--out", str(out)]
+    arguments += ["--cameras", "front,back:20", "--radius", "2", "--steps", "1"]
+    assert sample.main([*arguments, "--num-views", "2"]) == 0
+    polar, _, radius = to_spherical(read_cameras(out / "transforms.json"))
+    np.testing.assert_allclose(polar, np.radians(80), atol=1e-5)  # the middle of 90 and 70
+    np.testing.assert_allclose(radius, 2, rtol=1e-5)
+    notes = json.loads((out / "run.json").read_text())["inputs"]
+    # 1.06 * (280 / 256) / 2 for the photo in which the object is larger
+    assert len(notes) == 2 and "object centred, its box made 58% of the frame" in notes[0]
+    assert notes[0] in capsys.readouterr().err
 
 
 def test_all_cameras_of_the_scene_come_back_as_they_were(workdir, scene, tmp_path):
@@ -96,25 +161,19 @@ def test_cameras_from_a_file(workdir, scene, tmp_path):
     assert len(list((tmp_path / "out").glob("0*.png"))) == 5
 
 
-def test_orbit_is_a_closed_circle_and_archimedean_goes_from_pole_to_pole(golden_dir):
-    polar, azimuth, radius = to_spherical(trajectories.trajectory("orbit", 8, 1.5, 0.3))
-    np.testing.assert_allclose(polar, np.pi / 2 - 0.3, atol=1e-6)
-    np.testing.assert_allclose(np.diff(np.unwrap(azimuth)), 2 * np.pi / 8, atol=1e-5)
-    np.testing.assert_allclose(radius, 1.5, atol=1e-6)
-    spiral = trajectories.trajectory("archimedean", 100, 1.5, 0.0)
-    recorded = np.load(golden_dir / "conversions-6dof.npz")["spiral/xyz"]
-    np.testing.assert_allclose(spiral[:, :3, 3], recorded, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["--references", "0,9"], "views 0 to 4"),
         (["--references", "first"], "numbers such as"),
         (["--targets", "circle"], "neither a path"),
+        (["--targets", "spline", "--references", "1"], "two cameras at least"),
+        (["--alpha"], "--nerf-folder"),
+        (["--targets", "all", "--turns", "2"], "--turns"),
         (["--num-views", "0"], "at least 1"),
         (["--sampler", "euler"], "ddim"),
         (["--dtype", "float64"], "bfloat16"),
+        (["--cameras", "above"], "'above' is not understood"),
         (["--cape", "4dof"], "trained with '6dof'"),
         (["--steps", "0"], "1..1000"),
     ],

@@ -87,7 +87,7 @@ def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
     """The picture behind its header; UserError for one that we do not read, now or when decoded."""
     try:
         with Image.open(file, formats=FORMATS) as image:
-            problem = _refusal(image)
+            problem = refusal(image)
             if problem:
                 raise UserError(f"{name} {problem}")
             yield image
@@ -105,7 +105,8 @@ def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
         ) from error
 
 
-def _refusal(image: Image.Image) -> str | None:
+def refusal(image: Image.Image) -> str | None:
+    """Why an opened picture is not read, to be said after its name; None if it is."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         return (

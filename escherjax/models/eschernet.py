@@ -195,10 +195,12 @@ class EscherNet:
         target_poses, ref_poses = (
             cape.poses(self.cape, cameras) for cameras in (target_cameras, reference_cameras)
         )
-        variables = {
-            "params": params["unet"],
-            **self.unet.reference_cache(params["unet"], tokens, ref_poses),
-        }
+        # Kernels are rounded where they are used; here, it is not done at every step.
+        unet = jax.tree_util.tree_map_with_path(
+            lambda path, x: x.astype(self.unet.dtype) if path[-1].key == "kernel" else x,
+            params["unet"],
+        )
+        variables = {"params": unet, **self.unet.reference_cache(unet, tokens, ref_poses)}
         shared = (tokens, ref_poses, num_references, num_targets)
 
         def predict(latents: jax.Array, timesteps: jax.Array) -> jax.Array:
@@ -272,13 +274,15 @@ class EscherNet:
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
         keys: jax.Array | None = None,
+        view_numbers: jax.Array | None = None,
         on_step: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
         """Scaled latents [B, M, h, w, C] after sampling; tokens [B, N, L, D] of `encode_images`.
 
         sampler, eta: see `solvers.make_table`; guidance_rescale: see `samplers.guide`; keys: [B],
-        of the noise that eta adds, each view's its own. on_step: see `samplers.sample`; its
-        estimate is divided by `latent_scale`, as `decode_latents` wants it.
+        of the noise that eta adds, each view's its own, by its number in view_numbers, int [B, M];
+        None counts them from 0. on_step: see `samplers.sample`; its estimate is divided by
+        `latent_scale`, as `decode_latents` wants it.
         """
 
         predict = self.denoiser(
@@ -292,13 +296,15 @@ class EscherNet:
         )
 
         def draw_noise(step):
-            views = jnp.arange(latents.shape[1])
+            views = view_numbers
+            if views is None:
+                views = jnp.broadcast_to(jnp.arange(latents.shape[1]), latents.shape[:2])
 
             def draw(key, view):
                 key = jax.random.fold_in(jax.random.fold_in(key, step), view)
                 return jax.random.normal(key, latents.shape[2:])
 
-            return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, views)
+            return jax.vmap(jax.vmap(draw, (None, 0)))(keys, views)
 
         watch = None
         if on_step is not None:

@@ -1,0 +1,44 @@
+"""run.json: how a folder of views was made, and how to make it again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from escherjax.errors import UserError
+
+FILE_NAME = "run.json"
+COMMAND = ["python", "-m", "escherjax.sample"]
+
+
+def write_record(folder: Path, argv: Sequence[str], facts: Mapping[str, Any]) -> None:
+    """Writes the record: the command `argv` that ran, and what it came to."""
+    record = {"command": [*COMMAND, *argv], **facts}
+    (folder / FILE_NAME).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def repeated(argv: Sequence[str]) -> list[str]:
+    """`--repeat FILE ...` as the arguments of the run that wrote FILE, then the others.
+
+    Of what is given twice the last counts, so the others change the run; --out must be among them.
+    Raises UserError for a file that is no such record.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--repeat", type=Path)
+    known, rest = parser.parse_known_args(argv)
+    if known.repeat is None:
+        return list(argv)
+    try:
+        record = json.loads(known.repeat.read_text())
+        command = record["command"]
+        if command[: len(COMMAND)] != COMMAND or not all(isinstance(x, str) for x in command):
+            raise ValueError(f"its command is {command!r}")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"--repeat {known.repeat}: {error!r}; needed the {FILE_NAME} that a run of "
+            f"'{' '.join(COMMAND)}' wrote."
+        ) from error
+    return [*command[len(COMMAND) :], *rest]

@@ -88,8 +88,6 @@ class PictureRules:
         else:
             box = field_of_view_box(K, self.focal)
             flat, box = _padded(flat, box, picture, name)
-        if flat.shape[:2] == (size, size) and box == (0.0, 0.0, float(size), float(size)):
-            return flat
         return np.asarray(Image.fromarray(flat).resize((size, size), _FILTERS[resize], box))
 
 
@@ -144,11 +142,9 @@ def _padded(
         flat = np.pad(
             flat, ((top, bottom), (left, right), (0, 0)), constant_values=images.WHITE[0]
         )
-    limits = (flat.shape[1], flat.shape[0]) * 2
-    shifts = (left, top) * 2
-    moved = [
-        min(max(edge + shift, 0.0), float(limit))
-        for edge, shift, limit in zip(box, shifts, limits, strict=True)
+    sides = (flat.shape[1], flat.shape[0]) * 2
+    inside = [
+        min(max(edge + shift, 0.0), float(side))
+        for edge, shift, side in zip(box, (left, top) * 2, sides, strict=True)
     ]
-    rounded = [float(round(edge)) if abs(edge - round(edge)) < eps else edge for edge in moved]
-    return flat, (rounded[0], rounded[1], rounded[2], rounded[3])
+    return flat, (inside[0], inside[1], inside[2], inside[3])

@@ -162,5 +162,5 @@ def test_bad_scenes_and_options_are_named(shards, soft, rendered, tmp_path):
     with pytest.raises(UserError, match="no scenes in"):
         open_heldout(tmp_path)
     write_zero123(tmp_path / "opaque", rendered)
-    with pytest.raises(UserError, match="view . of scene 'opaque' is opaque and sees less"):
+    with pytest.raises(UserError, match="view . of scene 'opaque' sees less than 90"):
         open_heldout(tmp_path / "opaque", fov_deg=90.0).read("opaque", 1, 32, "6dof")

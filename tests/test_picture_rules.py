@@ -101,3 +101,17 @@ def test_without_matching_the_central_square_is_taken():
     for background in ("white", "zero123"):
         made = PictureRules(background).reference(picture, np.eye(3), 30, "x")
         assert made.shape == (30, 30, 3) and (made == 7).all()
+
+
+def test_files_are_read_in_order_and_every_broken_one_is_named(tmp_path):
+    def view(name):
+        return tmp_path / name, np.eye(4), lambda picture: (picture, np.eye(3))
+
+    for number in range(12):
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    rules = PictureRules("white")
+    made = rules.truths([view(f"{number}.png") for number in range(12)], 8)
+    assert made[:, 0, 0, 0].tolist() == list(range(12))
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match="broken.png cannot be decoded.*gone.png cannot be read"):
+        rules.references([view("broken.png"), view("0.png"), view("gone.png")], 8)

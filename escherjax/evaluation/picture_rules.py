@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -104,13 +105,17 @@ def _binary_square(picture: np.ndarray, size: int, resample: Image.Resampling) -
 def _read_all(
     make: Callable[..., np.ndarray], views: Sequence[images.View], size: int, read: ReadPicture
 ) -> np.ndarray:
-    pictures, problems = [], []
-    for path, _, pinhole in views:
+    def picture_or_problem(view: images.View) -> np.ndarray | UserError:
+        path, _, pinhole = view
         try:
             picture, K = pinhole(read(path)[1])
-            pictures.append(make(picture, K, size, str(path)))
+            return make(picture, K, size, str(path))
         except UserError as error:
-            problems.append(str(error))
+            return error
+
+    with ThreadPoolExecutor() as pool:  # decoding and resizing run side by side
+        results = list(pool.map(picture_or_problem, views))
+    problems = [str(result) for result in results if isinstance(result, UserError)]
     if problems:
         raise UserError(listed(problems))
-    return np.stack(pictures)
+    return np.stack([result for result in results if isinstance(result, np.ndarray)])

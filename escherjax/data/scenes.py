@@ -35,23 +35,27 @@ ReadPicture = Callable[[Path], tuple[bytes | None, np.ndarray]]
 def find_scene_folders(source: Path, layout: str, split: str = "train") -> list[tuple[str, Path]]:
     """(scene id, folder) of every scene folder at or below `source`, sorted by id.
 
-    layout: "zero123", "transforms" or "colmap". Ids are paths relative to `source`, or the folder's
-    own name where `source` is itself a scene. Raises UserError if there is none.
+    layout: "zero123", "transforms", "colmap", or "any" of them. Ids are paths relative to `source`,
+    or the folder's own name where `source` is itself a scene. Raises UserError if there is none.
     """
-
-    def is_scene(folder: Path, files: list[str]) -> bool:
-        if layout == "zero123":
-            return any(view_number(name) is not None for name in files)
-        if layout == "colmap":
-            return colmap.find_model(folder) is not None
-        return f"transforms_{split}.json" in files or "transforms.json" in files
-
+    layouts: dict[str, Callable[[Path, list[str]], bool]] = {
+        "transforms": lambda _, files: (
+            f"transforms_{split}.json" in files or "transforms.json" in files
+        ),
+        "zero123": lambda _, files: any(view_number(name) is not None for name in files),
+        "colmap": lambda folder, _: colmap.find_model(folder) is not None,
+    }
     needed = {
         "zero123": "folders with 000.png and 000.npy, ...",
         "transforms": f"folders with transforms_{split}.json or transforms.json",
         "colmap": f"folders with a COLMAP model in {' or '.join(colmap.MODEL_FOLDERS)}",
     }
-    return find_folders(source, is_scene, needed[layout])
+    names = list(layouts) if layout == "any" else [layout]
+    return find_folders(
+        source,
+        lambda folder, files: any(layouts[name](folder, files) for name in names),
+        ", or ".join(needed[name] for name in names),
+    )
 
 
 def find_folders(

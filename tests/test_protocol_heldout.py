@@ -1,0 +1,156 @@
+"""Protocol `heldout`: which views of a scene are given, which are compared, and what they show."""
+
+import numpy as np
+import pytest
+from scene_folders import SIZE, render_balls, write_transforms, write_zero123
+
+from escherjax import cameras
+from escherjax.data import images, records
+from escherjax.errors import UserError
+from escherjax.evaluation.protocol import make_protocol
+from escherjax.evaluation.protocols.heldout import view_order
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    return render_balls()
+
+
+def scene_record(scene_id, rendered):
+    pictures, c2w, K = rendered
+    encoded = [images.encode_png(picture) for picture in pictures]
+    return records.Scene(scene_id, "test", encoded, c2w, K, SIZE, SIZE)
+
+
+@pytest.fixture(scope="module")
+def shards(rendered, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    scenes = [scene_record(name, rendered) for name in ("b", "a", "c")]
+    records.write_scenes(folder, scenes, "heldout", num_shards=2)
+    return folder
+
+
+def open_heldout(path, mode="corrected", counts=(1, 3), **options):
+    return make_protocol("heldout", path, mode, reference_counts=counts, **options)
+
+
+def test_references_are_nested_and_targets_never_change_nor_hold_a_reference(shards):
+    protocol = open_heldout(shards)
+    assert protocol.scene_ids() == ["a", "b", "c"]
+    one, three = (protocol.read("a", count, 32, "6dof") for count in (1, 3))
+    assert one.reference_images.shape == (1, 32, 32, 3)
+    np.testing.assert_array_equal(one.reference_images[0], three.reference_images[0])
+    np.testing.assert_array_equal(one.reference_c2w[0], three.reference_c2w[0])
+    np.testing.assert_array_equal(one.target_c2w, three.target_c2w)
+    np.testing.assert_array_equal(one.truth, three.truth)
+    all_centers = np.concatenate([three.reference_c2w, three.target_c2w])[:, :3, 3]
+    assert len(np.unique(all_centers, axis=0)) == 5
+    assert one.scored.tolist() == [0, 1]
+
+
+def test_order_of_views_depends_on_the_scene_id_alone():
+    # Fixed numbers: results must not change with numpy's version.
+    assert view_order("a", 8).tolist() == [7, 6, 5, 3, 1, 4, 2, 0]
+    assert view_order("b", 8).tolist() == [6, 7, 3, 4, 1, 5, 2, 0]
+
+
+def soft_scene():
+    """Views whose left half is half-covered red, whose right half is empty with black colour."""
+    picture = np.zeros((SIZE, SIZE, 4), np.uint8)
+    picture[:, : SIZE // 2] = (200, 0, 0, 128)
+    views = 3
+    c2w = cameras.from_spherical(np.full(views, 1.0), np.arange(views), np.full(views, 4.0))
+    K = np.broadcast_to(cameras.intrinsics_from_fov(0.7, SIZE, SIZE), (views, 3, 3))
+    return records.Scene("soft", "test", [images.encode_png(picture)] * views, c2w, K, SIZE, SIZE)
+
+
+@pytest.fixture(scope="module")
+def soft(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("soft")
+    records.write_scenes(folder, [soft_scene()], "train")
+    return folder
+
+
+def test_modes_differ_in_background_filter_and_rounding(soft):
+    faithful, corrected = (open_heldout(soft, mode, (1,)) for mode in ("faithful", "corrected"))
+    first, second = (p.read("soft", 1, SIZE, "6dof") for p in (faithful, corrected))
+    # Straight colour where alpha is not 0; 200 and 0 over white at alpha 128 / 255, rounded.
+    assert first.truth[0, 0, 0].tolist() == [200, 0, 0]
+    assert second.truth[0, 0, 0].tolist() == [227, 127, 127]
+    for case in (first, second):
+        assert case.truth[0, 0, -1].tolist() == [255, 255, 255]
+        np.testing.assert_array_equal(case.truth[0], case.reference_images[0])
+    values = np.full((1, 2, 2, 3), 100.7 / 255)
+    assert (faithful.conventions.to_uint8(values) == 100).all()
+    assert (corrected.conventions.to_uint8(values) == 101).all()
+    assert faithful.describe()["rules"] != corrected.describe()["rules"]
+    # Bicubic overshoots at an edge, bilinear does not.
+    small = faithful.read("soft", 1, SIZE // 3, "6dof")
+    assert (small.truth[0] != small.reference_images[0]).any()
+    shrunk = corrected.read("soft", 1, SIZE // 3, "6dof")
+    np.testing.assert_array_equal(shrunk.truth[0], shrunk.reference_images[0])
+
+
+def test_fields_of_view_are_matched_only_where_asked(soft):
+    stored = open_heldout(soft, counts=(1,)).read("soft", 1, SIZE, "6dof")
+    wide = open_heldout(soft, counts=(1,), fov_deg=90).read("soft", 1, SIZE, "6dof")
+    # tan(0.35): half the picture's width over its distance; at 90 degrees that is the share of the
+    # half that it fills.
+    margin = round(SIZE / 2 * (1 - np.tan(0.35)))
+    assert (wide.truth[0, : margin - 1] == 255).all() and (stored.truth[0, 0, 0] != 255).any()
+    assert (wide.truth[0, margin + 1, margin + 1] != 255).any()
+
+
+def test_scenes_are_scaled_only_where_asked(soft):
+    def radii(**options):
+        case = open_heldout(soft, counts=(1,), **options).read("soft", 1, SIZE, "6dof")
+        return np.linalg.norm(case.target_c2w[:, :3, 3], axis=-1)
+
+    np.testing.assert_allclose(radii(), 4.0, rtol=1e-6)  # float32
+    np.testing.assert_allclose(radii(max_radius=1.5), 1.5, rtol=1e-6)
+
+
+def test_folders_of_any_layout_give_pictures_of_their_cameras(rendered, tmp_path):
+    write_zero123(tmp_path / "scenes" / "renders", rendered)
+    # camera_angle_x of the renders: f = 280 / 256 of the side.
+    write_transforms(tmp_path / "scenes" / "json", rendered, camera_angle_x=0.8575553107)
+    protocol = open_heldout(tmp_path / "scenes")
+    assert protocol.scene_ids() == ["json", "renders"]
+    K = rendered[2][:1].repeat(2, 0)
+    for scene_id in protocol.scene_ids():
+        case = protocol.read(scene_id, 2, SIZE, "6dof")
+        encoded = [images.encode_png(picture) for picture in case.reference_images]
+        flat = records.Scene(scene_id, "test", encoded, case.reference_c2w, K, SIZE, SIZE)
+        assert_red_ball_where_projected(flat)
+
+
+def assert_red_ball_where_projected(scene):
+    from scene_folders import CENTERS
+
+    v, u = np.mgrid[:SIZE, :SIZE] + 0.5
+    pixels, _ = cameras.project(CENTERS[None].repeat(2, 0), scene.c2w, scene.K)
+    for view in range(scene.num_views):
+        picture = images.decode_image(scene.images[view], "view").astype(float)
+        red = (picture[..., 0] - picture[..., 1]).clip(0)  # white has none, nor have the others
+        seen = [(red * u).sum() / red.sum(), (red * v).sum() / red.sum()]
+        # Shading and edges over white move a ball's centroid by part of a pixel.
+        np.testing.assert_allclose(seen, pixels[view, 0], atol=0.7)
+
+
+def test_bad_scenes_and_options_are_named(shards, soft, rendered, tmp_path):
+    with pytest.raises(UserError, match="scene 'a' has 5 views; needed more than 5"):
+        open_heldout(shards, counts=(5,)).read("a", 5, 32, "6dof")
+    with pytest.raises(UserError, match="4 references: needed at most 3"):
+        open_heldout(shards).read("a", 4, 32, "6dof")
+    with pytest.raises(UserError, match="has no scene 'z'"):
+        open_heldout(shards).read("z", 1, 32, "6dof")
+    with pytest.raises(UserError, match="has no split 'val'; it has heldout"):
+        open_heldout(shards, split="val")
+    with pytest.raises(UserError, match="num_targets = 0.*fov_deg = 190.*for the mode 'corrected'"):
+        open_heldout(soft, "faithful", num_targets=0, fov_deg=190.0)
+    with pytest.raises(UserError, match="no scenes in"):
+        open_heldout(tmp_path)
+    opaque = tuple(rendered[0][..., :3]), *rendered[1:]
+    write_zero123(tmp_path / "opaque", opaque)
+    with pytest.raises(UserError, match="view . of scene 'opaque' is opaque and sees less"):
+        open_heldout(tmp_path / "opaque", fov_deg=90.0).read("opaque", 1, 32, "6dof")

@@ -100,7 +100,10 @@ def evaluate_pipeline(
     stop: Stop,
 ) -> bool:
     """Evaluates loaded weights; see `evaluate`. folder: what they were loaded from."""
-    settings.start_or_continue(request.out, describe(request, protocol, pipe, folder))
+    settings.start_or_continue(
+        request.out,
+        {**describe(request, protocol), "weights": describe_weights(pipe, folder)},
+    )
     scene_ids = protocol.scene_ids()
     spread = np.linspace(0, len(scene_ids) - 1, min(request.report_scenes, len(scene_ids)))
     job = Job(
@@ -141,24 +144,23 @@ def merge(out: Path) -> bool:
     return True
 
 
-def describe(
-    request: Request, protocol: Protocol, pipe: Pipeline, folder: Path
-) -> dict[str, Any]:
-    """All that the figures depend on, for settings.json and summary.json."""
-    facts = pipe.facts
+def describe(request: Request, protocol: Protocol) -> dict[str, Any]:
+    """All that figures depend on but the weights."""
     return {
         "protocol": protocol.describe(),
         "scenes": {"data": request.data, "hash": settings.scenes_hash(protocol.scene_ids())},
         "metrics": list(request.metrics),
-        "weights": {
-            "path": str(folder),
-            "hash": settings.weights_hash(folder),
-            "params": facts.weights,
-            "trained_steps": facts.trained_steps,
-            "cape": pipe.model.cape,
-            "resolution": pipe.resolution,
-            "dtype": request.dtype,
-        },
-        "sampling": dataclasses.asdict(request.sampling()),
+        "sampling": {**dataclasses.asdict(request.sampling()), "dtype": request.dtype},
     }
 
+
+def describe_weights(pipe: Pipeline, folder: Path) -> dict[str, Any]:
+    """Which weights they are, wherever they lie, and what they were made for."""
+    return {
+        "path": str(folder),
+        "hash": settings.weights_hash(folder),
+        "params": pipe.facts.weights,
+        "trained_steps": pipe.facts.trained_steps,
+        "cape": pipe.model.cape,
+        "resolution": pipe.resolution,
+    }

@@ -94,7 +94,7 @@ def read(out: Path) -> dict[str, Any]:
 
 
 def differences(
-    a: dict[str, Any], b: dict[str, Any], ignored: Sequence[str] = ("weights.path",)
+    a: dict[str, Any], b: dict[str, Any], ignored: Sequence[str] = ("weights.path", "scenes.data")
 ) -> list[tuple[str, str, str]]:
     """(field, value in a, value in b) of every field that differs, as JSON; nested by dots."""
     flat_a, flat_b = _flat(a), _flat(b)

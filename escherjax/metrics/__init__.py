@@ -1,5 +1,31 @@
-"""Metrics: arrays in, one value an item out."""
+"""Metrics: arrays in, one value an item out. See docs/evaluation.md for what each one is."""
 
-from escherjax.metrics.image import psnr
+from typing import TYPE_CHECKING
 
-__all__ = ["psnr"]
+if TYPE_CHECKING:
+    from escherjax.metrics.bootstrap import interval, paired_interval
+    from escherjax.metrics.consistency import consistency
+    from escherjax.metrics.image import psnr, ssim
+    from escherjax.metrics.lpips_weights import load_lpips
+    from escherjax.metrics.perceptual import lpips
+
+__all__ = ["consistency", "interval", "load_lpips", "lpips", "paired_interval", "psnr", "ssim"]
+
+_HOME = {
+    "consistency": "consistency",
+    "interval": "bootstrap",
+    "load_lpips": "lpips_weights",
+    "lpips": "perceptual",
+    "paired_interval": "bootstrap",
+    "psnr": "image",
+    "ssim": "image",
+}
+
+
+def __getattr__(name: str):
+    """Loads a metric on first use, so that commands in here can print help at once."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'escherjax.metrics' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"escherjax.metrics.{_HOME[name]}"), name)

@@ -239,23 +239,23 @@ class EscherNet:
         sampler: str = "ddim",
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
-        key: jax.Array | None = None,
+        keys: jax.Array | None = None,
     ) -> jax.Array:
         """Scaled latents [B, M, h, w, C] after sampling; tokens [B, N, L, D] of `encode_images`.
 
-        sampler, eta: see `solvers.make_table`; guidance_rescale: see `samplers.guide`; key: of the
-        noise that eta adds, each view's its own.
+        sampler, eta: see `solvers.make_table`; guidance_rescale: see `samplers.guide`; keys: [B],
+        of the noise that eta adds, each view's its own.
         """
 
         def predict(latents, timesteps, tokens, views):
             return self.predict(params, latents, timesteps, tokens, *views)
 
         def draw_noise(step):
-            keys = jax.random.split(jax.random.fold_in(key, step), latents.shape[0])
             views = jnp.arange(latents.shape[1])
 
             def draw(key, view):
-                return jax.random.normal(jax.random.fold_in(key, view), latents.shape[2:])
+                key = jax.random.fold_in(jax.random.fold_in(key, step), view)
+                return jax.random.normal(key, latents.shape[2:])
 
             return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, views)
 

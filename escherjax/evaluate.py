@@ -2,14 +2,14 @@
 
     python -m escherjax.evaluate --weights W --data SHARDS --protocol heldout \\
         --references 1,2,3,5 --out eval/
-    python -m escherjax.evaluate --weights W --data GSO30 --protocol gso25 --mode faithful --out eval/
+    python -m escherjax.evaluate --weights W --data GSO30 --protocol gso25 --out eval/
     python -m escherjax.evaluate --follow runs/6dof --data SHARDS --protocol heldout --out eval/
 
 Every case, one scene seen through its first N references, is drawn and scored beside copying the
-nearest reference. --out gets per_view.jsonl, summary.json and report.html. A job that was killed goes
-on when started again; --shard i/n on several machines with one --out does the i-th part, i from 0,
-and the last to finish writes the summary. --follow evaluates each checkpoint that a training run
-saves, until its last, and needs nothing of it but its folder.
+nearest reference. --out gets per_view.jsonl, summary.json and report.html. A job that was killed
+goes on when started again; --shard i/n on several machines with one --out does the i-th part, i
+from 0, and the last to finish writes the summary. --follow evaluates each checkpoint that a
+training run saves, until its last, and needs nothing of it but its folder.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
             guidance=arguments.guidance,
             guidance_rescale=arguments.guidance_rescale,
             sampler=arguments.sampler,
+            eta=arguments.eta,
             seed=arguments.seed,
             dtype=arguments.dtype,
             cape=arguments.cape,
@@ -101,55 +102,57 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    what = parser.add_argument_group("what is evaluated")
-    what.add_argument("--weights", metavar="W",
+    what = parser.add_argument_group("what is evaluated").add_argument
+    what("--weights", metavar="W",
         help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")  # fmt: skip
-    what.add_argument("--follow", type=Path, metavar="WORKDIR",
-        help="instead of --weights: each checkpoint of this training run as it is saved")  # fmt: skip
-    what.add_argument("--params", choices=("ema", "raw"),
+    what("--follow", type=Path, metavar="WORKDIR",
+        help="each checkpoint of this training run as it is saved")  # fmt: skip
+    what("--params", choices=("ema", "raw"),
         help="of a work directory: averaged or last (default: the average if kept)")  # fmt: skip
-    what.add_argument("--cape", help="camera encoding of a folder whose name does not say it")
-    on = parser.add_argument_group("on what")
-    on.add_argument("--protocol",
+    what("--cape", help="camera encoding of a folder whose name does not say it")
+    on = parser.add_argument_group("on what").add_argument
+    on("--protocol",
         help="gso25, gso3d, gso100, rtmv, nerf, franka, mvdream, text2img, heldout")  # fmt: skip
-    on.add_argument("--data", metavar="DIR", help="shards or scene folders, as the protocol says")
-    on.add_argument("--mode", default="faithful",
+    on("--data", metavar="DIR", help="shards or scene folders, as the protocol says")
+    on("--mode", default="faithful",
         help="faithful: the published rules, oddities included; corrected: true alpha, one resize, "
         "matched field of view (default %(default)s)")  # fmt: skip
-    on.add_argument("--references", type=_counts, metavar="N,N,...",
+    on("--references", type=_counts, metavar="N,N,...",
         help="numbers of references (default: the protocol's)")  # fmt: skip
-    on.add_argument("--metrics", default="psnr,ssim,lpips", help="(default %(default)s)")
-    on.add_argument("--limit", type=int, metavar="n", help="only the first n scenes")
-    on.add_argument("--split", help="of shards or transforms_SPLIT.json, for heldout")
-    on.add_argument("--num-targets", type=int, help="most targets of a scene, for heldout")
-    on.add_argument("--max-radius", type=float, metavar="R",
+    on("--metrics", default="psnr,ssim,lpips", help="(default %(default)s)")
+    on("--limit", type=int, metavar="n", help="only the first n scenes")
+    on("--split", help="of shards or transforms_SPLIT.json, for heldout")
+    on("--num-targets", type=int, help="most targets of a scene, for heldout")
+    on("--max-radius", type=float, metavar="R",
         help="for heldout: scale scenes so that the farthest camera stands there")  # fmt: skip
-    on.add_argument("--fov-deg", type=float, metavar="DEG",
+    on("--fov-deg", type=float, metavar="DEG",
         help="for heldout, corrected: pad with white or cut to this field of view")  # fmt: skip
-    on.add_argument("--index-path", type=Path, metavar="DIR", help="index lists, for nerf")
-    how = parser.add_argument_group("how views are drawn")
-    how.add_argument("--steps", type=int, default=50, help="(default %(default)s)")
-    how.add_argument("--guidance", type=float, default=3.0, help="1 for none (default %(default)s)")
-    how.add_argument("--guidance-rescale", type=float, default=0.0, help="(default %(default)s)")
-    how.add_argument("--sampler", default="ddim", help="ddim (as published), dpmpp_2m, unipc")
-    how.add_argument("--seed", type=int, default=0,
-        help="noise follows from it, the scene's name, N and the view (default %(default)s)")  # fmt: skip
-    how.add_argument("--dtype", default="float32", help="compute: float32 or bfloat16")
-    work = parser.add_argument_group("where the work is done")
-    work.add_argument("--out", required=True, type=Path, metavar="DIR")
-    work.add_argument("--batch-size", type=int, metavar="n",
+    on("--index-path", type=Path, metavar="DIR", help="index lists, for nerf")
+    how = parser.add_argument_group("how views are drawn").add_argument
+    how("--steps", type=int, default=50, help="(default %(default)s)")
+    how("--guidance", type=float, default=3.0, help="1 for none (default %(default)s)")
+    how("--guidance-rescale", type=float, default=0.0, help="(default %(default)s)")
+    how("--sampler", default="ddim", help="ddim (as published), dpmpp_2m, unipc")
+    how("--eta", type=float, default=0.0,
+        help="noise that ddim adds at each step, 0 to 1 (default %(default)s)")  # fmt: skip
+    how("--seed", type=int, default=0,
+        help="of the noise, with scene, N and view (default %(default)s)")  # fmt: skip
+    how("--dtype", default="float32", help="compute: float32 or bfloat16")
+    work = parser.add_argument_group("where the work is done").add_argument
+    work("--out", required=True, type=Path, metavar="DIR")
+    work("--batch-size", type=int, metavar="n",
         help="cases drawn at a time (default: one a device)")  # fmt: skip
-    work.add_argument("--view-parallel", type=int, default=1, metavar="n",
+    work("--view-parallel", type=int, default=1, metavar="n",
         help="devices that share the views of a case (default %(default)s)")  # fmt: skip
-    work.add_argument("--shard", type=_shard, metavar="i/n",
+    work("--shard", type=_shard, metavar="i/n",
         help="this process's part, i from 0 (default: as jax.distributed numbers it)")  # fmt: skip
-    work.add_argument("--merge", action="store_true",
-        help="make summary and report of what all shards left in --out, complete or not")  # fmt: skip
-    work.add_argument("--report-scenes", type=int, default=30, metavar="n",
-        help="scenes with pictures in the report, evenly spread (default %(default)s)")  # fmt: skip
-    work.add_argument("--follow-until-step", type=int, metavar="STEP",
+    work("--merge", action="store_true",
+        help="summary and report of what all shards left in --out, complete or not")  # fmt: skip
+    work("--report-scenes", type=int, default=30, metavar="n",
+        help="scenes with pictures in the report (default %(default)s)")  # fmt: skip
+    work("--follow-until-step", type=int, metavar="STEP",
         help="with --follow: end after this step (default: the training's last)")  # fmt: skip
-    work.add_argument("--follow-poll-sec", type=float, default=20.0, metavar="SEC",
+    work("--follow-poll-sec", type=float, default=20.0, metavar="SEC",
         help="with --follow: how often to look (default %(default)s)")  # fmt: skip
     return parser
 

@@ -77,7 +77,8 @@ def error_map(view: np.ndarray, truth: np.ndarray) -> np.ndarray:
     difference = np.abs(view.astype(np.float32) - truth).mean(axis=-1) / 255  # [H, W]
     place = np.clip(difference / ERROR_OF_FULL_COLOR, 0, 1) * (len(_COLORS) - 1)
     steps = np.arange(len(_COLORS))
-    return np.stack([np.interp(place, steps, channel) for channel in _COLORS.T], -1).astype(np.uint8)
+    channels = [np.interp(place, steps, channel) for channel in _COLORS.T]
+    return np.stack(channels, axis=-1).astype(np.uint8)
 
 
 def _uri(image: np.ndarray) -> str:

@@ -106,10 +106,10 @@ def _curve(series: Series, u, v) -> str:
         ring += [f"{u(x):.1f},{v(low):.1f}" for x, low, _ in reversed(bounds)]
         parts.append(f'<polygon class="band {style}" points="{" ".join(ring)}"/>')
     elif bounds:
-        x, low, high = bounds[0]
+        x, bottom, top = bounds[0]
         parts.append(
-            f'<line class="whisker {style}" x1="{u(x):.1f}" x2="{u(x):.1f}" y1="{v(low):.1f}" '
-            f'y2="{v(high):.1f}"/>'
+            f'<line class="whisker {style}" x1="{u(x):.1f}" x2="{u(x):.1f}" y1="{v(bottom):.1f}" '
+            f'y2="{v(top):.1f}"/>'
         )
     if len(points) > 1 and not series.markers_only:
         line = " ".join(f"{u(x):.1f},{v(y):.1f}" for x, y, *_ in points)

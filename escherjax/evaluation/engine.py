@@ -1,8 +1,8 @@
 """Evaluates one set of weights: reads cases ahead, draws their views, scores and records them.
 
-Cases, (scene, N), are numbered N by N in the protocol's order; of n processes, process i takes every
-n-th from the i-th on. They are batched in that order, whether or not some are done already, so that
-a job which was killed and started again computes what it would have computed.
+Cases, (scene, N), are numbered N by N in the protocol's order; of n processes, process i takes
+every n-th from the i-th on. They are batched in that order, whether or not some are done already,
+so that a job which was killed and started again computes what it would have computed.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ def score_case(scorer: Scorer, case: Case, views: np.ndarray) -> list[Record]:
     Without true views there is nothing to score: one record for each target, without metrics.
     """
     if case.truth is None:
-        targets, values = np.arange(len(views)), {method: {} for method in records.METHODS}
+        targets = np.arange(len(views))
+        values: dict[str, dict[str, np.ndarray]] = {method: {} for method in records.METHODS}
     else:
         targets, truth = case.scored, case.truth[case.scored]
         nearest = nearest_reference(case.reference_c2w, case.target_c2w[targets])
@@ -171,7 +172,7 @@ def score_case(scorer: Scorer, case: Case, views: np.ndarray) -> list[Record]:
             "method": method,
             "view": int(view),
             "num_views": len(targets),
-            **{name: float(scores[row]) for name, scores in values[method].items()},
+            **{name: float(f"{scores[row]:.7g}") for name, scores in values[method].items()},
         }
         for method in records.METHODS
         for row, view in enumerate(targets)
@@ -191,9 +192,10 @@ class _Progress:
     def advance(self, count: int, scores: list[Record]) -> None:
         self._count += count
         self._bar.update(count)
-        values = [row["psnr"] for row in scores if row["method"] == records.SAMPLES and "psnr" in row]
-        if values:
-            self._bar.set_postfix(psnr=f"{np.mean(values):.2f}", refresh=False)
+        drawn = [row for row in scores if row["method"] == records.SAMPLES]
+        if drawn and "psnr" in drawn[0]:
+            psnr = np.mean([row["psnr"] for row in drawn])
+            self._bar.set_postfix(psnr=f"{psnr:.2f}", refresh=False)
         now = time.perf_counter()
         if self._bar.disable and (now - self._logged > _LOG_EVERY_SECONDS):
             self._logged = now

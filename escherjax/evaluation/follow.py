@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from escherjax.evaluation import records, report, run, settings, summary
+from escherjax.evaluation import curve_report, records, run, settings, summary
 from escherjax.evaluation.run import Request
 from escherjax.evaluation.scoring import Scorer
 from escherjax.pipeline import Pipeline
@@ -96,7 +96,7 @@ class _Follower:
             self._request.out.glob(f"step_*/{summary.FILE_NAME}"))]  # fmt: skip
         records.write_rows(self._request.out / FILE_NAME, rows)
         if rows:
-            report.write_curve(self._request.out, rows)
+            curve_report.write(self._request.out, rows, settings.read(self._request.out))
         return bool(rows)
 
 

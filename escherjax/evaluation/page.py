@@ -112,7 +112,7 @@ def lines(title: str, texts: Sequence[str], most: int = 200) -> str:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    flat = []
+    flat: list[tuple[str, str]] = []
     for name, value in tree.items():
         if isinstance(value, dict):
             flat += _flat(value, f"{prefix}{name}.")

@@ -42,6 +42,7 @@ class Request:
     guidance: float = 3.0
     guidance_rescale: float = 0.0
     sampler: str = "ddim"
+    eta: float = 0.0
     seed: int = 0
     dtype: str = "float32"
     cape: str | None = None
@@ -63,8 +64,18 @@ class Request:
 
     def sampling(self) -> Sampling:
         return Sampling(
-            self.steps, self.guidance, self.guidance_rescale, self.sampler, self.seed
+            self.steps, self.guidance, self.guidance_rescale, self.sampler, self.eta, self.seed
         )
+
+    def num_cases_at_once(self) -> int:
+        """The batch size asked for, or one case for each group of devices."""
+        return self.batch_size or max(1, jax.local_device_count() // self.view_devices)
+
+    def scene_devices(self) -> int:
+        """How many groups of `view_devices` share a batch: as many as there are and divide it."""
+        groups = max(1, jax.local_device_count() // self.view_devices)
+        size = self.num_cases_at_once()
+        return max(n for n in range(1, groups + 1) if size % n == 0)
 
 
 def default_shard() -> tuple[int, int]:
@@ -87,7 +98,12 @@ def evaluate(request: Request, weights: str | Path, stop: Stop) -> bool:
 def load(request: Request, folder: Path) -> Pipeline:
     """The pipeline of the weights in `folder`, as the request wants it."""
     return pipeline.load(
-        folder, request.dtype, request.cape, request.params, view_devices=request.view_devices
+        folder,
+        request.dtype,
+        request.cape,
+        request.params,
+        view_devices=request.view_devices,
+        scene_devices=request.scene_devices(),
     )
 
 
@@ -112,7 +128,7 @@ def evaluate_pipeline(
         reference_counts=protocol.reference_counts,
         sampling=request.sampling(),
         out=request.out,
-        batch_size=request.batch_size or jax.local_device_count() // request.view_devices,
+        batch_size=request.num_cases_at_once(),
         shard=request.shard,
         shown=frozenset(scene_ids[i] for i in spread.round().astype(int)),
     )

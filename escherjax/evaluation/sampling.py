@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
+from escherjax import buckets
 from escherjax.cameras import Cameras
 from escherjax.errors import StoppedError
 from escherjax.evaluation.protocol import Case
@@ -18,13 +17,13 @@ from escherjax.pipeline import Pipeline
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How views are drawn. Samplers that add noise on the way are left out: what they draw would
-    depend on how cases are batched."""
+    """How views are drawn; see `Pipeline.generate`."""
 
     num_steps: int = 50
     guidance_scale: float = 3.0
     guidance_rescale: float = 0.0
     sampler: str = "ddim"
+    eta: float = 0.0
     seed: int = 0
 
 
@@ -36,21 +35,28 @@ def sample_cases(
     cases: up to `batch_size`, of one number of references; fewer are filled up, so that one
     program serves all. Raises StoppedError, naming the case, if a view is not finite.
     """
-    drawn = [
-        pipe.generate(
-            case.reference_images / np.float32(255),
-            Cameras(case.reference_c2w),
-            Cameras(case.target_c2w),
-            num_steps=sampling.num_steps,
-            guidance_scale=sampling.guidance_scale,
-            initial_latents=noise(case, sampling.seed, pipe.model.latent_shape(pipe.resolution)),
-            sampler=sampling.sampler,
-            guidance_rescale=sampling.guidance_rescale,
-        )
-        for case in cases
+    filled = [*cases, *[cases[-1]] * (batch_size - len(cases))]
+    num_targets = np.array([len(case.target_c2w) for case in filled])
+    size = buckets.target_bucket(int(num_targets.max()))
+    target_c2w = [
+        np.concatenate([case.target_c2w, case.target_c2w[-1:].repeat(size - count, axis=0)])
+        for case, count in zip(filled, num_targets, strict=True)
     ]
-    for case, views in zip(cases, drawn, strict=True):
-        if not np.isfinite(views).all():
+    views = pipe.generate_batch(
+        np.stack([case.reference_images for case in filled]) / np.float32(255),
+        Cameras(np.stack([case.reference_c2w for case in filled])),
+        Cameras(np.stack(target_c2w)),
+        num_targets=num_targets.tolist(),
+        num_steps=sampling.num_steps,
+        guidance_scale=sampling.guidance_scale,
+        seeds=[case_seed(sampling.seed, case) for case in filled],
+        sampler=sampling.sampler,
+        eta=sampling.eta,
+        guidance_rescale=sampling.guidance_rescale,
+    )
+    drawn = [v[:count] for v, count in zip(views[: len(cases)], num_targets, strict=False)]
+    for case, of_case in zip(cases, drawn, strict=True):
+        if not np.isfinite(of_case).all():
             raise StoppedError(
                 f"scene {case.scene_id!r} with N = {case.num_references} gave views that are not "
                 "finite. The weights are broken, or too large for the compute type; try "
@@ -59,24 +65,11 @@ def sample_cases(
     return drawn
 
 
-def noise(case: Case, seed: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """Initial latents [M, h, w, C], standard normal, of a case.
+def case_seed(seed: int, case: Case) -> int:
+    """The seed of a case's noise, from the seed of the evaluation, the scene's name and N.
 
-    Each view's follow from the seed, the name of the scene, N and the view's number alone.
-    shape: (h, w, C).
+    The noise of each view follows from it and the view's number, so that it depends neither on the
+    batch nor on what was drawn before. In [0, 2^31).
     """
-    name = f"{case.scene_id}\0{case.num_references}".encode()
-    words = np.frombuffer(hashlib.sha256(name).digest()[:8], ">u4").astype(np.uint32)
-    return np.asarray(_draw(seed, words, len(case.target_c2w), shape))
-
-
-@functools.partial(jax.jit, static_argnames=("num_views", "shape"))
-def _draw(
-    seed: int, words: jax.Array, num_views: int, shape: tuple[int, int, int]
-) -> jax.Array:
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), words[0]), words[1])
-
-    def draw(view: jax.Array) -> jax.Array:
-        return jax.random.normal(jax.random.fold_in(key, view), shape)
-
-    return jax.vmap(draw)(jax.numpy.arange(num_views))
+    name = f"{seed}\0{case.scene_id}\0{case.num_references}".encode()
+    return int.from_bytes(hashlib.sha256(name).digest()[:4], "big") >> 1

@@ -12,8 +12,6 @@ from escherjax.errors import UserError
 from escherjax.evaluation.protocol import Conventions
 
 METRICS = ("psnr", "ssim", "lpips")
-LOWER_IS_BETTER = ("lpips",)
-UNITS = {"psnr": "dB"}
 _BLOCK = 16  # views scored at a time: one compiled program whatever the number of views
 
 Metric = Callable[[Any, Any], Any]
@@ -38,12 +36,15 @@ class Scorer:
         """Values [S] of each metric for views and truth [S, R, R, 3], both uint8."""
         missing = -len(views) % _BLOCK
         padding = ((0, missing), (0, 0), (0, 0), (0, 0))
-        blocks = [np.split(np.pad(x, padding, "edge"), (len(x) + missing) // _BLOCK)
-                  for x in (views, truth)]  # fmt: skip
-        return {
-            name: np.concatenate([metric(*pair) for pair in zip(*blocks, strict=True)])[: len(views)]
+        blocks = [
+            np.split(np.pad(x, padding, "edge"), (len(x) + missing) // _BLOCK)
+            for x in (views, truth)
+        ]
+        scores = {
+            name: [metric(*pair) for pair in zip(*blocks, strict=True)]
             for name, metric in self._metrics.items()
         }
+        return {name: np.concatenate(of)[: len(views)] for name, of in scores.items()}
 
 
 def _metric(name: str, conventions: Conventions) -> Metric:

@@ -107,7 +107,7 @@ def differences(
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat = {}
+    flat: dict[str, str] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{name}.")

@@ -13,16 +13,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from data_prep import importing, zero123
-from escherjax.errors import UserError, run_command
-
-AXES = {
-    "render_mvs_25": "opengl",  # 25 views about the object, as those trained on
-    "render_sync_36_single": "opencv",  # 12 azimuths at 3 elevations
-    "render_spiral_100": "opencv",
-}
+from escherjax.data.gso import AXES, find_objects
+from escherjax.errors import run_command
 
 
 def main(argv: Sequence[str]) -> None:
@@ -37,25 +31,6 @@ def main(argv: Sequence[str]) -> None:
     importing.check_arguments(args)
     found = find_objects(args.source, args.renders)[: args.limit]
     zero123.import_renders(args, "gso", found, AXES[args.renders])
-
-
-def find_objects(source: Path, renders: str) -> list[tuple[str, Path]]:
-    """(object name, folder of its renders) at or below `source`, sorted by name.
-
-    renders: a key of AXES. Raises UserError if no object has such renders.
-    """
-    from escherjax.data.scenes import find_scene_folders
-
-    found = []
-    for name, folder in find_scene_folders(source, "zero123"):
-        # The source's own name stands for what lies above it: an object, or its renders.
-        parts = folder.resolve().parts
-        if parts[-2:] == (renders, "model"):
-            relative = Path(name).parent.parent.as_posix()
-            found.append((parts[-3] if relative == "." else relative, folder))
-    if not found:
-        raise UserError(f"no object in {source} has renders in OBJECT/{renders}/model.")
-    return sorted(found)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def read_scene_folder(
     if names:
         views, source = transforms.read_views(folder / names[0]), "transforms"
     elif any(view_number(name) is not None for name in files):
-        views, source = _read_zero123(folder, files, axes), "zero123"
+        views, source = zero123_views(folder, files, axes), "zero123"
     elif (model := colmap.find_model(folder)) is not None:
         views, source = colmap.read_views(model, folder / "images"), "colmap"
         c2w, _ = cameras.normalize_poses(np.stack([pose for _, pose, _ in views]))
@@ -147,7 +147,7 @@ def read_zero123(
     folder: stands in for a Path: `folder.list()` names its files, `folder / name` has
     `read_bytes()`. The rest, and errors, as in `read_scene_folder`.
     """
-    views = _read_zero123(folder, folder.list(), "opengl")
+    views = zero123_views(folder, folder.list())
     return assemble_scene(scene_id, "zero123", views, resolution, stored)
 
 
@@ -212,16 +212,18 @@ def view_number(name: str) -> int | None:
     return int(stem) if is_view else None
 
 
-def _read_zero123(folder: Any, files: Sequence[str], axes: str) -> list[images.View]:
-    """Views of a Zero123 render folder: NNN.npy is [3, 4] world-to-camera, Blender axes if not
-    said otherwise."""
-    poses, pictures = {}, {}
-    for name in files:
-        number = view_number(name)
-        if number is not None:
-            (poses if name.endswith(".npy") else pictures)[number] = folder / name
-    for kind, has, lacks in (("pose", pictures, poses), ("picture", poses, pictures)):
-        missing = sorted(set(has) - set(lacks))
+def zero123_views(folder: Any, files: Sequence[str], axes: str = "opengl") -> list[images.View]:
+    """Views of a Zero123 render folder, in order of their numbers; no picture is read yet.
+
+    folder: a Path, or what stands in for one (see `read_zero123`); files: names of its files.
+    axes: as in `read_scene_folder`. Raises UserError for a picture without pose or a pose without
+    picture, and as `read_zero123_poses`.
+    """
+    numbers = [(view_number(name), name) for name in files]
+    pictures = {n: name for n, name in numbers if n is not None and not name.endswith(".npy")}
+    poses = {n for n, name in numbers if n is not None and name.endswith(".npy")}
+    for kind, has, lacks in (("pose", set(pictures), poses), ("picture", poses, set(pictures))):
+        missing = sorted(has - lacks)
         if missing:
             raise UserError(
                 f"{folder}: view {missing[0]:03d} has no {kind} ({len(missing)} such views); "
@@ -233,25 +235,38 @@ def _read_zero123(folder: Any, files: Sequence[str], axes: str) -> list[images.V
         focal = ZERO123_FOCAL * max(height, width)
         return picture, np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
 
-    views = []
-    for number in sorted(pictures):
+    c2w = read_zero123_poses(folder, files, axes)
+    return [(folder / pictures[number], c2w[number], pinhole) for number in c2w]
+
+
+def read_zero123_poses(
+    folder: Any, files: Sequence[str], axes: str = "opengl"
+) -> dict[int, np.ndarray]:
+    """View number -> c2w [4, 4] float64, OpenCV axes, of NNN.npy files, in order of the numbers.
+
+    The files hold [3, 4] or [4, 4] world-to-camera. Arguments as in `zero123_views`. Raises
+    UserError naming a file that holds something else.
+    """
+    poses = {}
+    for name in files:
+        number = view_number(name)
+        if number is None or not name.endswith(".npy"):
+            continue
+        path = folder / name
         try:
-            w2c = np.load(io.BytesIO(poses[number].read_bytes()), allow_pickle=False)
+            w2c = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
-                f"{poses[number]} is no whole .npy file of numbers; needed a world-to-camera "
-                "matrix."
+                f"{path} is no whole .npy file of numbers; needed a world-to-camera matrix."
             ) from error
         if w2c.shape not in ((3, 4), (4, 4)) or w2c.dtype.kind != "f":
             raise UserError(
-                f"{poses[number]} holds {w2c.dtype} {w2c.shape}; needed a float world-to-camera "
-                "matrix (3, 4)."
+                f"{path} holds {w2c.dtype} {w2c.shape}; needed a float world-to-camera matrix "
+                "(3, 4)."
             )
         c2w = cameras.c2w_from_w2c(w2c.astype(np.float64))
-        if axes == "opengl":
-            c2w = cameras.opencv_from_opengl(c2w)
-        views.append((pictures[number], c2w, pinhole))
-    return views
+        poses[number] = cameras.opencv_from_opengl(c2w) if axes == "opengl" else c2w
+    return dict(sorted(poses.items()))
 
 
 def _read_view(

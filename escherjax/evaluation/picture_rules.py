@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from escherjax.data import images
-from escherjax.errors import UserError
+from escherjax.data.scenes import ZERO123_FOCAL, ReadPicture, read_picture
+from escherjax.errors import UserError, listed
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -45,6 +47,21 @@ class PictureRules:
             "field_of_view": seen,
         }
 
+    def references(
+        self, views: Sequence[images.View], size: int, read: ReadPicture = read_picture
+    ) -> np.ndarray:
+        """What the network is given of views that are still files: uint8 [n, size, size, 3].
+
+        read: how a file is read. Raises UserError naming every file that cannot be used.
+        """
+        return _read_all(self.reference, views, size, read)
+
+    def truths(
+        self, views: Sequence[images.View], size: int, read: ReadPicture = read_picture
+    ) -> np.ndarray:
+        """What predictions of views are compared with; see `references`."""
+        return _read_all(self.truth, views, size, read)
+
     def reference(self, picture: np.ndarray, K: np.ndarray, size: int, name: str) -> np.ndarray:
         """What the network is given: uint8 [size, size, 3] of a picture [H, W, 3 or 4].
 
@@ -74,6 +91,28 @@ class PictureRules:
         if flat.shape[:2] == (size, size) and box == (0.0, 0.0, float(size), float(size)):
             return flat
         return np.asarray(Image.fromarray(flat).resize((size, size), _FILTERS[resize], box))
+
+
+def of_renders(mode: str) -> PictureRules:
+    """The rules of data sets of renders with alpha, GSO and NeRF-Synthetic, in a mode."""
+    if mode == "faithful":
+        return PictureRules("zero123", truth_filter="bicubic")
+    return PictureRules("white", focal=ZERO123_FOCAL)
+
+
+def _read_all(
+    make: Callable[..., np.ndarray], views: Sequence[images.View], size: int, read: ReadPicture
+) -> np.ndarray:
+    pictures, problems = [], []
+    for path, _, pinhole in views:
+        try:
+            picture, K = pinhole(read(path)[1])
+            pictures.append(make(picture, K, size, str(path)))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(listed(problems))
+    return np.stack(pictures)
 
 
 def field_of_view_box(K: np.ndarray, focal: float) -> tuple[float, float, float, float]:

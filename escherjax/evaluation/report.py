@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from escherjax.evaluation import case_pictures, page
+from escherjax.evaluation import case_pictures, page, published
 from escherjax.evaluation.charts import Series, chart, legend
+from escherjax.evaluation.published import Figures
 from escherjax.evaluation.records import NEAREST, SAMPLES
 
 FILE_NAME = "report.html"
@@ -100,19 +101,41 @@ def _results(content: dict[str, Any]) -> str:
         gain = content["gain_over_nearest_reference"][count]
         shown = f"{count} <span class=faint>({samples['num_scenes']} scenes, "
         shown += f"{samples['num_views']} views)</span>"
+        paper = _published(content, int(count), names)
         rows += [
             (shown, "samples", *(page.estimate(name, samples[name]) for name in names)),
             ("", "nearest reference, copied",
              *(page.estimate(name, nearest[name]) for name in names)),
             ("", "gain over it", *(page.estimate(name, gain[name], sign=True) for name in names)),
+            *(("", f"{method}, the paper's", *cells) for method, cells in paper),
         ]  # fmt: skip
-        styles += ["group", "baseline", "baseline"]
+        styles += ["group", "baseline", "baseline", *["published"] * len(paper)]
     heads = ("references", "", *map(page.heading, names))
     note = (
         "Mean over scenes of each scene's mean over its scored views, with a 95% bootstrap "
         "interval over scenes. The gain is paired: the same scenes and views."
     )
+    if "published" in styles:
+        scenes = content["settings"]["protocol"]["published_num_scenes"]
+        note += f" In italics: {published.SOURCE}, over {scenes} scenes; not computed here."
     return page.section("Results", page.table(heads, rows, row_styles=styles), note=note)
+
+
+def paper_figures(content: dict[str, Any]) -> list[Figures]:
+    """The paper's figures that may stand beside these: of the same protocol, in its own mode."""
+    protocol = content["settings"]["protocol"]
+    return published.figures(protocol["protocol"]) if protocol["mode"] == "faithful" else []
+
+
+def _published(
+    content: dict[str, Any], count: int, names: Sequence[str]
+) -> list[tuple[str, list[str]]]:
+    """(method, cells of the metrics) of what the paper gives for N = `count`."""
+    return [
+        (entry.method, [page.number(name, entry.metrics.get(name)) for name in names])
+        for entry in paper_figures(content)
+        if entry.num_references == count and entry.metrics.keys() & set(names)
+    ]
 
 
 def _curves(content: dict[str, Any]) -> str:
@@ -125,6 +148,7 @@ def _curves(content: dict[str, Any]) -> str:
             ])
             for index, (method, by_count) in enumerate(content["results"].items())
         ]  # fmt: skip
+        used += _paper_curves(content, name)
         drawn = chart(f"{name} against the number of references", used,
                       "number of references", page.UNITS.get(name, ""), log_x=True)  # fmt: skip
         figures.append(f"<figure><figcaption>{page.heading(name)}</figcaption>{drawn}</figure>")
@@ -135,6 +159,20 @@ def _curves(content: dict[str, Any]) -> str:
         f'<div class="charts">{"".join(figures)}</div>', legend(used),
         note="Bands are 95% intervals over scenes. Point at a marker for its numbers.",
     )  # fmt: skip
+
+
+def _paper_curves(content: dict[str, Any], name: str) -> list[Series]:
+    """The paper's figures of methods that it gives for the numbers of references here."""
+    points: dict[str, list[tuple[float, float, None, None]]] = {}
+    for entry in paper_figures(content):
+        if str(entry.num_references) in content["results"][SAMPLES] and name in entry.metrics:
+            point = (float(entry.num_references), entry.metrics[name], None, None)
+            points.setdefault(entry.method, []).append(point)
+    of_escher = {method: p for method, p in points.items() if method.startswith("EscherNet")}
+    return [
+        Series(f"{method}, the paper's", f"s{2 + index}", places, markers_only=True)
+        for index, (method, places) in enumerate(of_escher.items())
+    ]
 
 
 def _per_scene(content: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def merge(out: Path) -> bool:
     content = summary.summarize(started, rows, skipped)
     summary.write(out, content)
     report.write(out, content)
-    log.info("\n%s", report.as_text(content))
+    print(report.as_text(content), file=sys.stderr)
     return True
 
 

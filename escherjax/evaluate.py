@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from escherjax.errors import EXIT_OK, EXIT_PREEMPTED, UserError, listed, run_command
-from escherjax.training.stopping import stop_signals
+from escherjax.training.stopping import Stop, stop_signals
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,6 +32,8 @@ def main(argv: Sequence[str]) -> int:
         from escherjax.evaluation import follow, run
         from escherjax.training import startup
 
+        if arguments.merge:
+            return _finish(run.merge(arguments.out), arguments.out, stop)
         startup.initialize()
         request = run.Request(
             protocol=arguments.protocol,
@@ -61,14 +63,16 @@ def main(argv: Sequence[str]) -> int:
                 request, arguments.follow, stop,
                 until_step=arguments.follow_until_step, poll_sec=arguments.follow_poll_sec,
             )  # fmt: skip
-        elif arguments.merge:
-            finished = run.merge(arguments.out)
         else:
             finished = run.evaluate(request, arguments.weights, stop)
+        return _finish(finished, arguments.out, stop)
+
+
+def _finish(finished: bool, out: Path, stop: Stop) -> int:
     if not finished and stop.heard:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return EXIT_PREEMPTED
-    print(arguments.out / ("report.html" if finished else ""))
+    print(out / "report.html" if finished else out)
     return EXIT_OK
 
 

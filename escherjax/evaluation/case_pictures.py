@@ -86,7 +86,8 @@ def _uri(image: np.ndarray) -> str:
     if picture.width > SIDE:
         picture = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=_QUALITY)
+    # Small pictures are shown enlarged, where compression would be seen
+    picture.save(buffer, "WEBP", quality=_QUALITY, lossless=picture.width < SIDE)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -95,3 +95,24 @@ def test_the_manifest_is_a_jobset_that_agrees_with_itself():
     assert environment["ESCHERJAX_EXPECTED_DEVICES"] == str(int(rows) * int(columns))
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_manifest_has_only_fields_that_kubernetes_and_jobset_know():
+    yaml = pytest.importorskip("yaml")
+    jobset = pytest.importorskip("kubeflow_trainer_api.models.jobset_v1alpha2_job_set")
+    (manifest,) = yaml.safe_load_all((LAUNCH / "gke_jobset.yaml").read_text())
+    # The model checks types; fields that it does not know do not come back.
+    kept = jobset.JobsetV1alpha2JobSet.from_dict(manifest).to_dict()
+    assert list(_lost(manifest, kept)) == []
+
+
+def _lost(given, kept, path="manifest"):
+    """Paths of what is in `given` and not, or otherwise, in `kept`."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        for name, value in given.items():
+            yield from _lost(value, kept.get(name), f"{path}.{name}")
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        for index, (one, other) in enumerate(zip(given, kept, strict=True)):
+            yield from _lost(one, other, f"{path}[{index}]")
+    elif given != kept:
+        yield f"{path}: {given!r}"

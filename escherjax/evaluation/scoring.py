@@ -55,4 +55,8 @@ def _metric(name: str, conventions: Conventions) -> Metric:
         return metrics.psnr
     if name == "ssim":
         return functools.partial(metrics.ssim, window=conventions.ssim.removesuffix("7"))
-    raise UserError("lpips is not there yet")
+    try:
+        weights = metrics.load_lpips(conventions.lpips)
+    except UserError as error:
+        raise UserError(f"{error} Or leave it out: --metrics psnr,ssim.") from error
+    return functools.partial(metrics.lpips, weights=weights, batch_size=_BLOCK)

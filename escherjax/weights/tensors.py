@@ -55,11 +55,12 @@ class StoredTensor:
 
 
 def list_tensors(path: Path, problems: list[str]) -> list[StoredTensor] | None:
-    """Every tensor of `path`: a .safetensors or .bin file, or the .json index of shards.
+    """Every tensor of `path`: .safetensors, .bin or .pth, or the .json index of shards.
 
     None where anything is wrong with the files themselves; all of it is added to `problems`.
     """
-    listing = {".json": _list_shards, ".bin": _list_pickle}.get(path.suffix, _list_safetensors)
+    kinds = {".json": _list_shards, ".bin": _list_pickle, ".pth": _list_pickle}
+    listing = kinds.get(path.suffix, _list_safetensors)
     found: list[str] = []
     tensors = listing(path, found)
     problems += found
@@ -115,7 +116,7 @@ def _why_no_header(opening: bytes, first: bytes, size: int) -> str:
     if first == b"{":  # a header begins; its length may well look like the mark of a pickle
         return f"its {size} bytes end before the header does"
     if opening.startswith((b"PK\x03\x04", b"\x80")):
-        return "it is a pickle under another name; those are opened as .bin only"
+        return "it is a pickle under another name; those are opened as .bin or .pth only"
     if opening == b"version ":
         return "it is a Git LFS pointer in place of the file; run: git lfs pull"
     return f"its {size} bytes end before the header does"

@@ -1,8 +1,7 @@
 """Protocol `nerf`: NeRF-Synthetic, references by published index lists, all test frames scored.
 
 The list of N references of a scene is SCENE/train_N{N}M20_random.npy, integers that count frames
-of transforms_train.json. The published lists are prefixes of one order, but for N = 1, which is
-another frame.
+of transforms_train.json. The published lists are prefixes of one order, but for N = 1, drawn apart.
 
 For 6DoF networks the published evaluation scales translations by 1.5 / (largest radius of the
 training cameras). For 4DoF it keeps them, so that the encoding clips every radius (about 4) to its

@@ -1,0 +1,105 @@
+"""From stored pictures to what the network is given and what it is compared with."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from escherjax.errors import UserError
+from escherjax.evaluation.picture_rules import PictureRules, field_of_view_box, of_renders
+
+SIDE = 60
+K_SIDE = np.array([[SIDE * 35 / 32, 0, SIDE / 2], [0, SIDE * 35 / 32, SIDE / 2], [0, 0, 1]])
+
+
+@pytest.fixture
+def picture(rng):
+    """Noise with alpha 0, between, and 255."""
+    picture = rng.integers(0, 256, (SIDE, SIDE, 4), np.uint8)
+    picture[:20, :, 3] = 0
+    picture[40:, :, 3] = 255
+    return picture
+
+
+def pillow(flat, size, resample):
+    return np.asarray(Image.fromarray(flat).resize((size, size), resample))
+
+
+def test_faithful_whitens_alpha_of_exactly_0_and_composites_nothing(picture):
+    flat = np.where(picture[..., 3:] == 0, 255, picture[..., :3]).astype(np.uint8)
+    rules = of_renders("faithful")
+    np.testing.assert_array_equal(rules.reference(picture, K_SIDE, SIDE, "x"), flat)
+    np.testing.assert_array_equal(
+        rules.reference(picture, K_SIDE, 24, "x"), pillow(flat, 24, Image.Resampling.BILINEAR)
+    )
+    np.testing.assert_array_equal(
+        rules.truth(picture, K_SIDE, 24, "x"), pillow(flat, 24, Image.Resampling.BICUBIC)
+    )
+
+
+def test_faithful_loads_pictures_as_the_original_does(golden_dir):
+    stored = np.load(golden_dir / "conversions-6dof.npz")
+    for size in (64, 100, 256):
+        made = of_renders("faithful").reference(stored["load_im/rgba_u8"], np.eye(3), size, "x")
+        expected = (stored[f"load_im/resized_{size}"].transpose(1, 2, 0) * 0.5 + 0.5) * 255
+        np.testing.assert_allclose(made, expected, atol=1e-4)  # the golden's are float32
+
+
+def test_corrected_composites_once_and_resizes_once(picture):
+    alpha = picture[..., 3:] / 255
+    flat = np.round(picture[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    rules = of_renders("corrected")
+    # The training renders' own field of view: nothing to pad, the plain resize.
+    expected = pillow(flat, 24, Image.Resampling.BILINEAR)
+    for make in (rules.reference, rules.truth):
+        np.testing.assert_array_equal(make(picture, K_SIDE, SIDE, "x"), flat)
+        np.testing.assert_array_equal(make(picture, K_SIDE, 24, "x"), expected)
+        np.testing.assert_array_equal(make(picture, K_SIDE.astype(np.float32), 24, "x"), expected)
+
+
+def test_box_of_a_field_of_view_gives_exactly_its_intrinsics():
+    K = np.array([[90.0, 0, 31.25], [0, 70.0, 24.5], [0, 0, 1]])
+    left, top, right, bottom = field_of_view_box(K, 1.25)
+    scale = np.array([[32 / (right - left)], [32 / (bottom - top)], [1]])
+    moved = scale * (K - np.array([[0, 0, left], [0, 0, top], [0, 0, 0]]))
+    np.testing.assert_allclose(moved, [[40, 0, 16], [0, 40, 16], [0, 0, 1]], atol=1e-12)
+
+
+@pytest.mark.parametrize("focal", [0.7, 1.9])  # wider than the picture, and narrower
+def test_matched_fields_of_view_show_things_where_they_project(focal):
+    """A soft dark dot, its principal point off the middle, pixels that are not square."""
+    height, width, size = 80, 100, 64
+    K = np.array([[110.0, 0, 52.3], [0, 120.0, 38.1], [0, 0, 1]])
+    ray = np.array([0.06, -0.04])
+    u, v = ray * [K[0, 0], K[1, 1]] + K[:2, 2]
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    dot = np.exp(-((columns - u) ** 2 + (rows - v) ** 2) / (2 * 3.0**2))
+    picture = np.zeros((height, width, 4), np.uint8)
+    picture[..., 3] = np.round(255 * dot)
+    made = PictureRules("white", focal=focal).reference(picture, K, size, "x")
+    dark = 255.0 - made[..., 0]
+    rows, columns = np.mgrid[:size, :size] + 0.5
+    seen = [(dark * columns).sum() / dark.sum(), (dark * rows).sum() / dark.sum()]
+    # Rounding to 8 bits moves a centroid by hundredths of a pixel; a padding of whole pixels or
+    # half a pixel of K would move it by a quarter.
+    np.testing.assert_allclose(seen, focal * size * ray + size / 2, atol=0.05)
+
+
+def test_padding_is_exactly_white_and_never_invented_about_opaque_pictures():
+    K = np.array([[SIDE * 2.0, 0, SIDE / 2], [0, SIDE * 2.0, SIDE / 2], [0, 0, 1]])
+    opaque = np.zeros((SIDE, SIDE, 3), np.uint8)
+    clear = np.dstack([opaque, np.full((SIDE, SIDE), 255, np.uint8)])
+    clear[0, 0, 3] = 254
+    rules = PictureRules("white", focal=1.0)
+    made = rules.reference(clear, K, SIDE, "x")
+    assert (made[:14] == 255).all() and (made[-14:] == 255).all() and made[30, 30, 0] == 0
+    for picture in (opaque, np.dstack([opaque, np.full((SIDE, SIDE), 255, np.uint8)])):
+        with pytest.raises(UserError, match="view 3 is opaque and sees less than"):
+            rules.reference(picture, K, SIDE, "view 3")
+        assert PictureRules("white", focal=3.0).reference(picture, K, 20, "x").max() == 0
+
+
+def test_without_matching_the_central_square_is_taken():
+    picture = np.zeros((30, 50, 3), np.uint8)
+    picture[:, 10:40] = 7
+    made = PictureRules("white").reference(picture, np.full((3, 3), np.nan), 30, "x")
+    assert made.shape == (30, 30, 3) and (made == 7).all()

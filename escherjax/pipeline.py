@@ -26,7 +26,7 @@ from escherjax.models.pixels import PixelCodec
 from escherjax.training import checkpoint, sharding, stored_params
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
-from escherjax.view_sampler import ViewSampler
+from escherjax.view_sampler import OnStep, ViewSampler
 from escherjax.weights import facts as facts_lib
 from escherjax.weights import hub, pytorch, writing
 from escherjax.weights.facts import Facts
@@ -122,6 +122,7 @@ class Pipeline:
         sampler: str = "ddim",
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
+        on_step: OnStep | None = None,
     ) -> np.ndarray:
         """New views of one scene, all targets jointly.
 
@@ -131,6 +132,10 @@ class Pipeline:
         initial_latents: [M, h, w, C] standard normal, drawn from `seed` if None.
         sampler: "ddim", "dpmpp_2m" or "unipc"; eta: noise that DDIM adds at each step, 0 to 1;
         guidance_rescale: 0 to 1 (see `escherjax.diffusion`).
+        on_step: called on the host after each step with (steps done, num_steps, clean_latents),
+        the current estimate of the clean latents, [M, h, w, C] as `decode_latents` wants them.
+        What it raises ends the sampling and is raised here.
+        One program is compiled for each bucket of (N, M): see `escherjax.buckets`.
         Returns [M, R, R, 3] float32 in [0, 1], R = `resolution`.
         Raises UserError for empty or unequal views, bad poses, values outside [0, 1], NaN, and
         settings that the sampler does not know.
@@ -161,6 +166,7 @@ class Pipeline:
             guidance_scale=guidance_scale,
             sampler=sampler,
             eta=eta,
+            on_step=on_step and _of_one_scene(on_step, len(target_c2w)),
             guidance_rescale=guidance_rescale,
         )
         return views[0, : len(target_c2w)]
@@ -179,6 +185,7 @@ class Pipeline:
         sampler: str = "ddim",
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
+        on_step: OnStep | None = None,
     ) -> np.ndarray:
         """New views of B scenes in one call, each scene's targets jointly; as `generate` for each.
 
@@ -191,6 +198,7 @@ class Pipeline:
         Each shape (B, N, M, H) compiles a program: keep to few, such as `reference_bucket` and
         `target_bucket` give, and fill the last batch up with copies. Scenes are split over the
         devices of `load(..., scene_devices=)`, best as many as B or a divisor of it.
+        on_step: as in `generate`, with latents [B, M, h, w, C], of padding too.
         Returns [B, M, R, R, 3] float32 in [0, 1], R = `resolution`; behind a scene's num_targets
         zeros. Raises UserError as `generate` does.
         """
@@ -240,6 +248,7 @@ class Pipeline:
             guidance_scale=guidance_scale,
             sampler=sampler,
             eta=eta,
+            on_step=on_step,
             guidance_rescale=guidance_rescale,
         )[:, :most_targets]
         if targets is not None:
@@ -416,6 +425,10 @@ def _checked_counts(
     ):  # fmt: skip
         raise UserError(f"{name} = {counts}; needed {batch} whole numbers from 1 to {most}.")
     return found.astype(np.int32)
+
+
+def _of_one_scene(on_step: OnStep, num_targets: int) -> OnStep:
+    return lambda step, num_steps, latents: on_step(step, num_steps, latents[0, :num_targets])
 
 
 def _one_bucket(count: int, bucket: Callable[[int], int]) -> tuple[int, np.ndarray | None]:

@@ -1,5 +1,6 @@
 """The evaluation command and its engine, on pictures of noise and an untrained network."""
 
+import copy
 import json
 import logging
 import re
@@ -13,7 +14,7 @@ from tiny_workdir import write_workdir
 
 from escherjax import evaluate, pipeline
 from escherjax.errors import EXIT_PREEMPTED, UserError
-from escherjax.evaluation import engine, page, records, run, sampling
+from escherjax.evaluation import follow, page, records, run, sampling
 from escherjax.evaluation.scoring import Scorer
 from escherjax.metrics import psnr
 from escherjax.training.stopping import Stop
@@ -53,7 +54,7 @@ def pipe(weights):
 def request_for(data):
     def make(out, **changes):
         given = {"protocol": "heldout", "data": str(data), "references": COUNTS, "steps": 2,
-                 "metrics": ("psnr", "ssim"), "batch_size": 1}  # fmt: skip
+                 "guidance": 1.0, "metrics": ("psnr", "ssim"), "batch_size": 1}  # fmt: skip
         return run.Request(out=out, **{**given, **changes})
 
     return make
@@ -83,8 +84,8 @@ def finished(pipe, weights, data, tmp_path_factory):
 
 def arguments(weights, data, out, *more):
     return ["--weights", str(weights), "--data", str(data), "--protocol", "heldout",
-            "--references", "1,2", "--metrics", "psnr,ssim", "--steps", "2", "--batch-size", "1",
-            "--out", str(out), *more]  # fmt: skip
+            "--references", "1,2", "--metrics", "psnr,ssim", "--steps", "2", "--guidance", "1",
+            "--batch-size", "1", "--out", str(out), *more]  # fmt: skip
 
 
 def written(out):
@@ -226,7 +227,7 @@ def test_eight_devices_and_larger_batches_equal_one(pipe, weights, request_for, 
     assert request.scene_devices() == 2
     protocol = request.open_protocol()
     cases = [protocol.read(scene, 2, SIDE, "6dof") for scene in SCENES]
-    settings = sampling.Sampling(num_steps=2)
+    settings = sampling.Sampling(num_steps=2, guidance_scale=1.0)
     alone = [sampling.sample_cases(pipe, [case], settings, 1)[0] for case in cases]
     many = run.load(request, weights)
     together = sampling.sample_cases(many, cases[:2], settings, 2)
@@ -275,25 +276,6 @@ def test_a_scene_that_cannot_be_read_is_named_and_counted(
     assert json.loads((out / "summary.json").read_text())["num_skipped"] == 0
 
 
-def test_two_writers_of_one_file_are_refused(tmp_path):
-    path = tmp_path / "per_view.jsonl"
-    file = records.RecordFile(path)
-    with pytest.raises(UserError, match="being written by another"):
-        records.RecordFile(path)
-    file.close()
-    records.RecordFile(path).close()
-
-
-def test_reading_ahead_keeps_the_order_and_does_not_run_away(tmp_path):
-    batches = [[records.CaseName(str(i), 1)] for i in range(20)]
-    read = []
-    for position, (batch, found) in enumerate(
-        engine.read_ahead(batches, lambda name: read.append(name) or name, num_ahead=2)
-    ):
-        assert batch == found == batches[position]
-        assert len(read) <= position + 4
-
-
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
@@ -322,3 +304,97 @@ def test_a_folder_without_scenes_is_refused(weights, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no scenes"):
         evaluate.main(arguments(weights, tmp_path / "empty", tmp_path / "out"))
+
+
+def follow_arguments(workdir, data, out, *more):
+    return ["--follow", str(workdir), "--data", str(data), "--protocol", "heldout",
+            "--references", "2", "--metrics", "psnr", "--steps", "2", "--guidance", "1",
+            "--batch-size", "1", "--follow-poll-sec", "0.01", "--out", str(out), *more]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def followed(workdir, pipe, data, tmp_path_factory):
+    """(output folder, log) of a run followed to step 4; checkpoint 3 was deleted half."""
+    out = tmp_path_factory.mktemp("evaluate") / "followed"
+    shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "3")
+    shutil.rmtree(workdir / "checkpoints" / "3" / "weights")
+
+    def load(*given, really=pipeline.load, **more):
+        loaded, fresh = copy.copy(pipe), really(*given, **more)  # with its compiled programs
+        loaded.params, loaded.facts = fresh.params, fresh.facts
+        return loaded
+
+    log = logging.getLogger("escherjax.evaluate")
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    log.addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "load", load)
+        assert evaluate.main(follow_arguments(workdir, data, out, "--follow-until-step", "4")) == 0
+    log.removeHandler(handler)
+    shutil.rmtree(workdir / "checkpoints" / "3")
+    return out, said
+
+
+def test_every_whole_checkpoint_is_evaluated_once(followed):
+    out, said = followed
+    rows = [json.loads(line) for line in (out / "follow.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    values = []
+    for row in rows:
+        summary = json.loads((out / row["folder"] / "summary.json").read_text())
+        assert summary["settings"]["weights"]["trained_steps"] == row["step"]
+        assert row["results"] == summary["results"]
+        values.append(row["results"]["samples"]["2"]["psnr"]["mean"])
+    assert values[0] != values[1]  # of other weights, though the programs are the same
+    assert any("checkpoints/3 is damaged; skipped" in line for line in said)
+    page = (out / "report.html").read_text()
+    assert "over training" in page and 'href="step_00000002/report.html"' in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_followed_again_nothing_is_computed(followed, workdir, data, monkeypatch):
+    out, _ = followed
+    before = (out / "follow.jsonl").read_bytes()
+
+    def load(*_):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(run, "load", load)
+    assert evaluate.main(follow_arguments(workdir, data, out, "--follow-until-step", "4")) == 0
+    assert (out / "follow.jsonl").read_bytes() == before
+
+
+def test_other_settings_do_not_join_the_curve(followed, workdir, data):
+    out, _ = followed
+    with pytest.raises(UserError, match="sampling.num_steps: 7 was 2"):
+        evaluate.main(follow_arguments(workdir, data, out, "--steps", "7"))
+
+
+def test_a_checkpoint_deleted_before_it_is_read_is_skipped(workdir, data, tmp_path, caplog):
+    request = run.Request("heldout", str(data), tmp_path / "out", references=(1,),
+                          metrics=("psnr",))  # fmt: skip
+    follower = follow._Follower(request, workdir, Stop())
+    assert not follower.evaluate(77)
+    assert "77 was deleted before it could be read; skipped" in caplog.text
+
+
+def test_waiting_for_a_checkpoint_ends_with_a_signal(followed, workdir, data, monkeypatch):
+    """Step 6, the training's last, is not there yet."""
+    out, _ = followed
+    waits = []
+
+    def wait(stop, seconds):
+        waits.append(seconds)
+        stop.notice(15, None)
+        return True
+
+    monkeypatch.setattr(Stop, "wait", wait)
+    assert evaluate.main(follow_arguments(workdir, data, out)) == EXIT_PREEMPTED
+    assert waits == [0.01]
+
+
+def test_a_folder_that_is_no_training_run_is_refused(data, tmp_path):
+    with pytest.raises(UserError, match="needed a training work directory"):
+        evaluate.main(follow_arguments(tmp_path, data, tmp_path / "out"))

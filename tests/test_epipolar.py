@@ -13,26 +13,6 @@ SIZE = 128
 K = cameras.intrinsics_from_fov(0.9, SIZE, SIZE)
 
 
-def test_distance_of_projected_points_is_zero_and_of_shifted_ones_their_shift():
-    points = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 20, 3))
-    # side by side, so that epipolar lines are rows of pixels
-    first = cameras.look_at(np.array([0.0, -3.0, 0.0]), np.array([0.0, 0.0, 0.0]))
-    second = first.copy()
-    second[0, 3] += 0.7
-    c2w, both = np.stack([first, second]), np.stack([K, K]).astype(np.float64)
-    pixels, _ = cameras.project(points.repeat(2, 0), c2w, both)
-    fundamental = epipolar.fundamental_matrix(c2w, both)
-    exact = epipolar.symmetric_distance(*pixels, fundamental)
-    np.testing.assert_allclose(exact, 0, atol=1e-6)  # float32 K
-    along, across = pixels[1] + [5, 0], pixels[1] + [0, 3]
-    np.testing.assert_allclose(
-        epipolar.symmetric_distance(pixels[0], along, fundamental), 0, atol=1e-6
-    )
-    np.testing.assert_allclose(
-        epipolar.symmetric_distance(pixels[0], across, fundamental), 3, rtol=1e-6
-    )
-
-
 def test_few_views_are_all_paired_and_many_with_near_cameras_and_numbers():
     def ring(views):
         return cameras.from_spherical(1.2, np.arange(views) * 2 * np.pi / views, 2.0)

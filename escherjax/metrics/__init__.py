@@ -4,21 +4,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from escherjax.metrics.bootstrap import interval, paired_interval
-    from escherjax.metrics.consistency import consistency
+    from escherjax.metrics.consistency import view_consistency
     from escherjax.metrics.image import psnr, ssim
     from escherjax.metrics.lpips_weights import load_lpips
     from escherjax.metrics.perceptual import lpips
 
-__all__ = ["consistency", "interval", "load_lpips", "lpips", "paired_interval", "psnr", "ssim"]
+__all__ = [
+    "interval", "load_lpips", "lpips", "paired_interval", "psnr", "ssim", "view_consistency"
+]  # fmt: skip
 
 _HOME = {
-    "consistency": "consistency",
     "interval": "bootstrap",
     "load_lpips": "lpips_weights",
     "lpips": "perceptual",
     "paired_interval": "bootstrap",
     "psnr": "image",
     "ssim": "image",
+    "view_consistency": "consistency",
 }
 
 

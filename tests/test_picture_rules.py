@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from escherjax.errors import UserError
-from escherjax.evaluation.picture_rules import PictureRules, field_of_view_box, of_renders
+from escherjax.evaluation.picture_rules import PictureRules, of_renders
+from escherjax.photos.windows import fov_deg_of
 
 SIDE = 60
 K_SIDE = np.array([[SIDE * 35 / 32, 0, SIDE / 2], [0, SIDE * 35 / 32, SIDE / 2], [0, 0, 1]])
@@ -56,14 +57,6 @@ def test_corrected_composites_once_and_resizes_once(picture):
         np.testing.assert_array_equal(make(picture, K_SIDE.astype(np.float32), 24, "x"), expected)
 
 
-def test_box_of_a_field_of_view_gives_exactly_its_intrinsics():
-    K = np.array([[90.0, 0, 31.25], [0, 70.0, 24.5], [0, 0, 1]])
-    left, top, right, bottom = field_of_view_box(K, 1.25)
-    scale = np.array([[32 / (right - left)], [32 / (bottom - top)], [1]])
-    moved = scale * (K - np.array([[0, 0, left], [0, 0, top], [0, 0, 0]]))
-    np.testing.assert_allclose(moved, [[40, 0, 16], [0, 40, 16], [0, 0, 1]], atol=1e-12)
-
-
 @pytest.mark.parametrize("focal", [0.7, 1.9])  # wider than the picture, and narrower
 def test_matched_fields_of_view_show_things_where_they_project(focal):
     """A soft dark dot, its principal point off the middle, pixels that are not square."""
@@ -75,7 +68,7 @@ def test_matched_fields_of_view_show_things_where_they_project(focal):
     dot = np.exp(-((columns - u) ** 2 + (rows - v) ** 2) / (2 * 3.0**2))
     picture = np.zeros((height, width, 4), np.uint8)
     picture[..., 3] = np.round(255 * dot)
-    made = PictureRules("white", focal=focal).reference(picture, K, size, "x")
+    made = PictureRules("white", fov_deg_of(focal, 1)).reference(picture, K, size, "x")
     dark = 255.0 - made[..., 0]
     rows, columns = np.mgrid[:size, :size] + 0.5
     seen = [(dark * columns).sum() / dark.sum(), (dark * rows).sum() / dark.sum()]
@@ -89,17 +82,36 @@ def test_padding_is_exactly_white_and_never_invented_about_opaque_pictures():
     opaque = np.zeros((SIDE, SIDE, 3), np.uint8)
     clear = np.dstack([opaque, np.full((SIDE, SIDE), 255, np.uint8)])
     clear[0, 0, 3] = 254
-    rules = PictureRules("white", focal=1.0)
+    rules = PictureRules("white", fov_deg_of(1.0, 1))
     made = rules.reference(clear, K, SIDE, "x")
     assert (made[:14] == 255).all() and (made[-14:] == 255).all() and made[30, 30, 0] == 0
     for picture in (opaque, np.dstack([opaque, np.full((SIDE, SIDE), 255, np.uint8)])):
-        with pytest.raises(UserError, match="view 3 is opaque and sees less than"):
+        with pytest.raises(UserError, match="view 3 sees less than 53.13 degrees, and"):
             rules.reference(picture, K, SIDE, "view 3")
-        assert PictureRules("white", focal=3.0).reference(picture, K, 20, "x").max() == 0
+        narrower = PictureRules("white", fov_deg_of(3.0, 1))
+        assert narrower.reference(picture, K, 20, "x").max() == 0
+    opaque[:3] = opaque[-3:] = 255
+    opaque[:, :3] = opaque[:, -3:] = 255
+    assert (rules.reference(opaque, K, SIDE, "x")[:14] == 255).all()
 
 
 def test_without_matching_the_central_square_is_taken():
     picture = np.zeros((30, 50, 3), np.uint8)
     picture[:, 10:40] = 7
-    made = PictureRules("white").reference(picture, np.full((3, 3), np.nan), 30, "x")
-    assert made.shape == (30, 30, 3) and (made == 7).all()
+    for background in ("white", "zero123"):
+        made = PictureRules(background).reference(picture, np.eye(3), 30, "x")
+        assert made.shape == (30, 30, 3) and (made == 7).all()
+
+
+def test_files_are_read_in_order_and_every_broken_one_is_named(tmp_path):
+    def view(name):
+        return tmp_path / name, np.eye(4), lambda picture: (picture, np.eye(3))
+
+    for number in range(12):
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    rules = PictureRules("white")
+    made = rules.truths([view(f"{number}.png") for number in range(12)], 8)
+    assert made[:, 0, 0, 0].tolist() == list(range(12))
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match="broken.png cannot be decoded.*gone.png cannot be read"):
+        rules.references([view("broken.png"), view("0.png"), view("gone.png")], 8)

@@ -67,6 +67,7 @@ def test_summary_holds_mode_and_conventions():
         for mode in MODES
     ]
     assert json.loads(json.dumps(described)) == described
+    assert [d["mode"] for d in described] == ["faithful", "corrected"]
     assert [d["conventions"]["prediction"] for d in described] == ["floor", "nearest"]
     assert described[0]["rules"] == {"poses": "x"} and described[0]["num_scenes"] == 1
 

@@ -1,5 +1,7 @@
 """Protocol `heldout`: which views of a scene are given, which are compared, and what they show."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from painted_views import (
@@ -162,5 +164,25 @@ def test_bad_scenes_and_options_are_named(shards, soft, rendered, tmp_path):
     with pytest.raises(UserError, match="no scenes in"):
         open_heldout(tmp_path)
     write_zero123(tmp_path / "opaque", rendered)
-    with pytest.raises(UserError, match="view . of scene 'opaque' is opaque and sees less"):
+    with pytest.raises(UserError, match="view . of scene 'opaque' sees less than 90"):
         open_heldout(tmp_path / "opaque", fov_deg=90.0).read("opaque", 1, 32, "6dof")
+
+
+def write_splits(folder, scene, *splits):
+    folder.mkdir()
+    for split in splits:
+        records.write_shard(records.shard_path(folder, split, 0, 1), [scene])
+    records.write_metadata(folder, {split: [1] for split in splits})
+    return folder
+
+
+def test_the_held_out_split_is_taken_and_no_other_one_guessed(tmp_path):
+    scene = soft_scene()
+    folder = write_splits(tmp_path / "both", scene, "heldout", "train")
+    other = dataclasses.replace(scene, scene_id="training")
+    records.write_shard(records.shard_path(folder, "train", 0, 1), [other])
+    assert open_heldout(folder, counts=(1,)).scene_ids() == ["soft"]
+    assert open_heldout(folder, counts=(1,), split="train").scene_ids() == ["training"]
+    folder = write_splits(tmp_path / "neither", scene, "train", "val")
+    with pytest.raises(UserError, match="splits train, val and none called 'heldout'"):
+        open_heldout(folder, counts=(1,))

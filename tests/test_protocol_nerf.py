@@ -178,3 +178,20 @@ def test_missing_and_broken_lists_and_splits_are_named(scenes, tmp_path):
     with pytest.raises(UserError, match="'drums'.*transforms_test.json is missing"):
         protocol = open_nerf(tmp_path / "data", index_path=scenes / "NeRF_idx")
         protocol.read("drums", 1, SIDE, "6dof")
+
+
+def test_scenes_and_sizes_have_ground_truth_of_their_own(scenes, tmp_path):
+    other = tmp_path / "mic"
+    write_split(other, "train", positions(NUM_TRAIN, 0, 4.0))
+    write_split(other, "test", positions(2, 1, 4.0))
+    write_split(tmp_path / "ship", "train", positions(NUM_TRAIN, 0, 4.0))
+    write_split(tmp_path / "ship", "test", positions(3, 1, 4.0))
+    for name in ("mic", "ship"):
+        (tmp_path / "lists" / name).mkdir(parents=True)
+        np.save(tmp_path / "lists" / name / "train_N1M20_random.npy", np.array([0]))
+    protocol = open_nerf(tmp_path, counts=(1,), index_path=tmp_path / "lists")
+    shapes = [
+        protocol.read(name, 1, size, "6dof").truth.shape
+        for name, size in (("mic", 16), ("ship", 16), ("ship", 8), ("mic", 16))
+    ]
+    assert shapes == [(2, 16, 16, 3), (3, 16, 16, 3), (3, 8, 8, 3), (2, 16, 16, 3)]

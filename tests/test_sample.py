@@ -82,6 +82,20 @@ def _orbit_of(c2w):
     return float(np.median(radius)), float(np.pi / 2 - np.median(polar))
 
 
+def test_photos_with_named_cameras(workdir, scene, tmp_path, capsys):
+    photos = sorted(scene.glob("**/*.png"))[:2]
+    out = tmp_path / "out"
+    arguments = ["--weights", str(workdir), "--views", *map(str, photos), "--out", str(out)]
+    arguments += ["--cameras", "front,back:20", "--radius", "2", "--steps", "1"]
+    assert sample.main([*arguments, "--num-views", "2"]) == 0
+    polar, _, radius = to_spherical(read_cameras(out / "transforms.json"))
+    np.testing.assert_allclose(polar, np.radians(80), atol=1e-5)  # the middle of 90 and 70
+    np.testing.assert_allclose(radius, 2, rtol=1e-5)
+    notes = json.loads((out / "run.json").read_text())["inputs"]
+    assert len(notes) == 2 and all("box made 58% of the frame" in note for note in notes)
+    assert notes[0] in capsys.readouterr().err
+
+
 def test_all_cameras_of_the_scene_come_back_as_they_were(workdir, scene, tmp_path):
     run(workdir, scene, tmp_path / "out", "--targets", "all", "--references", "4,0")
     read = read_scene_folder(scene)
@@ -115,6 +129,7 @@ def test_orbit_is_a_closed_circle_and_archimedean_goes_from_pole_to_pole(golden_
         (["--num-views", "0"], "at least 1"),
         (["--sampler", "euler"], "ddim"),
         (["--dtype", "float64"], "bfloat16"),
+        (["--cameras", "above"], "'above' is not understood"),
         (["--cape", "4dof"], "trained with '6dof'"),
         (["--steps", "0"], "1..1000"),
     ],

@@ -35,27 +35,23 @@ ReadPicture = Callable[[Path], tuple[bytes | None, np.ndarray]]
 def find_scene_folders(source: Path, layout: str, split: str = "train") -> list[tuple[str, Path]]:
     """(scene id, folder) of every scene folder at or below `source`, sorted by id.
 
-    layout: "zero123", "transforms", "colmap", or "any" of them. Ids are paths relative to `source`,
-    or the folder's own name where `source` is itself a scene. Raises UserError if there is none.
+    layout: "zero123", "transforms" or "colmap". Ids are paths relative to `source`, or the folder's
+    own name where `source` is itself a scene. Raises UserError if there is none.
     """
-    layouts: dict[str, Callable[[Path, list[str]], bool]] = {
-        "transforms": lambda _, files: (
-            f"transforms_{split}.json" in files or "transforms.json" in files
-        ),
-        "zero123": lambda _, files: any(view_number(name) is not None for name in files),
-        "colmap": lambda folder, _: colmap.find_model(folder) is not None,
-    }
+
+    def is_scene(folder: Path, files: list[str]) -> bool:
+        if layout == "zero123":
+            return any(view_number(name) is not None for name in files)
+        if layout == "colmap":
+            return colmap.find_model(folder) is not None
+        return f"transforms_{split}.json" in files or "transforms.json" in files
+
     needed = {
         "zero123": "folders with 000.png and 000.npy, ...",
         "transforms": f"folders with transforms_{split}.json or transforms.json",
         "colmap": f"folders with a COLMAP model in {' or '.join(colmap.MODEL_FOLDERS)}",
     }
-    names = list(layouts) if layout == "any" else [layout]
-    return find_folders(
-        source,
-        lambda folder, files: any(layouts[name](folder, files) for name in names),
-        ", or ".join(needed[name] for name in names),
-    )
+    return find_folders(source, is_scene, needed[layout])
 
 
 def find_folders(
@@ -101,17 +97,29 @@ def read_scene_folder(
     Raises UserError naming the scene: missing pose, broken picture, bad camera, no such layout.
     """
     folder = Path(folder)
+    views, source = find_views(folder, split, axes)
+    scene_id = folder.resolve().name if scene_id is None else scene_id
+    return assemble_scene(scene_id, source, views, resolution, stored)
+
+
+def find_views(
+    folder: Path, split: str = "train", axes: str = "opengl"
+) -> tuple[list[images.View], str]:
+    """(views, name of the layout) of a scene folder; no picture is read yet.
+
+    Arguments, worlds and errors as in `read_scene_folder`.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; needed a scene folder.")
-    scene_id = folder.resolve().name if scene_id is None else scene_id
     files = sorted(os.listdir(folder))
-    names = [n for n in (f"transforms_{split}.json", "transforms.json") if n in files]
-    if names:
-        views, source = transforms.read_views(folder / names[0]), "transforms"
-    elif any(view_number(name) is not None for name in files):
-        views, source = zero123_views(folder, files, axes), "zero123"
-    elif (model := colmap.find_model(folder)) is not None:
-        views, source = colmap.read_views(model, folder / "images"), "colmap"
+    layout = layout_of(folder, split)
+    if layout == "transforms":
+        name = f"transforms_{split}.json"
+        views = transforms.read_views(folder / (name if name in files else "transforms.json"))
+    elif layout == "zero123":
+        views = zero123_views(folder, files, axes)
+    elif layout == "colmap":
+        views = colmap.read_views(colmap.find_model(folder), folder / "images")
         c2w, _ = cameras.normalize_poses(np.stack([pose for _, pose, _ in views]))
         views = [(path, pose, pinhole) for (path, _, pinhole), pose in zip(views, c2w, strict=True)]
     else:
@@ -122,7 +130,17 @@ def read_scene_folder(
             + (f"; it has {', '.join(other)}: choose that split." if other else ".")
             + _nested_hint(folder, split)
         )
-    return assemble_scene(scene_id, source, views, resolution, stored)
+    return views, layout
+
+
+def layout_of(folder: Path, split: str = "train") -> str | None:
+    """"transforms", "zero123" or "colmap", by the names of a folder's files; None for neither."""
+    files = os.listdir(folder)
+    if f"transforms_{split}.json" in files or "transforms.json" in files:
+        return "transforms"
+    if any(view_number(name) is not None for name in files):
+        return "zero123"
+    return None if colmap.find_model(folder) is None else "colmap"
 
 
 def read_picture(path: Path) -> tuple[bytes | None, np.ndarray]:

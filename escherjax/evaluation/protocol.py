@@ -42,7 +42,7 @@ class Case:
     reference_images: [N, R, R, 3] uint8, what the network is given.
     reference_c2w, target_c2w: [N, 4, 4] and [M, 4, 4] float32 camera-to-world, OpenCV axes, world z
         up, in the network's unit.
-    truth: [M, R, R, 3] uint8, None where nothing is known to compare with.
+    truth: [M, R, R, 3] uint8, None where nothing is known to compare with; not to be written to.
     scored: [S] indices of the targets that count, rising; empty without truth.
     """
 

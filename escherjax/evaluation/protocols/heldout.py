@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from escherjax import cameras
 from escherjax.data import images
 from escherjax.data.metadata import COMPLETE_FILE, split_names
 from escherjax.data.records import Scene, check_unique, open_shards
-from escherjax.data.scenes import find_scene_folders, read_scene_folder
+from escherjax.data.scenes import find_folders, layout_of, read_scene_folder
 from escherjax.data.whole_files import is_remote
 from escherjax.errors import UserError
 from escherjax.evaluation.picture_rules import PictureRules
@@ -49,11 +48,7 @@ def make(source: Source) -> Protocol:
         problems.append(f"max_radius = {max_radius:g}: needed more than 0.")
     if problems:
         raise UserError(" ".join(problems))
-    if source.mode == "faithful":
-        rules = PictureRules("zero123", truth_filter="bicubic")
-    else:
-        focal = None if fov_deg is None else 0.5 / math.tan(math.radians(fov_deg) / 2)
-        rules = PictureRules("white", focal=focal)
+    rules = PictureRules("zero123" if source.mode == "faithful" else "white", fov_deg)
     reserved = max(source.reference_counts or DEFAULT_COUNTS)
     scenes = _find_scenes(source)
     return source.protocol(
@@ -97,9 +92,15 @@ def _find_scenes(source: Source) -> dict[str, Callable[[], Scene]]:
             for scene_id, index in sorted(zip(ids, range(count), strict=True))
         }
     split = split or "train"
+    found = find_folders(
+        Path(path),
+        lambda folder, _: layout_of(folder, split) is not None,
+        f"shards, or folders with transforms_{split}.json or transforms.json, 000.png with "
+        "000.npy, or a COLMAP model",
+    )
     return {
         scene_id: functools.partial(read_scene_folder, folder, scene_id, split)
-        for scene_id, folder in find_scene_folders(Path(path), "any", split)
+        for scene_id, folder in found
     }
 
 

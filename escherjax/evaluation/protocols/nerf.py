@@ -12,7 +12,9 @@ view of the training renders (NeRF-Synthetic has 39.6 degrees).
 
 from __future__ import annotations
 
+import functools
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +52,15 @@ def make(source: Source) -> Protocol:
         )
     rules = of_renders(source.mode)
 
+    @functools.lru_cache(maxsize=1)  # every N of a scene has the same ground truth
+    def read_truth(folder: Path, size: int) -> np.ndarray:
+        truth = rules.truths(transforms.read_views(folder / "transforms_test.json"), size)
+        truth.setflags(write=False)
+        return truth
+
     def read_case(request: CaseRequest, folder: Path) -> Case:
         scale_poses = source.mode == "corrected" or not request.cape.startswith("4dof")
-        return _read_case(request, folder, index_path, rules, scale_poses)
+        return _read_case(request, folder, index_path, rules, read_truth, scale_poses)
 
     scaled = f"translations times {RADIUS:g} / largest training radius"
     return source.protocol(
@@ -88,7 +96,12 @@ def read_index(path: Path, count: int, num_frames: int) -> np.ndarray:
 
 
 def _read_case(
-    request: CaseRequest, folder: Path, index_path: Path, rules: PictureRules, scale_poses: bool
+    request: CaseRequest,
+    folder: Path,
+    index_path: Path,
+    rules: PictureRules,
+    read_truth: Callable[[Path, int], np.ndarray],
+    scale_poses: bool,
 ) -> Case:
     files = [folder / f"transforms_{split}.json" for split in ("train", "test")]
     lacking = [f"{path} is missing." for path in files if not path.is_file()]
@@ -113,7 +126,7 @@ def _read_case(
         reference_images=rules.references(references, request.resolution),
         reference_c2w=poses(references),
         target_c2w=poses(test),
-        truth=rules.truths(test, request.resolution),
+        truth=read_truth(folder, request.resolution),
         scored=np.arange(len(test)),
     )
 

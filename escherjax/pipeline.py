@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from escherjax import buckets
+from escherjax import buckets, scene_batches
 from escherjax import cameras as cameras_lib
 from escherjax import config as config_lib
 from escherjax.cameras import Cameras
@@ -203,47 +203,24 @@ class Pipeline:
         Returns [B, M, R, R, 3] float32 in [0, 1], R = `resolution`; behind a scene's num_targets
         zeros. Raises UserError as `generate` does.
         """
-        pixels = np.asarray(images, np.float32)
-        if pixels.ndim != 5 or 0 in pixels.shape[:2]:
-            raise UserError(
-                f"reference images have shape {pixels.shape}; needed [B, N, H, H, 3] with B and "
-                "N >= 1."
-            )
-        batch, most_references = pixels.shape[:2]
-        reference_c2w = _posed_batch(reference_cameras, batch, "reference")
-        target_c2w = _posed_batch(target_cameras, batch, "target")
-        most_targets = target_c2w.shape[1]
-        if reference_c2w.shape[1] != most_references:
-            raise UserError(
-                f"{most_references} reference images a scene but {reference_c2w.shape[1]} "
-                "reference cameras; needed one camera for each image."
-            )
-        references = _checked_counts(num_references, batch, most_references, "num_references")
-        targets = _checked_counts(num_targets, batch, most_targets, "num_targets")
-        for i in range(batch):
-            self._reference_pixels(pixels[i, : None if references is None else references[i]])
-            for c2w, counts, role in (
-                (reference_c2w, references, "reference"), (target_c2w, targets, "target")
-            ):  # fmt: skip
-                cameras_lib.check_poses(
-                    c2w[i, : None if counts is None else counts[i]], f"scene {i}: {role} cameras"
-                )
-        if len(seeds) not in (1, batch):
-            raise UserError(f"{len(seeds)} seeds for {batch} scenes; needed one each, or one.")
-        seeds = [*seeds] * (batch // len(seeds))
+        batch = scene_batches.check_batch(
+            images, reference_cameras, target_cameras, num_references, num_targets, seeds
+        )
+        num_scenes, most_references = batch.pixels.shape[:2]
+        most_targets, targets = batch.target_c2w.shape[1], batch.num_targets
         if initial_latents is not None:
-            initial_latents = self._checked_latents(initial_latents, (batch, most_targets))
+            initial_latents = self._checked_latents(initial_latents, (num_scenes, most_targets))
         missing = -most_targets % self._sampler.view_devices
         if missing and targets is None:
-            targets = np.full(batch, most_targets, np.int32)
+            targets = np.full(num_scenes, most_targets, np.int32)
         views = self._draw(
-            pixels,
-            reference_c2w,
-            target_c2w,
-            references,
+            batch.pixels,
+            batch.reference_c2w,
+            batch.target_c2w,
+            batch.num_references,
             targets,
             (most_references, most_targets + missing),
-            seeds,
+            batch.seeds,
             initial_latents,
             num_steps=num_steps,
             guidance_scale=guidance_scale,
@@ -360,20 +337,7 @@ class Pipeline:
         if not hasattr(images, "ndim"):
             images = np.stack([self._read(image) for image in images]) if len(images) else images
         pixels = np.asarray(images, np.float32)
-        if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
-            raise UserError(
-                f"reference images have shape {pixels.shape}; needed [N, H, W, 3] with N >= 1."
-            )
-        if pixels.shape[1] != pixels.shape[2]:
-            raise UserError(
-                f"reference images are {pixels.shape[1]} x {pixels.shape[2]} pixels; needed square "
-                "ones. Cut them, or pass PIL images or paths, which are cut to the central square."
-            )
-        if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
-            raise UserError(
-                f"reference images span [{pixels.min():.3g}, {pixels.max():.3g}]; needed finite "
-                "values in [0, 1] (divide 8-bit values by 255)."
-            )
+        scene_batches.check_pixels(pixels)
         return pixels
 
     def _read(self, image: Any) -> np.ndarray:
@@ -401,31 +365,6 @@ def _checked_poses(cameras: Cameras, name: str) -> np.ndarray:
     if c2w.ndim != 3 or len(c2w) == 0:
         raise UserError(f"{name} have shape {c2w.shape}; needed [views, 4, 4] with a view at least")
     return c2w
-
-
-def _posed_batch(cameras: Cameras, batch: int, role: str) -> np.ndarray:
-    if not isinstance(cameras, Cameras):
-        raise UserError(f"{role} cameras are a {type(cameras).__name__}; needed Cameras(c2w).")
-    c2w = np.asarray(cameras.c2w, np.float32)
-    if c2w.ndim != 4 or c2w.shape[0] != batch or c2w.shape[1] == 0:
-        raise UserError(
-            f"{role} cameras have shape {c2w.shape}; needed [{batch}, views, 4, 4] with a view at "
-            "least."
-        )
-    return c2w
-
-
-def _checked_counts(
-    counts: Sequence[int] | None, batch: int, most: int, name: str
-) -> np.ndarray | None:
-    if counts is None:
-        return None
-    found = np.asarray(counts)
-    if found.shape != (batch,) or found.dtype.kind not in "iu" or not np.all(
-        (found >= 1) & (found <= most)
-    ):  # fmt: skip
-        raise UserError(f"{name} = {counts}; needed {batch} whole numbers from 1 to {most}.")
-    return found.astype(np.int32)
 
 
 def _of_one_scene(on_step: OnStep, num_targets: int) -> OnStep:

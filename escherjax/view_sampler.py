@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from escherjax.cameras import Cameras
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.training import sharding
+from escherjax.training.step import compiler_options
 
 OnStep = Callable[[int, int, np.ndarray], None]
 """(steps done, num_steps, estimate of the clean latents, as `decode_latents` wants them)."""
@@ -48,7 +49,9 @@ class ViewSampler:
 
             return spread_model.generate(params, *views, on_step=on_step, **named)
 
-        self._generate = jax.jit(generate, static_argnames=_STATIC)
+        self._generate = jax.jit(
+            generate, static_argnames=_STATIC, compiler_options=compiler_options(mesh)
+        )
 
     @property
     def view_devices(self) -> int:

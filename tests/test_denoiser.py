@@ -7,6 +7,7 @@ import pytest
 from random_models import random_params
 from tiny import tiny_config
 
+from escherjax import cape
 from escherjax.cameras import Cameras, from_spherical
 from escherjax.models import eschernet
 from escherjax.training import perf
@@ -18,8 +19,16 @@ NETWORKS = {
 }
 
 
-def network(cape):
-    config = tiny_config(cape=cape, unet__layers_per_block=1, **NETWORKS[cape])
+@pytest.fixture(scope="module", autouse=True)
+def compiled_fast():
+    """Programs as the compiler first makes them: most of the time of these tests is its work."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def network(variant):
+    config = tiny_config(cape=variant, unet__layers_per_block=1, **NETWORKS[variant])
     model = eschernet.from_config(config)
     return model, random_params(model.parameter_shapes(16), np.random.default_rng(0))
 
@@ -36,13 +45,13 @@ def scenes(model, rng, batch=2, num_references=3, num_targets=3):
     return tokens.astype(np.float32), *cameras, latents.astype(np.float32)
 
 
-@pytest.mark.parametrize("cape", NETWORKS)
-def test_guided_denoiser_equals_two_plain_predictions(cape, rng):
+@pytest.mark.parametrize("variant", NETWORKS)
+def test_guided_denoiser_equals_two_plain_predictions(variant, rng):
     """Cached keys and values, and pairs from the first transformer on, against the network twice.
 
     Float32 products of other sizes, so rounding: 1e-6 is seen where outputs are of order one.
     """
-    model, params = network(cape)
+    model, params = network(variant)
     tokens, references, targets, latents = scenes(model, rng)
     timesteps = np.array([3, 900])
     counts = np.array([3, 2], np.int32), np.array([2, 3], np.int32)
@@ -63,20 +72,21 @@ def test_guided_denoiser_equals_two_plain_predictions(cape, rng):
 
 
 def flops_per_step(model, params, guidance_scale, num_references):
+    """Of two steps, less what the references cost once, by half."""
     rng = np.random.default_rng(0)
     tokens, references, targets, latents = scenes(model, rng, 1, num_references)
-
-    def run(num_steps):
-        return perf.count_flops(
-            lambda params, tokens, latents: model.generate_latents(
-                params, tokens, references, targets, latents, num_steps, guidance_scale
-            ),
-            params,
-            tokens,
-            latents,
-        )
-
-    return run(3) - run(2)
+    whole = perf.count_flops(
+        lambda params, tokens, latents: model.generate_latents(
+            params, tokens, references, targets, latents, 2, guidance_scale
+        ),
+        params,
+        tokens,
+        latents,
+    )
+    poses = cape.poses(model.cape, references)
+    once = perf.count_flops(model.unet.reference_cache, params["unet"], tokens, poses)
+    assert once > 0
+    return (whole - once) / 2
 
 
 def test_a_step_costs_no_more_for_references_than_the_conditional_products():

@@ -195,10 +195,12 @@ class EscherNet:
         target_poses, ref_poses = (
             cape.poses(self.cape, cameras) for cameras in (target_cameras, reference_cameras)
         )
-        variables = {
-            "params": params["unet"],
-            **self.unet.reference_cache(params["unet"], tokens, ref_poses),
-        }
+        # Kernels are rounded where they are used; here, it is not done at every step.
+        unet = jax.tree_util.tree_map_with_path(
+            lambda path, x: x.astype(self.unet.dtype) if path[-1].key == "kernel" else x,
+            params["unet"],
+        )
+        variables = {"params": unet, **self.unet.reference_cache(unet, tokens, ref_poses)}
         shared = (tokens, ref_poses, num_references, num_targets)
 
         def predict(latents: jax.Array, timesteps: jax.Array) -> jax.Array:

@@ -1,0 +1,214 @@
+"""Times sampling with a config's network on this machine and prints one JSON object.
+
+    python -m benchmarks.sample --config configs/6dof.py --references 3 --targets 25
+
+One scene: the references are encoded, all targets drawn jointly, and decoded, as
+`Pipeline.generate` does, padding to the next bucket included; `--exact` pads nothing. Parameters
+are random: speed does not depend on them. The ceiling is a large matrix product on one device,
+timed here, times the number of devices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from escherjax.errors import run_command
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from escherjax.models.eschernet import EscherNet
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the benchmark; see --help."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE[:ARG]")
+    add("--references", type=int, default=3, help="N (default %(default)s)")
+    add("--targets", type=int, default=25, help="M (default %(default)s)")
+    add("--steps", type=int, default=50, help="sampling steps (default %(default)s)")
+    add("--guidance", type=float, default=3.0, help="scale, 1 for none (default %(default)s)")
+    add("--view-parallel", type=int, default=1, metavar="DEVICES",
+        help="devices that share the targets (default %(default)s)")  # fmt: skip
+    add("--dtype", default="bfloat16", help="compute (default %(default)s)")
+    add("--exact", action="store_true", help="compile for these numbers of views, not for a bucket")
+    add("--repeats", type=int, default=3, help="timed runs, after one (default %(default)s)")
+    add("--kernels", action="store_true", help="add the GPU kernels that the time goes to")
+    arguments, overrides = parser.parse_known_args(argv)
+
+    from escherjax.config import load_config
+
+    config = load_config(arguments.config, [*overrides, f"--config.dtype={arguments.dtype}"])
+    head = {
+        "benchmark": "sample",
+        "config": arguments.config,
+        "overrides": list(overrides),
+        **{name: getattr(arguments, name) for name in (
+            "references", "targets", "steps", "guidance", "view_parallel", "dtype", "exact"
+        )},
+    }
+    print(json.dumps(head | measure(config, arguments), indent=2))
+    return 0
+
+
+def measure(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Initialises, compiles and times sampling; times in ms, memory in GiB."""
+    import jax
+    import numpy as np
+
+    from benchmarks.kernels import busiest_kernels
+    from escherjax.cameras import Cameras, from_spherical
+    from escherjax.models import eschernet
+    from escherjax.pipeline import Pipeline
+    from escherjax.training import perf, sharding
+    from escherjax.training.loop import enable_compilation_cache
+
+    enable_compilation_cache()
+    mesh = sharding.view_mesh(arguments.view_parallel)
+    devices = list(mesh.devices.flat)
+    model = eschernet.from_config(config)
+    started = time.perf_counter()
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    params = jax.device_put(model.init(config.seed, config.resolution), everywhere)
+    pipe = Pipeline(model, jax.block_until_ready(params), config.resolution, mesh=mesh)
+    print(f"initialised in {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+
+    rng = np.random.default_rng(0)
+    num_references, num_targets = arguments.references, arguments.targets
+    side = config.encoder.image_size
+    images = rng.random((num_references, side, side, 3), np.float32)
+
+    def cameras(count: int) -> Cameras:
+        polar, azimuth = rng.uniform(0.3, 2.8, count), rng.uniform(-3, 3, count)
+        return Cameras(from_spherical(polar, azimuth, rng.uniform(1.5, 2.2, count)))
+
+    views = images, cameras(num_references), cameras(num_targets)
+
+    def generate() -> np.ndarray:
+        how = {"num_steps": arguments.steps, "guidance_scale": arguments.guidance}
+        if arguments.exact:
+            return pipe.generate_batch(*(x[None] for x in views), **how)
+        return pipe.generate(*views, **how)
+
+    started = time.perf_counter()
+    generate()
+    first_sec = time.perf_counter() - started
+    print(f"first run after {first_sec:.1f} s", file=sys.stderr, flush=True)
+    whole = _times(generate, arguments.repeats)
+    latents = np.zeros((num_targets, *model.latent_shape(config.resolution)), np.float32)
+    # On one device, and by programs of their own.
+    encode = statistics.median(_times(lambda: pipe.encode_images(images), 3, warm_up=True))
+    decode = statistics.median(_times(lambda: pipe.decode_latents(latents), 3, warm_up=True))
+    median = statistics.median(whole)
+    step_sec = (median - encode - decode / len(devices)) / arguments.steps
+    flops = _flops(model, params, config, arguments)
+    ceiling = _measured_ceiling(arguments.dtype) * len(devices)
+    peak = perf.peak_flops()
+    memory = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices]
+    if arguments.exact:
+        compiled_for = [num_references, num_targets]
+    else:
+        compiled_for = [pipe.reference_bucket(num_references), pipe.target_bucket(num_targets)]
+    result = {
+        "device": devices[0].device_kind,
+        "num_devices": len(devices),
+        "jax": jax.__version__,
+        "platform": devices[0].client.platform_version.splitlines()[0],
+        "compiled_for": compiled_for,
+        "scene_ms_median": 1e3 * median,
+        "scene_ms_min": 1e3 * min(whole),
+        "scene_ms_max": 1e3 * max(whole),
+        "timed_runs": len(whole),
+        "views_per_sec": num_targets / median,
+        "ms_per_step": 1e3 * step_sec,
+        "encode_ms": 1e3 * encode,
+        "decode_ms": 1e3 * decode,
+        "model_tflop": flops / 1e12,
+        "model_tflop_per_sec": flops / 1e12 / median,
+        "ceiling_tflop_per_sec": ceiling / 1e12,
+        "mfu_of_ceiling": flops / median / ceiling,
+        "mfu": flops / median / (peak / jax.device_count() * len(devices)) if peak else None,
+        "peak_device_memory_gib": max(memory) / 2**30,
+        "first_run_sec": first_sec,
+    }
+    return result | (busiest_kernels(generate, repeats=1) if arguments.kernels else {})
+
+
+def _times(work: Callable[[], Any], count: int, warm_up: bool = False) -> list[float]:
+    """Seconds of each of `count` runs, after one that is not timed if warm_up."""
+    import jax
+
+    times = []
+    for _ in range(count + warm_up):
+        started = time.perf_counter()
+        jax.block_until_ready(work())
+        times.append(time.perf_counter() - started)
+    return times[warm_up:]
+
+
+def _flops(
+    model: EscherNet, params: Any, config: ConfigDict, arguments: argparse.Namespace
+) -> float:
+    """FLOPs of one scene's products and convolutions, without those of padding."""
+    import dataclasses
+
+    import jax
+    import jax.numpy as jnp
+
+    from escherjax.cameras import Cameras
+    from escherjax.training import perf
+
+    plain = dataclasses.replace(model, unet=model.unet.clone(attention_impl="xla"))
+    side = config.encoder.image_size
+
+    def array(count: int, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, count, *shape), jnp.float32)
+
+    def generate(params, images, references, targets, latents):
+        return plain.generate(
+            params,
+            images,
+            Cameras(references),
+            Cameras(targets),
+            latents,
+            arguments.steps,
+            arguments.guidance,
+        )
+
+    return perf.count_flops(
+        generate,
+        params,
+        array(arguments.references, side, side, 3),
+        array(arguments.references, 4, 4),
+        array(arguments.targets, 4, 4),
+        array(arguments.targets, *model.latent_shape(config.resolution)),
+    )
+
+
+def _measured_ceiling(dtype: str) -> float:
+    """FLOP/s of a chain of large square products on the first device, the best of three."""
+    import jax
+    import jax.numpy as jnp
+
+    size, length = (1024, 2) if jax.default_backend() == "cpu" else (8192, 32)
+    key = jax.random.key(0)
+    a = jax.random.normal(key, (size, size)).astype(dtype)
+
+    @jax.jit
+    def chain(a):
+        return jax.lax.fori_loop(0, length, lambda _, x: jnp.dot(x, a) * size**-0.5, a)
+
+    fastest = min(_times(lambda: chain(a), 3, warm_up=True))
+    return 2.0 * size**3 * length / fastest
+
+
+if __name__ == "__main__":
+    run_command(main, sys.argv[1:])

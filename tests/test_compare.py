@@ -7,7 +7,7 @@ import pytest
 
 from escherjax import compare
 from escherjax.errors import UserError
-from escherjax.evaluation import charts, comparison, records, summary
+from escherjax.evaluation import charts, comparison, records, report, summary
 from escherjax.metrics.bootstrap import paired_interval
 
 
@@ -132,3 +132,18 @@ def test_a_chart_puts_larger_values_higher_and_later_points_to_the_right():
     np.testing.assert_allclose(
         (xs[1] - xs[0]) / (xs[2] - xs[0]), np.log(2) / np.log(5), atol=0.01
     )  # coordinates have one decimal
+
+
+def test_the_papers_figures_stand_beside_faithful_ones_alone(tmp_path):
+    def table(**changes):
+        folder = write_run(tmp_path / changes["mode"], A, protocol="gso25",
+                           published_num_scenes=30, **changes)  # fmt: skip
+        return report.write(folder, summary.read(folder)).read_text()
+
+    faithful = table(mode="faithful")
+    assert "EscherNet 6DoF, the paper" in faithful and "20.89" in faithful and "25.21" in faithful
+    for difference in ("scenes: 1 here, 30 there", "pixels a side: 32 here, 256 there"):
+        assert difference in faithful
+    assert "guidance: " not in faithful  # it is the paper's
+    corrected = table(mode="corrected")
+    assert "the paper" not in corrected and "20.89" not in corrected

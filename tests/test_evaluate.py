@@ -269,7 +269,7 @@ def test_a_scene_that_cannot_be_read_is_named_and_counted(
     assert summary["num_skipped"] == 1 and summary["skipped"][0]["scene"] == "box"
     assert "002.png" in summary["skipped"][0]["reason"] and "'box'" in caplog.text
     assert summary["results"]["samples"]["2"]["num_scenes"] == 2
-    assert "1 cases could not be used" in (out / "report.html").read_text()
+    assert "1 case could not be used" in (out / "report.html").read_text()
     # Mended, it is tried again
     shutil.copy(data / "box" / "002.png", broken / "box" / "002.png")
     assert evaluated(request_for(out, data=str(broken), references=(2,)))

@@ -42,6 +42,16 @@ def number(name: str, value: float | None, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{_DECIMALS.get(name, 4)}f}"
 
 
+def published(name: str, value: float | None) -> str:
+    """A value with the decimals that papers give."""
+    return "–" if value is None else f"{value:.{2 if name == 'psnr' else 3}f}"
+
+
+def counted(count: int, name: str) -> str:
+    """Such as "1 scene" and "2,000 scenes"."""
+    return f"{count:,} {name}" + ("" if count == 1 else "s")
+
+
 def estimate(name: str, values: Mapping[str, float | None], sign: bool = False) -> str:
     """A cell: the mean, and its interval where there is one."""
     text = f"<b>{number(name, values['mean'], sign)}</b>"

@@ -26,7 +26,7 @@ def write(out: Path, content: dict[str, Any]) -> Path:
     kept, left_out = pictures(out, content)
     body = [
         page.lines(
-            f"{content['num_skipped']} cases could not be used",
+            f"{page.counted(content['num_skipped'], 'case')} could not be used",
             [f"{row['scene']}, N = {row['num_references']}: {row['reason']}"
              for row in content["skipped"]],
         ),
@@ -57,7 +57,7 @@ def describe(content: dict[str, Any]) -> tuple[str, str]:
         f"{weights['cape']}, {weights['resolution']} px, {sampling['dtype']}",
         f"{sampling['sampler']}, {sampling['num_steps']} steps, "
         f"guidance {sampling['guidance_scale']:g}, seed {sampling['seed']}",
-        f"{scenes} scene" + ("" if scenes == 1 else "s"),
+        page.counted(scenes, "scene"),
     ]
     return f"{protocol['protocol']} · {protocol['mode']}", " · ".join(parts)
 
@@ -86,7 +86,8 @@ def as_text(content: dict[str, Any]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     if content["num_skipped"]:
-        lines.append(f"{content['num_skipped']} cases could not be used; summary.json names them")
+        number = page.counted(content["num_skipped"], "case")
+        lines.append(f"{number} could not be used; summary.json says which and why")
     return "\n".join(lines)
 
 
@@ -99,8 +100,9 @@ def _results(content: dict[str, Any]) -> str:
     for count, samples in content["results"][SAMPLES].items():
         nearest = content["results"][NEAREST][count]
         gain = content["gain_over_nearest_reference"][count]
-        shown = f"{count} <span class=faint>({samples['num_scenes']} scenes, "
-        shown += f"{samples['num_views']} views)</span>"
+        scenes = page.counted(samples["num_scenes"], "scene")
+        views = page.counted(samples["num_views"], "view")
+        shown = f'{count} <span class="faint">({scenes}, {views})</span>'
         paper = _published(content, int(count), names)
         rows += [
             (shown, "samples", *(page.estimate(name, samples[name]) for name in names)),
@@ -115,10 +117,16 @@ def _results(content: dict[str, Any]) -> str:
         "Mean over scenes of each scene's mean over its scored views, with a 95% bootstrap "
         "interval over scenes. The gain is paired: the same scenes and views."
     )
+    warning = ""
     if "published" in styles:
         scenes = content["settings"]["protocol"]["published_num_scenes"]
         note += f" In italics: {published.SOURCE}, over {scenes} scenes; not computed here."
-    return page.section("Results", page.table(heads, rows, row_styles=styles), note=note)
+        warning = page.lines(
+            "Not computed as the paper's figures were", differs_from_paper(content)
+        )
+    return page.section(
+        "Results", page.table(heads, rows, row_styles=styles), warning, note=note
+    )
 
 
 def paper_figures(content: dict[str, Any]) -> list[Figures]:
@@ -127,12 +135,27 @@ def paper_figures(content: dict[str, Any]) -> list[Figures]:
     return published.figures(protocol["protocol"]) if protocol["mode"] == "faithful" else []
 
 
+def differs_from_paper(content: dict[str, Any]) -> list[str]:
+    """What keeps these figures from being set against the paper's, which `published` describes."""
+    settings = content["settings"]
+    scenes = min(of["num_scenes"] for of in content["results"][SAMPLES].values())
+    pairs = [
+        ("scenes", scenes, settings["protocol"]["published_num_scenes"]),
+        ("pixels a side", settings["weights"]["resolution"], 256),
+        ("sampling steps", settings["sampling"]["num_steps"], 50),
+        ("guidance", settings["sampling"]["guidance_scale"], 3.0),
+        ("sampler", settings["sampling"]["sampler"], "ddim"),
+    ]
+    return [f"{name}: {ours} here, {theirs} there" for name, ours, theirs in pairs
+            if ours != theirs]  # fmt: skip
+
+
 def _published(
     content: dict[str, Any], count: int, names: Sequence[str]
 ) -> list[tuple[str, list[str]]]:
     """(method, cells of the metrics) of what the paper gives for N = `count`."""
     return [
-        (entry.method, [page.number(name, entry.metrics.get(name)) for name in names])
+        (entry.method, [page.published(name, entry.metrics.get(name)) for name in names])
         for entry in paper_figures(content)
         if entry.num_references == count and entry.metrics.keys() & set(names)
     ]

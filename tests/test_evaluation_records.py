@@ -83,3 +83,17 @@ def test_error_maps_are_black_where_equal_and_brighter_where_worse():
     brightness = case_pictures.error_map(view, truth).astype(float).sum(axis=-1)[0]
     assert brightness[0] < 10 and (np.diff(brightness) > 0).all()
     assert brightness[3] == 252 + 255 + 164  # beyond the end of the scale
+
+
+def test_processes_that_start_together_agree_on_the_settings(tmp_path):
+    """Another process of the job is just writing the file, under the name it has until whole."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / f"{settings.FILE_NAME}.0123abcd.tmp").touch()
+    settings.start_or_continue(out, {"seed": 0})
+    settings.start_or_continue(out, {"seed": 0})
+    with pytest.raises(UserError, match="seed: 1 was 0"):
+        settings.start_or_continue(out, {"seed": 1})
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="not an empty folder"):
+        settings.start_or_continue(tmp_path / "file", {"seed": 0})

@@ -64,7 +64,9 @@ def start_or_continue(out: Path, settings: dict[str, Any]) -> None:
     path = out / FILE_NAME
     settings = json.loads(json.dumps(settings))  # as they will be read
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        # Looked for again at the end: another process of this job may be writing it just now.
+        others = out.is_dir() and any(not f.name.startswith(FILE_NAME) for f in out.iterdir())
+        if (others or (out.exists() and not out.is_dir())) and not path.exists():
             raise UserError(
                 f"--out {out} is not an empty folder and holds no {FILE_NAME}, so it is not an "
                 "evaluation to continue; name a new one."

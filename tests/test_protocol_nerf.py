@@ -92,26 +92,41 @@ def test_poses_are_scaled_by_the_training_cameras_and_kept_for_4dof(
         np.testing.assert_allclose(np.linalg.norm(c2w[:, :3, 3], axis=-1), expected, rtol=1e-6)
 
 
-def test_cameras_are_the_originals_but_for_a_turn_of_the_world(golden_dir, scenes, tmp_path):
-    golden = np.load(golden_dir / "conversions-6dof.npz")
-    stored = golden["nerf/c2w_blender"]
+def read_published(folder, stored, max_radius, cape):
+    """The case whose references are these cameras, one more training camera being the farthest."""
+    count = len(stored)
     farthest = np.eye(4)
-    farthest[2, 3] = golden["nerf/max_radius"]
-    write_split(tmp_path / "one", "train", positions(len(stored) + 1, 0, 4.0))
-    write_split(tmp_path / "one", "test", positions(1, 0, 4.0))
-    path = tmp_path / "one" / "transforms_train.json"
+    farthest[2, 3] = max_radius
+    write_split(folder / "one", "train", positions(count + 1, 0, 4.0))
+    write_split(folder / "one", "test", positions(1, 0, 4.0))
+    path = folder / "one" / "transforms_train.json"
     content = json.loads(path.read_text())
     for frame, pose in zip(content["frames"], [*stored, farthest], strict=True):
         frame["transform_matrix"] = pose.tolist()
     path.write_text(json.dumps(content))
-    (tmp_path / "lists" / "one").mkdir(parents=True)
-    count = len(stored)
-    np.save(tmp_path / "lists" / "one" / f"train_N{count}M20_random.npy", np.arange(count))
-    protocol = open_nerf(tmp_path, counts=[count], index_path=tmp_path / "lists")
-    case = protocol.read("one", count, SIDE, "6dof")
+    (folder / "lists" / "one").mkdir(parents=True)
+    np.save(folder / "lists" / "one" / f"train_N{count}M20_random.npy", np.arange(count))
+    protocol = open_nerf(folder, counts=[count], index_path=folder / "lists")
+    return protocol.read("one", count, SIDE, cape)
+
+
+def test_6dof_cameras_are_the_originals_but_for_a_turn_of_the_world(golden_dir, tmp_path):
+    golden = np.load(golden_dir / "conversions-6dof.npz")
+    case = read_published(tmp_path, golden["nerf/c2w_blender"], golden["nerf/max_radius"], "6dof")
     w2c = np.linalg.inv(cameras.opengl_from_opencv(case.reference_c2w.astype(np.float64)))
     half_turn_about_x = np.diag([1.0, -1.0, -1.0, 1.0])
+    # Cases are float32.
     np.testing.assert_allclose(w2c @ half_turn_about_x, golden["nerf/pose_6dof"], atol=2e-6)
+
+
+def test_4dof_cameras_are_the_originals(golden_dir, tmp_path):
+    golden = np.load(golden_dir / "conversions-4dof.npz")
+    case = read_published(tmp_path, golden["nerf/c2w_blender"], 5.0, "4dof")
+    polar, azimuth, radius = cameras.to_spherical(case.reference_c2w)
+    expected = golden["nerf/pose_4dof"]
+    np.testing.assert_allclose(np.stack([polar, azimuth], -1), expected[:, :2], atol=2e-6)
+    clipped = expected[:, 2] == np.pi
+    assert clipped.any() and (radius[clipped] > 2.2).all() and (radius[~clipped] <= 2.2).all()
 
 
 def test_corrected_pads_to_the_training_field_of_view(scenes):

@@ -80,9 +80,10 @@ def ssim(images: jax.Array, references: jax.Array, window: str = "uniform") -> j
       "uniform": 7 x 7, sample covariance (n - 1); scikit-image's structural_similarity with
         channel_axis=-1 and nothing else set, the convention of EscherNet.
       "gaussian": 11 x 11, sigma 1.5, covariance with the weights themselves; Wang et al. 2004
-        (IEEE TIP 13(4)), tf.image.ssim, dm_pix and torchmetrics.
-    Only pixels whose whole window lies inside the image count. The two differ by hundredths, so
-    say which one a number is. Returns [...] float32, at most 1.
+        (IEEE TIP 13(4)), tf.image.ssim, dm_pix, and torchmetrics until September 2024.
+    Only pixels whose whole window lies inside the image count; torchmetrics counts all since its
+    pull request 2721, which is this function of pictures padded by 5 pixels, mirrored. Numbers of
+    two windows cannot be compared, so say which one it is. Returns [...] float32, at most 1.
     Raises UserError for other shapes and types, images smaller than the window, other windows.
     """
     if window == "uniform":

@@ -4,10 +4,10 @@ The list of N references of a scene is SCENE/train_N{N}M20_random.npy, integers 
 of transforms_train.json. The published lists are prefixes of one order, but for N = 1, drawn apart.
 
 For 6DoF networks the published evaluation scales translations by 1.5 / (largest radius of the
-training cameras). For 4DoF it keeps them, so that the encoding clips every radius (about 4) to its
-largest, 2.2. It also turns the world by half a turn about x, which no encoding can see and which is
-left out here. `corrected` scales for every network, and pads pictures with white to the field of
-view of the training renders (NeRF-Synthetic has 39.6 degrees).
+training cameras), and turns the world by half a turn about x; relative cameras do not change by
+that, and it is left out here. For 4DoF it keeps the poses, so that the encoding clips every radius
+(about 4) to its largest, 2.2. `corrected` scales for every network, and pads pictures with white to
+the field of view of the training renders (NeRF-Synthetic has 39.6 degrees).
 """
 
 from __future__ import annotations

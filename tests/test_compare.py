@@ -7,7 +7,17 @@ import pytest
 
 from escherjax import compare
 from escherjax.errors import UserError
-from escherjax.evaluation import charts, comparison, records, report, summary
+from escherjax.evaluation import (
+    case_pictures,
+    charts,
+    comparison,
+    engine,
+    records,
+    report,
+    summary,
+)
+from escherjax.evaluation.protocol import Case, Conventions
+from escherjax.evaluation.scoring import Scorer
 from escherjax.metrics.bootstrap import paired_interval
 
 
@@ -147,3 +157,17 @@ def test_the_papers_figures_stand_beside_faithful_ones_alone(tmp_path):
     assert "guidance: " not in faithful  # it is the paper's
     corrected = table(mode="corrected")
     assert "the paper" not in corrected and "20.89" not in corrected
+
+
+def test_a_protocol_without_true_views_is_reported_without_figures(tmp_path):
+    """Its cases are whole all the same, so that they are not done again."""
+    views, poses = np.zeros((2, 8, 8, 3), np.uint8), np.broadcast_to(np.eye(4), (2, 4, 4))
+    case = Case("a", 1, views[:1], poses[:1], poses, truth=None, scored=np.zeros(0, int))
+    rows = engine.score_case(Scorer(("psnr",), Conventions()), case, views)
+    assert len(rows) == 4 and "psnr" not in rows[0]
+    (tmp_path / "per_view.jsonl").write_text(records.as_lines(rows))
+    assert records.read_all(tmp_path) == sorted(rows, key=lambda r: (r["method"], r["view"]))
+    case_pictures.save(tmp_path, case, views, rows)
+    content = summary.summarize(settings(), records.read_all(tmp_path), [])
+    text = report.write(tmp_path, content).read_text()
+    assert "there is nothing to score" in text and "data:image/webp" in text

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from escherjax import evaluate
 from escherjax.errors import UserError
-from escherjax.evaluation import case_pictures, engine, records, settings
+from escherjax.evaluation import case_pictures, engine, records, sampling, settings
+from escherjax.evaluation.protocol import Case
 
 
 def test_two_writers_of_one_file_are_refused(tmp_path):
@@ -97,3 +99,23 @@ def test_processes_that_start_together_agree_on_the_settings(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="not an empty folder"):
         settings.start_or_continue(tmp_path / "file", {"seed": 0})
+
+
+def test_noise_belongs_to_the_seed_the_scene_and_the_number_of_references():
+    poses, pictures = np.eye(4)[None], np.zeros((1, 8, 8, 3), np.uint8)
+    cases = [
+        Case(scene, count, pictures, poses, poses, None, np.zeros(0, int))
+        for scene in ("a", "b", "a1") for count in (1, 2, 11)
+    ]  # fmt: skip
+    seeds = [sampling.case_seed(seed, case) for seed in (0, 1) for case in cases]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_data_is_looked_at_before_weights(tmp_path):
+    (tmp_path / "empty").mkdir()
+    given = ["--data", str(tmp_path / "empty"), "--protocol", "heldout",
+             "--out", str(tmp_path / "out")]  # fmt: skip
+    with pytest.raises(UserError, match="no scenes"):
+        evaluate.main(["--weights", "nowhere", *given])
+    with pytest.raises(UserError, match="needed a training work directory"):
+        evaluate.main(["--follow", str(tmp_path), *given])

@@ -37,7 +37,7 @@ _COLORS = np.array(
 
 def save(out: Path, case: Case, views: np.ndarray, scores: Sequence[records.Record]) -> None:
     """Writes the pictures of a case; views: [M, R, R, 3] uint8; scores: its records."""
-    targets = case.scored if case.truth is not None else np.arange(len(views))
+    targets = case.scored if len(case.scored) else np.arange(len(views))
     chosen = targets[np.unique(np.linspace(0, len(targets) - 1, MAX_VIEWS).round().astype(int))]
     values = {row["view"]: row for row in scores if row["method"] == records.SAMPLES}
     fixed = {*records.FIELDS}

@@ -155,9 +155,9 @@ def _do_batch(
 def score_case(scorer: Scorer, case: Case, views: np.ndarray) -> list[Record]:
     """One record for each method and scored target; views: [M, R, R, 3] uint8.
 
-    Without true views there is nothing to score: one record for each target, without metrics.
+    Where no target counts, there is nothing to score: one record for each, without metrics.
     """
-    if case.truth is None:
+    if case.truth is None or not len(case.scored):
         targets = np.arange(len(views))
         values: dict[str, dict[str, np.ndarray]] = {method: {} for method in records.METHODS}
     else:

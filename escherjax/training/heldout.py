@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from escherjax import pictures
 from escherjax.cameras import Cameras
+from escherjax.evaluation.baselines import nearest_reference
 from escherjax.metrics import psnr
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.training import sharding
@@ -100,9 +101,8 @@ class HeldOut:
 
 def _nearest_reference_psnr(batch: dict[str, np.ndarray], count: int) -> np.ndarray:
     """PSNR [b, M] of showing each target the reference whose camera stands nearest to it."""
-    refs, targets = batch["ref_c2w"][:, :count, :3, 3], batch["target_c2w"][..., :3, 3]
-    distance = np.linalg.norm(targets[:, :, None] - refs[:, None], axis=-1)  # [b, M, N]
-    nearest = distance.argmin(axis=-1)[..., None, None, None]
+    nearest = nearest_reference(batch["ref_c2w"][:, :count], batch["target_c2w"])  # [b, M]
+    nearest = nearest[..., None, None, None]
     copied = np.take_along_axis(batch["ref_images"], nearest, axis=1)  # [b, M, H, W, 3]
     return np.asarray(psnr(copied / np.float32(255), batch["target_images"] / np.float32(255)))
 

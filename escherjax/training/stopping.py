@@ -25,6 +25,15 @@ class Stop:
             raise KeyboardInterrupt
         self._noticed.set()
 
+    @property
+    def heard(self) -> bool:
+        """Whether this process got a signal, whatever others did."""
+        return self._noticed.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleeps, or until a signal comes; whether one did."""
+        return self._noticed.wait(seconds)
+
     def requested(self, step: int) -> bool:
         """Whether to save and leave before update `step` + 1; every host calls it at every step.
 

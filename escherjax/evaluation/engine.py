@@ -1,0 +1,207 @@
+"""Evaluates one set of weights: reads cases ahead, draws their views, scores and records them.
+
+Cases, (scene, N), are numbered N by N in the protocol's order; of n processes, process i takes
+every n-th from the i-th on. They are batched in that order, whether or not some are done already,
+so that a job which was killed and started again computes what it would have computed.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from escherjax.errors import UserError
+from escherjax.evaluation import case_pictures, records
+from escherjax.evaluation.baselines import nearest_reference
+from escherjax.evaluation.protocol import Case, Protocol
+from escherjax.evaluation.records import CaseName, Record, RecordFile
+from escherjax.evaluation.sampling import Sampling, sample_cases
+from escherjax.evaluation.scoring import Scorer
+from escherjax.pipeline import Pipeline
+
+_LOG_EVERY_SECONDS = 30.0  # where there is no terminal for a progress bar
+
+log = logging.getLogger("escherjax.evaluate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be evaluated, and which part of it by this process.
+
+    scene_ids: in the protocol's order; shard: (index, count); batch_size: cases drawn at a time;
+    shown: scenes whose pictures are kept for the report.
+    """
+
+    protocol: Protocol
+    scene_ids: Sequence[str]
+    reference_counts: Sequence[int]
+    sampling: Sampling
+    out: Path
+    batch_size: int = 1
+    shard: tuple[int, int] = (0, 1)
+    shown: frozenset[str] = frozenset()
+
+    def cases(self) -> list[CaseName]:
+        return [CaseName(scene, n) for n in self.reference_counts for scene in self.scene_ids]
+
+    def batches(self) -> list[list[CaseName]]:
+        """This process's cases, in batches of one N each."""
+        mine = self.cases()[self.shard[0] :: self.shard[1]]
+        by_count = collections.defaultdict(list)
+        for name in mine:
+            by_count[name.num_references].append(name)
+        return [
+            names[start : start + self.batch_size]
+            for names in by_count.values()
+            for start in range(0, len(names), self.batch_size)
+        ]
+
+
+def run(pipe: Pipeline, scorer: Scorer, job: Job, stopped: Callable[[], bool]) -> bool:
+    """Does this process's part of a job, or what is left of it; False if stopped before its end.
+
+    stopped: asked after each batch. Records go to `records.PER_VIEW`; cases that cannot be read to
+    `records.SKIPPED`, named and counted.
+    """
+    file = RecordFile(records.shard_file(job.out, records.PER_VIEW, job.shard))
+    skipped_path = records.shard_file(job.out, records.SKIPPED, job.shard)
+    skipped_path.unlink(missing_ok=True)  # tried again
+    done = file.cases | records.case_names(records.read_all(job.out))
+    batches = job.batches()
+    left = [batch for batch in batches if not done.issuperset(batch)]
+    total = sum(map(len, batches))
+    progress = _Progress(total, total - sum(map(len, left)))
+    skipped: list[Record] = []
+    try:
+        for batch, read in read_ahead(left, lambda name: read_case(job.protocol, pipe, name)):
+            cases = [case for case in read if isinstance(case, Case)]
+            new = [
+                {"scene": name.scene_id, "num_references": name.num_references, "reason": problem}
+                for name, problem in zip(batch, read, strict=True)
+                if isinstance(problem, str)
+            ]
+            if new:
+                skipped += new
+                records.write_rows(skipped_path, skipped)
+                for row in new:
+                    log.warning("skipped scene %r with N = %d: %s", *row.values())
+            scores = _do_batch(pipe, scorer, job, cases, done) if cases else []
+            if scores:
+                file.append(scores)
+            progress.advance(len(batch), scores)
+            if stopped():
+                return batch is left[-1]
+        return True
+    finally:
+        progress.close()
+        file.close()
+
+
+def read_case(protocol: Protocol, pipe: Pipeline, name: CaseName) -> Case | str:
+    """The case, or why it cannot be read."""
+    try:
+        return protocol.read(*name, pipe.resolution, pipe.model.cape)
+    except (UserError, OSError) as error:
+        return str(error)
+
+
+def read_ahead(
+    batches: Sequence[list[CaseName]], read: Callable[[CaseName], Any], num_ahead: int = 2
+) -> Iterator[tuple[list[CaseName], list[Any]]]:
+    """(batch, what `read` gives for each of it) in order; threads are `num_ahead` batches ahead."""
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        waiting: collections.deque = collections.deque()
+        try:
+            for batch in batches:
+                waiting.append((batch, [pool.submit(read, name) for name in batch]))
+                if len(waiting) > num_ahead:
+                    batch, futures = waiting.popleft()
+                    yield batch, [future.result() for future in futures]
+            while waiting:
+                batch, futures = waiting.popleft()
+                yield batch, [future.result() for future in futures]
+        finally:
+            for _, futures in waiting:
+                for future in futures:
+                    future.cancel()
+
+
+def _do_batch(
+    pipe: Pipeline, scorer: Scorer, job: Job, cases: list[Case], done: set[CaseName]
+) -> list[Record]:
+    """Records of the cases that are not done yet."""
+    drawn = sample_cases(pipe, cases, job.sampling, job.batch_size)
+    rows: list[Record] = []
+    for case, views in zip(cases, drawn, strict=True):
+        if CaseName(case.scene_id, case.num_references) in done:
+            continue
+        views = job.protocol.conventions.to_uint8(views)
+        scores = score_case(scorer, case, views)
+        if case.scene_id in job.shown:
+            case_pictures.save(job.out, case, views, scores)
+        rows += scores
+    return rows
+
+
+def score_case(scorer: Scorer, case: Case, views: np.ndarray) -> list[Record]:
+    """One record for each method and scored target; views: [M, R, R, 3] uint8.
+
+    Where no target counts, there is nothing to score: one record for each, without metrics.
+    """
+    if case.truth is None or not len(case.scored):
+        targets = np.arange(len(views))
+        values: dict[str, dict[str, np.ndarray]] = {method: {} for method in records.METHODS}
+    else:
+        targets, truth = case.scored, case.truth[case.scored]
+        nearest = nearest_reference(case.reference_c2w, case.target_c2w[targets])
+        shown = {records.SAMPLES: views[targets], records.NEAREST: case.reference_images[nearest]}
+        values = {method: scorer(pictures, truth) for method, pictures in shown.items()}
+    return [
+        {
+            "scene": case.scene_id,
+            "num_references": case.num_references,
+            "method": method,
+            "view": int(view),
+            "num_views": len(targets),
+            **{name: float(f"{scores[row]:.7g}") for name, scores in values[method].items()},
+        }
+        for method in records.METHODS
+        for row, view in enumerate(targets)
+    ]
+
+
+class _Progress:
+    """A bar with rate and time left; without a terminal, a line in the log now and then."""
+
+    def __init__(self, total: int, done: int):
+        self._bar = tqdm(total=total, initial=done, desc="evaluate", unit="case",
+                         dynamic_ncols=True, disable=None)  # fmt: skip
+        self._count = self._start = done
+        self._total, self._began = total, time.perf_counter()
+        self._logged = self._began
+
+    def advance(self, count: int, scores: list[Record]) -> None:
+        self._count += count
+        self._bar.update(count)
+        drawn = [row for row in scores if row["method"] == records.SAMPLES]
+        if drawn and "psnr" in drawn[0]:
+            psnr = np.mean([row["psnr"] for row in drawn])
+            self._bar.set_postfix(psnr=f"{psnr:.2f}", refresh=False)
+        now = time.perf_counter()
+        if self._bar.disable and (now - self._logged > _LOG_EVERY_SECONDS):
+            self._logged = now
+            rate = (self._count - self._start) / (now - self._began)
+            log.info("%d of %d cases, %.2f cases/s, %.0f s left", self._count, self._total, rate,
+                     (self._total - self._count) / rate)  # fmt: skip
+
+    def close(self) -> None:
+        self._bar.close()

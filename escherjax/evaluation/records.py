@@ -1,0 +1,169 @@
+"""What has been scored: `per_view.jsonl`, one JSON object a line, appended and synced case by case.
+
+A case is one scene seen through N references. Each line has `scene`, `num_references`, `method`,
+`view` (index among the targets), `num_views` (how many lines the case has of that method), and the
+metrics by name. One of several processes writes `per_view.SHARD.jsonl`; what could not be read goes
+to `skipped.jsonl` beside it, and is tried again when the job is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from escherjax.data.whole_files import whole_file
+from escherjax.errors import UserError, listed
+
+PER_VIEW, SKIPPED = "per_view", "skipped"
+SAMPLES, NEAREST = METHODS = ("samples", "nearest_reference")  # every case is scored by each
+FIELDS = {"scene": str, "num_references": int, "method": str, "view": int, "num_views": int}
+
+log = logging.getLogger("escherjax.evaluate")
+
+Record = dict[str, Any]
+
+
+class CaseName(NamedTuple):
+    """One scene with its first N references."""
+
+    scene_id: str
+    num_references: int
+
+
+class Contents(NamedTuple):
+    """records: lines of the cases that are whole, in order; problems: what else the file holds."""
+
+    records: list[Record]
+    problems: list[str]
+
+
+class RecordFile:
+    """A file of records that one process appends to, as long as it is open.
+
+    What a kill left half done, or a disk damaged, is taken out when it is opened, and logged.
+    Raises UserError if another process has it open.
+    """
+
+    def __init__(self, path: Path):
+        self._file = _open_locked(path)
+        contents = read_records(path)
+        if contents.problems:
+            log.warning("%s: %s These cases are done again.", path, listed(contents.problems))
+            with self._file:  # let go of the lock on the damaged file once the new one stands
+                write_rows(path, contents.records)
+            self._file = _open_locked(path)
+        self.cases = case_names(contents.records)
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Adds the lines of whole cases; when this returns, the disk has them."""
+        self._file.write(as_lines(records).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.cases |= case_names(records)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_records(path: Path) -> Contents:
+    """The lines of whole cases in a file, which may be written to at this moment."""
+    if not path.exists():
+        return Contents([], [])
+    lines = path.read_bytes().split(b"\n")
+    problems = []
+    if lines.pop():
+        problems.append(f"line {len(lines) + 1} is half written.")
+    rows: dict[CaseName, list[Record]] = defaultdict(list)
+    for number, line in enumerate(lines, 1):
+        record = _parsed(line)
+        if record is None:
+            problems.append(f"line {number} is damaged.")
+        else:
+            rows[CaseName(record["scene"], record["num_references"])].append(record)
+    for name, records in list(rows.items()):
+        counts = Counter((record["method"], record["num_views"]) for record in records)
+        whole = {(method, records[0]["num_views"]): records[0]["num_views"] for method in METHODS}
+        if counts != whole:
+            problems.append(f"scene {name.scene_id!r} with N = {name.num_references} is not whole.")
+            del rows[name]
+    return Contents([record for records in rows.values() for record in records], problems)
+
+
+def read_all(folder: Path) -> list[Record]:
+    """The lines of whole cases in all per-view files of a folder, sorted, each case once.
+
+    Of a case that two processes scored, the one in the first file counts.
+    """
+    cases: dict[CaseName, list[Record]] = {}
+    for path in sorted(folder.glob(f"{PER_VIEW}*.jsonl")):
+        found: dict[CaseName, list[Record]] = defaultdict(list)
+        for record in read_records(path).records:
+            found[CaseName(record["scene"], record["num_references"])].append(record)
+        cases = found | cases
+    return sorted(
+        (record for records in cases.values() for record in records),
+        key=lambda r: (r["num_references"], r["scene"], r["method"], r["view"]),
+    )
+
+
+def read_skipped(folder: Path) -> list[Record]:
+    """`scene`, `num_references` and `reason` of every case that could not be read, sorted."""
+    rows: dict[CaseName, Record] = {}
+    for path in sorted(folder.glob(f"{SKIPPED}*.jsonl")):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            rows.setdefault(CaseName(row["scene"], row["num_references"]), row)
+    return [rows[name] for name in sorted(rows, key=lambda n: (n.num_references, n.scene_id))]
+
+
+def write_rows(path: Path, rows: Iterable[Record]) -> None:
+    """Writes a file of JSON lines, whole or not at all."""
+    with whole_file(path) as file:
+        file.write_text(as_lines(rows))
+
+
+def as_lines(rows: Iterable[Record]) -> str:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+
+
+def shard_file(folder: Path, kind: str, shard: tuple[int, int]) -> Path:
+    """The file of `kind` of shard (index, count); one process alone writes without a number."""
+    index, count = shard
+    return folder / (f"{kind}.jsonl" if count == 1 else f"{kind}.{index}.jsonl")
+
+
+def case_names(records: Iterable[Record]) -> set[CaseName]:
+    return {CaseName(record["scene"], record["num_references"]) for record in records}
+
+
+def _parsed(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict):
+        return None
+    fits = all(type(record.get(name)) is kind for name, kind in FIELDS.items())
+    return record if fits else None
+
+
+def _open_locked(path: Path) -> BinaryIO:
+    """Opens the file to append; the kernel gives the lock back however this process ends."""
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f"{path} is being written by another evaluation. Wait for it or stop it; several "
+            "processes share one --out only with different numbers in --shard."
+        ) from None
+    except OSError as error:  # a file system without locks
+        log.warning("%s cannot be locked (%s); see that no other job writes it", path, error)
+    return file

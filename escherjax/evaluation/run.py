@@ -1,0 +1,183 @@
+"""One evaluation from its request to its summary and report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from escherjax import pipeline
+from escherjax.errors import UserError, listed
+from escherjax.evaluation import engine, records, report, settings, summary
+from escherjax.evaluation.engine import Job
+from escherjax.evaluation.protocol import Protocol, make_protocol
+from escherjax.evaluation.sampling import Sampling
+from escherjax.evaluation.scoring import Scorer
+from escherjax.pipeline import Pipeline
+from escherjax.training.stopping import Stop
+
+PROTOCOL_OPTIONS = ("split", "num_targets", "max_radius", "fov_deg", "index_path")
+
+log = logging.getLogger("escherjax.evaluate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the command line asks for; see `escherjax.evaluate`."""
+
+    protocol: str
+    data: str
+    out: Path
+    mode: str = "faithful"
+    references: tuple[int, ...] | None = None
+    metrics: tuple[str, ...] = ("psnr", "ssim", "lpips")
+    limit: int | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    steps: int = 50
+    guidance: float = 3.0
+    guidance_rescale: float = 0.0
+    sampler: str = "ddim"
+    eta: float = 0.0
+    seed: int = 0
+    dtype: str = "float32"
+    cape: str | None = None
+    params: str | None = None
+    batch_size: int | None = None
+    view_devices: int = 1
+    shard: tuple[int, int] = (0, 1)
+    report_scenes: int = 30
+
+    def open_protocol(self) -> Protocol:
+        return make_protocol(
+            self.protocol,
+            self.data,
+            self.mode,
+            reference_counts=self.references,
+            limit=self.limit,
+            **self.options,
+        )
+
+    def sampling(self) -> Sampling:
+        return Sampling(
+            self.steps, self.guidance, self.guidance_rescale, self.sampler, self.eta, self.seed
+        )
+
+    def num_cases_at_once(self) -> int:
+        """The batch size asked for, or one case for each group of devices."""
+        return self.batch_size or max(1, jax.local_device_count() // self.view_devices)
+
+    def scene_devices(self) -> int:
+        """How many groups of `view_devices` share a batch: as many as there are and divide it."""
+        groups = max(1, jax.local_device_count() // self.view_devices)
+        size = self.num_cases_at_once()
+        return max(n for n in range(1, groups + 1) if size % n == 0)
+
+
+def default_shard() -> tuple[int, int]:
+    """This process among those of jax.distributed."""
+    return jax.process_index(), jax.process_count()
+
+
+def evaluate(request: Request, weights: str | Path, stop: Stop) -> bool:
+    """Evaluates one set of weights; False if stopped, or other processes have parts to do.
+
+    Raises UserError for whatever the request asks that cannot be, and if no scene can be used.
+    """
+    protocol = request.open_protocol()
+    scorer = Scorer(request.metrics, protocol.conventions)
+    folder = settings.resolve_weights(weights)
+    pipe = load(request, folder)
+    return evaluate_pipeline(request, protocol, scorer, pipe, folder, stop)
+
+
+def load(request: Request, folder: Path) -> Pipeline:
+    """The pipeline of the weights in `folder`, as the request wants it."""
+    return pipeline.load(
+        folder,
+        request.dtype,
+        request.cape,
+        request.params,
+        view_devices=request.view_devices,
+        scene_devices=request.scene_devices(),
+    )
+
+
+def evaluate_pipeline(
+    request: Request,
+    protocol: Protocol,
+    scorer: Scorer,
+    pipe: Pipeline,
+    folder: Path,
+    stop: Stop,
+) -> bool:
+    """Evaluates loaded weights; see `evaluate`. folder: what they were loaded from."""
+    settings.start_or_continue(
+        request.out,
+        {**describe(request, protocol), "weights": describe_weights(pipe, folder)},
+    )
+    scene_ids = protocol.scene_ids()
+    spread = np.linspace(0, len(scene_ids) - 1, min(request.report_scenes, len(scene_ids)))
+    job = Job(
+        protocol=protocol,
+        scene_ids=scene_ids,
+        reference_counts=protocol.reference_counts,
+        sampling=request.sampling(),
+        out=request.out,
+        batch_size=request.num_cases_at_once(),
+        shard=request.shard,
+        shown=frozenset(scene_ids[i] for i in spread.round().astype(int)),
+    )
+    if not engine.run(pipe, scorer, job, lambda: stop.heard):
+        return False
+    rows, skipped = records.read_all(request.out), records.read_skipped(request.out)
+    known = records.case_names(rows) | records.case_names(skipped)
+    left = len(set(job.cases()) - known)
+    if left:
+        log.info("%d cases are left to other processes; the last one writes the summary", left)
+        return False
+    return merge(request.out)
+
+
+def merge(out: Path) -> bool:
+    """Writes summary and report of what is in `out`. Raises UserError if nothing is."""
+    started = settings.read(out)
+    rows, skipped = records.read_all(out), records.read_skipped(out)
+    if not rows:
+        reasons = listed([f"{row['scene']} (N = {row['num_references']}): {row['reason']}"
+                          for row in skipped], most=5)  # fmt: skip
+        raise UserError(f"no scene could be evaluated. {reasons}")
+    if list(out.glob(f"{records.PER_VIEW}.*.jsonl")):  # of several processes
+        records.write_rows(out / f"{records.PER_VIEW}.jsonl", rows)
+    content = summary.summarize(started, rows, skipped)
+    summary.write(out, content)
+    report.write(out, content)
+    print(report.as_text(content), file=sys.stderr)
+    return True
+
+
+def describe(request: Request, protocol: Protocol) -> dict[str, Any]:
+    """All that figures depend on but the weights."""
+    return {
+        "protocol": protocol.describe(),
+        "scenes": {"data": request.data, "hash": settings.scenes_hash(protocol.scene_ids())},
+        "metrics": list(request.metrics),
+        "sampling": {**dataclasses.asdict(request.sampling()), "dtype": request.dtype},
+    }
+
+
+def describe_weights(pipe: Pipeline, folder: Path) -> dict[str, Any]:
+    """Which weights they are, wherever they lie, and what they were made for."""
+    return {
+        "path": str(folder),
+        "hash": settings.weights_hash(folder),
+        "params": pipe.facts.weights,
+        "trained_steps": pipe.facts.trained_steps,
+        "cape": pipe.model.cape,
+        "resolution": pipe.resolution,
+    }

@@ -1,0 +1,118 @@
+"""What figures depend on: written when an evaluation starts, compared when it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from escherjax.data.whole_files import whole_file
+from escherjax.errors import UserError
+from escherjax.training import checkpoint, manifest, stored_params, verify
+from escherjax.weights import hub
+
+FILE_NAME = "settings.json"
+_MISSING = "(not set)"
+
+
+def resolve_weights(path: str | Path) -> Path:
+    """The folder of one set of weights: of a work directory its newest checkpoint, now.
+
+    path: what `escherjax.load` takes. Raises UserError if there is no checkpoint.
+    """
+    folder = hub.resolve(path)
+    place = checkpoint.locate(folder)
+    if place is None:
+        return folder
+    workdir, step = place
+    return workdir / "checkpoints" / str(stored_params.find_step(workdir, step))
+
+
+def weights_hash(folder: Path) -> str:
+    """The first 16 hex digits of a SHA-256 over the weights in `folder`, wherever it lies.
+
+    Of a checkpoint, over the sizes and checksums in its manifest, without which, and of a pipeline
+    folder, over the bytes of its files.
+    """
+    digest = hashlib.sha256()
+    if manifest.exists(folder):
+        listed = json.loads((folder / manifest.FILE_NAME).read_text())["files"]
+        of_weights = {n: entry for n, entry in listed.items() if n.split("/")[0] == verify.WEIGHTS}
+        digest.update(json.dumps(of_weights, sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+    root = folder / verify.WEIGHTS if (folder / verify.WEIGHTS).is_dir() else folder
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def scenes_hash(scene_ids: Sequence[str]) -> str:
+    """The first 16 hex digits of a SHA-256 over the names of scenes."""
+    return hashlib.sha256(json.dumps(list(scene_ids)).encode()).hexdigest()[:16]
+
+
+def start_or_continue(out: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of a new evaluation, or compares with those of the one in `out`.
+
+    Raises UserError, listing every field that differs, if `out` holds another evaluation, or
+    something else.
+    """
+    path = out / FILE_NAME
+    settings = json.loads(json.dumps(settings))  # as they will be read
+    if not path.exists():
+        # Looked for again at the end: another process of this job may be writing it just now.
+        others = out.is_dir() and any(not f.name.startswith(FILE_NAME) for f in out.iterdir())
+        if (others or (out.exists() and not out.is_dir())) and not path.exists():
+            raise UserError(
+                f"--out {out} is not an empty folder and holds no {FILE_NAME}, so it is not an "
+                "evaluation to continue; name a new one."
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write_text(json.dumps(settings, indent=2) + "\n")
+    # Read back even when just written: another process may have been first.
+    started = read(out)
+    changes = differences(started, settings)
+    if changes:
+        lines = "\n  ".join(f"{name}: {ours} was {theirs}" for name, theirs, ours in changes)
+        raise UserError(
+            f"--out {out} holds an evaluation with other settings:\n  {lines}\nName a new --out, "
+            "or set these back to continue that one."
+        )
+
+
+def read(out: Path) -> dict[str, Any]:
+    """The settings of the evaluation in `out`. Raises UserError if there are none."""
+    try:
+        return json.loads((out / FILE_NAME).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{out / FILE_NAME} cannot be read ({error}); needed the --out of an evaluation."
+        ) from error
+
+
+def differences(
+    a: dict[str, Any], b: dict[str, Any], ignored: Sequence[str] = ("weights.path", "scenes.data")
+) -> list[tuple[str, str, str]]:
+    """(field, value in a, value in b) of every field that differs, as JSON; nested by dots."""
+    flat_a, flat_b = _flat(a), _flat(b)
+    names = [*flat_a, *(name for name in flat_b if name not in flat_a)]
+    return [
+        (name, flat_a.get(name, _MISSING), flat_b.get(name, _MISSING))
+        for name in names
+        if name not in ignored and flat_a.get(name) != flat_b.get(name)
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.dumps(value)
+    return flat

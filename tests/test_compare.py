@@ -1,0 +1,173 @@
+"""Evaluations side by side: paired differences, by hand; and what is not compared."""
+
+import re
+
+import numpy as np
+import pytest
+
+from escherjax import compare
+from escherjax.errors import UserError
+from escherjax.evaluation import (
+    case_pictures,
+    charts,
+    comparison,
+    engine,
+    records,
+    report,
+    summary,
+)
+from escherjax.evaluation.protocol import Case, Conventions
+from escherjax.evaluation.scoring import Scorer
+from escherjax.metrics.bootstrap import paired_interval
+
+
+def settings(mode="faithful", steps=50, **protocol):
+    return {
+        "protocol": {"protocol": "heldout", "mode": mode, "conventions": {"psnr": "uint8"},
+                     "rules": {"background": "white"}, **protocol},
+        "metrics": ["psnr"],
+        "weights": {"path": "w", "hash": "0", "params": None, "trained_steps": None,
+                    "cape": "6dof", "resolution": 32},
+        "sampling": {"num_steps": steps, "guidance_scale": 3.0, "sampler": "ddim", "seed": 0,
+                     "dtype": "float32"},
+    }  # fmt: skip
+
+
+def write_run(folder, values, **changes):
+    """A summary of {(scene, N): PSNR of its two views}."""
+    rows = [
+        {"scene": scene, "num_references": count, "method": method, "view": view, "num_views": 2,
+         "psnr": psnr - (method == records.NEAREST)}
+        for (scene, count), of_views in values.items()
+        for method in records.METHODS
+        for view, psnr in enumerate(of_views)
+    ]  # fmt: skip
+    folder.mkdir()
+    summary.write(folder, summary.summarize(settings(**changes), rows, []))
+    return folder
+
+
+A = {("a", 1): (10, 12), ("b", 1): (20, 20), ("c", 1): (14, 18), ("a", 3): (15, 15)}
+B = {("a", 1): (11, 13), ("b", 1): (19, 20), ("c", 1): (16, 19), ("d", 1): (40, 40)}
+
+
+def test_differences_are_paired_over_the_scenes_that_both_have(tmp_path, capsys):
+    one, other = write_run(tmp_path / "one", A), write_run(tmp_path / "other", B, steps=20)
+    found = comparison.compare([one, other])
+    (row,) = found.rows  # N = 3 is in the first alone
+    assert (row.count, row.metric, row.scenes) == ("1", "psnr", ["a", "b", "c"])
+    # Means of scenes: 11, 20, 16 and 12, 19.5, 17.5; their differences 1, -0.5, 1.5
+    np.testing.assert_allclose(row.means[0]["mean"], 47 / 3)
+    np.testing.assert_allclose(row.means[1]["mean"], 49 / 3)
+    np.testing.assert_allclose(row.differences[0]["mean"], 2 / 3)
+    expected = paired_interval(np.array([12, 19.5, 17.5]), np.array([11.0, 20, 16]))
+    assert tuple(row.differences[0].values()) == expected
+    assert found.changes == [("sampling.num_steps", ["50", "20"])]
+
+    out = tmp_path / "page" / "compare.html"
+    compare.main([str(one), str(other), "--out", str(out)])
+    said, text = capsys.readouterr().out, out.read_text()
+    assert said.rstrip().endswith(str(out)) and "+0.67" in said and "+0.67" in text
+    assert "sampling.num_steps" in text and "http" not in text.replace("http-equiv", "")
+    for shown in ("+1.00", "-0.50", "+1.50", "15.67", "16.33"):
+        assert shown in text
+
+
+def test_a_clear_difference_is_marked(tmp_path, capsys):
+    better = {name: (x + 1, y + 1.1) for name, (x, y) in A.items()}
+    better[("a", 1)] = (12, 14)
+    one, other = write_run(tmp_path / "one", A), write_run(tmp_path / "other", better)
+    compare.main([str(one), str(other)])
+    assert re.search(r"PSNR +1 .*\+1\.\d\d \[.*\] \*", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"mode": "corrected"}, 'protocol.mode: A "faithful", B "corrected"'),
+        ({"protocol": "gso25"}, "protocol.protocol"),
+        ({"conventions": {"psnr": "float"}}, "protocol.conventions.psnr"),
+        ({"rules": {"background": "black"}}, "protocol.rules.background"),
+    ],
+)
+def test_what_means_something_else_is_refused(tmp_path, changes, field):
+    one, other = write_run(tmp_path / "one", A), write_run(tmp_path / "other", A, **changes)
+    with pytest.raises(UserError, match=re.escape(field)):
+        comparison.compare([one, other])
+
+
+def test_nothing_to_compare_is_refused(tmp_path):
+    one = write_run(tmp_path / "one", A)
+    other = write_run(tmp_path / "other", {("z", 1): (1, 2)})
+    with pytest.raises(UserError, match="share no scored scene"):
+        comparison.compare([one, other])
+    with pytest.raises(UserError, match="needed two or more"):
+        compare.main([str(one)])
+    with pytest.raises(UserError, match="no summary of an evaluation"):
+        compare.main([str(one), str(tmp_path)])
+
+
+def test_names_cannot_break_the_page(tmp_path):
+    scene = "<script>alert(1)</script>"
+    values = {(scene, 1): (1, 2), ("b", 1): (2, 3)}
+    runs = [write_run(tmp_path / name, values) for name in ("one", "other")]
+    compare.main([*map(str, runs), "--out", str(tmp_path / "page.html")])
+    text = (tmp_path / "page.html").read_text()
+    assert scene not in text and "&lt;script&gt;alert" in text
+
+
+def test_one_scene_has_no_interval(tmp_path):
+    content = summary.summarize(settings(), [
+        {"scene": "a", "num_references": 1, "method": method, "view": 0, "num_views": 1,
+         "psnr": 9.0} for method in records.METHODS], [])  # fmt: skip
+    assert content["results"]["samples"]["1"]["psnr"] == {"mean": 9.0, "low": None, "high": None}
+    summary.write(tmp_path, content)  # JSON without NaN
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (12.3, 27.8), (-0.02, 0.01), (5, 5), (0, 0)])
+def test_ticks_are_round_and_hold_the_values_between_them(low, high):
+    ticks = charts.ticks(low, high)
+    assert ticks[0] <= low and high <= ticks[-1] and 2 <= len(ticks) <= 8
+    steps = np.diff(ticks)
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
+    assert f"{steps[0]:.1e}"[:3] in ("1.0", "2.0", "2.5", "5.0")
+
+
+def test_a_chart_puts_larger_values_higher_and_later_points_to_the_right():
+    points = [(1.0, 10.0, 9.0, 11.0), (2.0, 20.0, 19.0, 21.0), (5.0, 30.0, 29.0, 31.0)]
+    text = charts.chart("test", [charts.Series("a", "s0", points)], "x", "y", log_x=True)
+    circles = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', text)
+    xs, ys = np.array(circles, float).T
+    assert (np.diff(xs) > 0).all() and (np.diff(ys) < 0).all()
+    np.testing.assert_allclose(
+        (xs[1] - xs[0]) / (xs[2] - xs[0]), np.log(2) / np.log(5), atol=0.01
+    )  # coordinates have one decimal
+
+
+def test_the_papers_figures_stand_beside_faithful_ones_alone(tmp_path):
+    def table(**changes):
+        folder = write_run(tmp_path / changes["mode"], A, protocol="gso25",
+                           published_num_scenes=30, **changes)  # fmt: skip
+        return report.write(folder, summary.read(folder)).read_text()
+
+    faithful = table(mode="faithful")
+    assert "EscherNet 6DoF, the paper" in faithful and "20.89" in faithful and "25.21" in faithful
+    for difference in ("scenes: 1 here, 30 there", "pixels a side: 32 here, 256 there"):
+        assert difference in faithful
+    assert "guidance: " not in faithful  # it is the paper's
+    corrected = table(mode="corrected")
+    assert "the paper" not in corrected and "20.89" not in corrected
+
+
+def test_a_protocol_without_true_views_is_reported_without_figures(tmp_path):
+    """Its cases are whole all the same, so that they are not done again."""
+    views, poses = np.zeros((2, 8, 8, 3), np.uint8), np.broadcast_to(np.eye(4), (2, 4, 4))
+    case = Case("a", 1, views[:1], poses[:1], poses, truth=None, scored=np.zeros(0, int))
+    rows = engine.score_case(Scorer(("psnr",), Conventions()), case, views)
+    assert len(rows) == 4 and "psnr" not in rows[0]
+    (tmp_path / "per_view.jsonl").write_text(records.as_lines(rows))
+    assert records.read_all(tmp_path) == sorted(rows, key=lambda r: (r["method"], r["view"]))
+    case_pictures.save(tmp_path, case, views, rows)
+    content = summary.summarize(settings(), records.read_all(tmp_path), [])
+    text = report.write(tmp_path, content).read_text()
+    assert "there is nothing to score" in text and "data:image/webp" in text

@@ -1,0 +1,399 @@
+"""The evaluation command and its engine, on pictures of noise and an untrained network."""
+
+import copy
+import dataclasses
+import json
+import logging
+import re
+import shutil
+import signal
+
+import numpy as np
+import pytest
+from noise_scenes import NUM_VIEWS, SIDE, write_scene
+from tiny_workdir import write_workdir
+
+from escherjax import evaluate, pipeline
+from escherjax.errors import EXIT_PREEMPTED, UserError
+from escherjax.evaluation import follow, records, run, sampling
+from escherjax.evaluation.scoring import Scorer
+from escherjax.metrics import psnr
+from escherjax.training.stopping import Stop
+
+SCENES = ("ball", "box", "cone")
+COUNTS = (1, 2)
+ON_PIXELS = {"latents__kind": "pixels", "latents__patch": 4}  # compiles in half the time
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate") / "scenes"
+    for seed, name in enumerate(SCENES):
+        write_scene(folder / name, seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    write_workdir(folder, **ON_PIXELS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(workdir):
+    return workdir / "checkpoints" / "4"
+
+
+@pytest.fixture(scope="module")
+def pipe(weights):
+    """One device; its compiled programs serve all tests."""
+    return pipeline.load(weights)
+
+
+@pytest.fixture
+def request_for(data):
+    def make(out, **changes):
+        given = {"protocol": "heldout", "data": str(data), "references": COUNTS, "steps": 2,
+                 "guidance": 1.0, "metrics": ("psnr", "ssim"), "batch_size": 1}  # fmt: skip
+        return run.Request(out=out, **{**given, **changes})
+
+    return make
+
+
+@pytest.fixture
+def evaluated(pipe, weights):
+    """Evaluates a request with the shared network; the result of `run.evaluate_pipeline`."""
+
+    def go(request, stop=None, pipe=pipe):
+        protocol = request.open_protocol()
+        scorer = Scorer(request.metrics, protocol.conventions)
+        return run.evaluate_pipeline(request, protocol, scorer, pipe, weights, stop or Stop())
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def finished(pipe, weights, data, tmp_path_factory):
+    """The output of the command itself."""
+    out = tmp_path_factory.mktemp("evaluate") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "load", lambda *_, **__: pipe)  # compiled already
+        assert evaluate.main(arguments(weights, data, out)) == 0
+    return out
+
+
+def arguments(weights, data, out, *more):
+    return ["--weights", str(weights), "--data", str(data), "--protocol", "heldout",
+            "--references", "1,2", "--metrics", "psnr,ssim", "--steps", "2", "--guidance", "1",
+            "--batch-size", "1", "--out", str(out), *more]  # fmt: skip
+
+
+def written(out):
+    """The bytes that a restart must not change."""
+    names = ("per_view.jsonl", "summary.json", "report.html")
+    return {name: (out / name).read_bytes() for name in names}
+
+
+def test_every_view_is_scored_and_means_are_means_of_scenes(finished, data):
+    rows = [json.loads(line) for line in (finished / "per_view.jsonl").read_text().splitlines()]
+    targets = NUM_VIEWS - max(COUNTS)
+    assert len(rows) == len(SCENES) * len(COUNTS) * 2 * targets
+    summary = json.loads((finished / "summary.json").read_text())
+    for method in ("samples", "nearest_reference"):
+        for count in COUNTS:
+            means = [
+                np.mean([r["psnr"] for r in rows if (r["method"], r["num_references"], r["scene"])
+                         == (method, count, scene)])
+                for scene in SCENES
+            ]  # fmt: skip
+            found = summary["results"][method][str(count)]
+            assert found["num_scenes"] == 3 and found["num_views"] == 3 * targets
+            np.testing.assert_allclose(found["psnr"]["mean"], np.mean(means), rtol=1e-12)
+            assert found["psnr"]["low"] < np.mean(means) < found["psnr"]["high"]
+            np.testing.assert_allclose(
+                [summary["per_scene"][method][str(count)][s]["psnr"] for s in SCENES], means,
+                rtol=1e-12,
+            )  # fmt: skip
+    assert summary["settings"]["weights"]["trained_steps"] == 4
+    assert summary["settings"]["protocol"]["mode"] == "faithful"
+
+
+def test_the_baseline_copies_the_reference_whose_camera_is_nearest(finished, request_for, tmp_path):
+    protocol = request_for(tmp_path).open_protocol()
+    rows = [json.loads(line) for line in (finished / "per_view.jsonl").read_text().splitlines()]
+    used = set()
+    for scene in SCENES:
+        case = protocol.read(scene, 2, SIDE, "6dof")
+        found = [r["psnr"] for r in rows if (r["scene"], r["num_references"], r["method"]) ==
+                 (scene, 2, "nearest_reference")]  # fmt: skip
+        expected = []
+        for target, truth in zip(case.target_c2w, case.truth, strict=True):
+            distances = [np.linalg.norm(target[:3, 3] - ref[:3, 3]) for ref in case.reference_c2w]
+            used.add(int(np.argmin(distances)))
+            expected.append(psnr(case.reference_images[np.argmin(distances)], truth))
+        np.testing.assert_allclose(found, np.array(expected), rtol=1e-6)  # 7 digits are written
+    assert used == {0, 1}  # or the test would say little
+
+
+def test_the_report_opens_offline_and_shows_every_number(finished):
+    text = (finished / "report.html").read_text()
+    assert "http" not in text.replace("http-equiv", "")
+    assert not re.search(r'@import|url\(|(src|href|action)="', text)
+    assert "default-src 'none'" in text  # the browser itself refuses requests
+    summary = json.loads((finished / "summary.json").read_text())
+    values = [
+        (name, value)
+        for tables in (*summary["results"].values(), summary["gain_over_nearest_reference"])
+        for of in tables.values()
+        for name in ("psnr", "ssim")
+        for value in of[name].values()
+    ]
+    values += [
+        (name, value)
+        for by_count in summary["per_scene"].values()
+        for scenes in by_count.values()
+        for of in scenes.values()
+        for name, value in of.items()
+    ]
+    assert len(values) == 2 * 2 * (3 * 3 + 2 * 3)
+    decimals = {"psnr": 2, "ssim": 4}
+    missing = [value for name, value in values if f"{value:.{decimals[name]}f}" not in text]
+    assert not missing
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S).group(1))
+    assert [scene["id"] for scene in data["scenes"]] == list(SCENES)
+    assert all(uri.startswith("data:image/webp;base64,") for uri in data["images"])
+    case = data["scenes"][0]["cases"]["2"]
+    assert len(case["references"]) == 2 and len(case["targets"]) == 3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.31, 0.5, 0.99])
+def test_a_job_cut_off_anywhere_continues_to_the_same_bytes(
+    finished, request_for, evaluated, tmp_path, share
+):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    whole = (out / "per_view.jsonl").read_bytes()
+    (out / "per_view.jsonl").write_bytes(whole[: int(share * len(whole))])
+    (out / "summary.json").unlink()
+    (out / "report.html").unlink()
+    assert evaluated(request_for(out))
+    assert written(out) == written(finished)
+
+
+def test_a_damaged_line_is_named_and_its_case_done_again(
+    finished, request_for, evaluated, tmp_path, caplog
+):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    lines = (out / "per_view.jsonl").read_bytes().split(b"\n")
+    lines[7] = lines[7].replace(b'"view"', b'"vi\x00w"')
+    (out / "per_view.jsonl").write_bytes(b"\n".join(lines))
+    with caplog.at_level(logging.WARNING, "escherjax.evaluate"):
+        assert evaluated(request_for(out))
+    assert "line 8 is damaged" in caplog.text and "'box' with N = 1" in caplog.text
+    assert (out / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
+
+
+def test_a_signal_stops_after_the_batch_and_exits_with_75(
+    finished, pipe, weights, data, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+
+    def load(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+        return pipe
+
+    monkeypatch.setattr(pipeline, "load", load)
+    assert evaluate.main(arguments(weights, data, out)) == EXIT_PREEMPTED
+    assert records.case_names(records.read_all(out)) == {("ball", 1)}
+    monkeypatch.setattr(pipeline, "load", lambda *_, **__: pipe)
+    assert evaluate.main(arguments(weights, data, out)) == 0
+    assert written(out) == written(finished)
+
+
+def test_shards_together_equal_one_process(finished, request_for, evaluated, tmp_path):
+    out = tmp_path / "out"
+    assert not evaluated(request_for(out, shard=(0, 2)))
+    assert not (out / "summary.json").exists()
+    assert evaluated(request_for(out, shard=(1, 2)))
+    assert (out / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
+    parts = [records.read_records(out / f"per_view.{i}.jsonl").records for i in (0, 1)]
+    assert sorted(map(str, parts[0] + parts[1])) == sorted(map(str, records.read_all(finished)))
+    assert len(parts[0]) == len(parts[1])
+
+
+def test_eight_devices_and_larger_batches_equal_one(pipe, weights, request_for, tmp_path):
+    """Scenes over two groups of devices, views over the four of each, a batch that is not full."""
+    request = request_for(tmp_path / "out", batch_size=2, view_devices=4)
+    assert request.scene_devices() == 2
+    protocol = request.open_protocol()
+    cases = [protocol.read(scene, 2, SIDE, "6dof") for scene in SCENES]
+    settings = sampling.Sampling(num_steps=2, guidance_scale=1.0)
+    alone = [sampling.sample_cases(pipe, [case], settings, 1)[0] for case in cases]
+    many = run.load(request, weights)
+    together = sampling.sample_cases(many, cases[:2], settings, 2)
+    together += sampling.sample_cases(many, cases[2:], settings, 2)
+    for one, other in zip(alone, together, strict=True):
+        # float32: sums over views and channels are added in another order
+        np.testing.assert_allclose(one, other, atol=2e-5)
+        assert one.std() > 0.01
+    assert np.abs(alone[0] - alone[1]).max() > 0.1
+
+
+
+@pytest.mark.slow
+def test_cases_of_unequal_numbers_of_targets_share_a_batch(pipe, request_for, tmp_path):
+    protocol = request_for(tmp_path).open_protocol()
+    cases = [protocol.read(scene, 2, SIDE, "6dof") for scene in SCENES[:2]]
+    cases[0] = dataclasses.replace(cases[0], target_c2w=cases[0].target_c2w[:1])
+    settings = sampling.Sampling(num_steps=2, guidance_scale=1.0)
+    alone = [sampling.sample_cases(pipe, [case], settings, 1)[0] for case in cases]
+    together = sampling.sample_cases(pipe, cases, settings, 2)
+    assert [len(views) for views in together] == [1, 3]
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)  # float32, as above
+
+
+def test_other_settings_are_refused_with_the_list(finished, request_for, evaluated, tmp_path):
+    with pytest.raises(UserError) as refusal:
+        evaluated(request_for(finished, steps=3, seed=5))
+    text = str(refusal.value)
+    assert "sampling.num_steps: 3 was 2" in text and "sampling.seed: 5 was 0" in text
+    assert "guidance" not in text
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(UserError, match="no evaluation to continue|not an evaluation to continue"):
+        evaluated(request_for(tmp_path))
+
+
+def test_a_scene_that_cannot_be_read_is_named_and_counted(
+    data, request_for, evaluated, tmp_path, caplog
+):
+    broken = tmp_path / "scenes"
+    shutil.copytree(data, broken)
+    (broken / "box" / "002.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    assert evaluated(request_for(out, data=str(broken), references=(2,)))
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["num_skipped"] == 1 and summary["skipped"][0]["scene"] == "box"
+    assert "002.png" in summary["skipped"][0]["reason"] and "'box'" in caplog.text
+    assert summary["results"]["samples"]["2"]["num_scenes"] == 2
+    assert "1 case could not be used" in (out / "report.html").read_text()
+    # Mended, it is tried again
+    shutil.copy(data / "box" / "002.png", broken / "box" / "002.png")
+    assert evaluated(request_for(out, data=str(broken), references=(2,)))
+    assert json.loads((out / "summary.json").read_text())["num_skipped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--data", "nowhere"], "nowhere is no folder"),
+        (["--metrics", "psnr,beauty"], "beauty.*psnr, ssim, lpips"),
+        (["--references", "1,9"], "no scene could be evaluated.*has 5 views"),
+        (["--references", "0"], "at least 1"),
+        (["--protocol", "gso26"], "gso25"),
+        (["--mode", "lenient"], "faithful, corrected"),
+        (["--steps", "0", "--limit", "0"], "--steps 0.*--limit 0"),
+        (["--follow", "runs/x"], "one of --weights W and --follow"),
+        (["--merge"], "--merge takes no weights"),
+        (["--weights", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    pipe, weights, data, tmp_path, monkeypatch, more, reason
+):
+    if "nowhere" not in reason:
+        monkeypatch.setattr(pipeline, "load", lambda *_, **__: pipe)
+    with pytest.raises(UserError, match=f"(?s){reason}"):
+        evaluate.main(arguments(weights, data, tmp_path / "out", *more))
+
+
+
+def follow_arguments(workdir, data, out, *more):
+    return ["--follow", str(workdir), "--data", str(data), "--protocol", "heldout",
+            "--references", "2", "--metrics", "psnr", "--steps", "2", "--guidance", "1",
+            "--batch-size", "1", "--follow-poll-sec", "0.01", "--out", str(out), *more]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def followed(workdir, pipe, data, tmp_path_factory):
+    """(output folder, log) of a run followed to step 4; checkpoint 3 was deleted half."""
+    out = tmp_path_factory.mktemp("evaluate") / "followed"
+    shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "3")
+    shutil.rmtree(workdir / "checkpoints" / "3" / "weights")
+
+    def load(*given, really=pipeline.load, **more):
+        loaded, fresh = copy.copy(pipe), really(*given, **more)  # with its compiled programs
+        loaded.params, loaded.facts = fresh.params, fresh.facts
+        return loaded
+
+    log = logging.getLogger("escherjax.evaluate")
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    log.addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "load", load)
+        assert evaluate.main(follow_arguments(workdir, data, out, "--follow-until-step", "4")) == 0
+    log.removeHandler(handler)
+    shutil.rmtree(workdir / "checkpoints" / "3")
+    return out, said
+
+
+def test_every_whole_checkpoint_is_evaluated_once(followed):
+    out, said = followed
+    rows = [json.loads(line) for line in (out / "follow.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    values = []
+    for row in rows:
+        summary = json.loads((out / row["folder"] / "summary.json").read_text())
+        assert summary["settings"]["weights"]["trained_steps"] == row["step"]
+        assert row["results"] == summary["results"]
+        values.append(row["results"]["samples"]["2"]["psnr"]["mean"])
+    assert values[0] != values[1]  # of other weights, though the programs are the same
+    assert any("checkpoints/3 is damaged; skipped" in line for line in said)
+    page = (out / "report.html").read_text()
+    assert "over training" in page and 'href="step_00000002/report.html"' in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_followed_again_nothing_is_computed(followed, workdir, data, monkeypatch):
+    out, _ = followed
+    before = (out / "follow.jsonl").read_bytes()
+
+    def load(*_):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(run, "load", load)
+    assert evaluate.main(follow_arguments(workdir, data, out, "--follow-until-step", "4")) == 0
+    assert (out / "follow.jsonl").read_bytes() == before
+
+
+def test_other_settings_do_not_join_the_curve(followed, workdir, data):
+    out, _ = followed
+    with pytest.raises(UserError, match="sampling.num_steps: 7 was 2"):
+        evaluate.main(follow_arguments(workdir, data, out, "--steps=7", "--follow-until-step=4"))
+
+
+def test_a_checkpoint_deleted_before_it_is_read_is_skipped(workdir, data, tmp_path, caplog):
+    request = run.Request("heldout", str(data), tmp_path / "out", references=(1,),
+                          metrics=("psnr",))  # fmt: skip
+    follower = follow._Follower(request, workdir, Stop())
+    assert not follower.evaluate(77)
+    assert "77 was deleted before it could be read; skipped" in caplog.text
+
+
+def test_waiting_for_a_checkpoint_ends_with_a_signal(followed, workdir, data, monkeypatch):
+    """Step 6, the training's last, is not there yet."""
+    out, _ = followed
+    waits = []
+
+    def wait(stop, seconds):
+        waits.append(seconds)
+        stop.notice(15, None)
+        return True
+
+    monkeypatch.setattr(Stop, "wait", wait)
+    assert evaluate.main(follow_arguments(workdir, data, out)) == EXIT_PREEMPTED
+    assert waits == [0.01]

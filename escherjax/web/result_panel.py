@@ -1,0 +1,145 @@
+"""The fifth step: one large view to scrub through, all as thumbnails, files to take home."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from escherjax.cameras import look_at
+from escherjax.web import downloads, fragments
+from escherjax.web.scene_view import TARGET_COLOR, SceneView, Wrap
+from escherjax.web.session import Request
+
+_FRAME_SEC = 0.12
+
+
+class ResultPanel:
+    """A panel on the left that comes with the first preview. wrap: as in `SceneView`."""
+
+    def __init__(self, client: Any, scene: SceneView, wrap: Wrap):
+        self._client, self._scene, self._wrap = client, scene, wrap
+        self._request: Request | None = None
+        self._views: np.ndarray | None = None
+        self._is_final = False
+        self._panel: Any = None
+        self._stop_playing = threading.Event()
+        self._stop_playing.set()
+
+    def close(self) -> None:
+        """Ends what plays."""
+        self._stop_playing.set()
+
+    def show(self, request: Request, views: np.ndarray, is_final: bool) -> None:
+        """Shows views uint8 [M, R, R, 3] of a request, finished or on their way."""
+        if self._panel is None:
+            self._build()
+        self._stop_playing.set()
+        self._request, self._views, self._is_final = request, views, is_final
+        last = max(1, len(views) - 1)
+        if self._view.value > last:
+            self._view.value = 0
+        self._view.max = last
+        self._view.visible = len(views) > 1
+        for button in (self._play, *self._downloads):
+            button.disabled = not is_final
+        self._show_view()
+        color = "#%02x%02x%02x" % TARGET_COLOR
+        labels = [f"view {i}" for i in range(len(views))]
+        self._thumbnails.content = fragments.thumbnails(list(views), labels, color)
+
+    def select(self, index: int) -> None:
+        """Shows one of the views large; nothing where there is none of that number."""
+        if self._views is not None and index < len(self._views):
+            self._view.value = index
+            self._show_view()
+
+    def _build(self) -> None:
+        gui = self._client.gui
+        self._panel = gui.add_panel()
+        with self._panel.add_tab("5 · Result"):
+            self._caption = gui.add_html("")
+            self._image = gui.add_image(np.full((384, 384, 3), 255, np.uint8), format="png")
+            self._view = gui.add_slider("View", 0, 1, 1, 0)
+            self._fly = gui.add_checkbox("Fly the 3D view along", False)
+            self._play = gui.add_button("Play", icon="player-play")
+            self._thumbnails = gui.add_html("")
+            pictures = gui.add_button("Pictures (zip)", icon="download", color="gray")
+            video = gui.add_button("Video (MP4)", icon="movie", color="gray")
+            cameras = gui.add_button("Cameras (transforms.json)", icon="download", color="gray")
+        self._downloads = (pictures, video, cameras)
+        self._panel.dock_left()
+        self._panel.set_width(380)
+        self._view.on_update(self._wrap(lambda _: self._show_view()))
+        self._fly.on_update(self._wrap(lambda _: self._show_view()))
+        self._play.on_click(self._wrap(lambda _: self._toggle_playing()))
+        pictures.on_click(self._wrap(lambda _: self._send(self._pictures_file)))
+        video.on_click(self._wrap(lambda _: self._send(self._video_file)))
+        cameras.on_click(self._wrap(lambda _: self._send(self._cameras_file)))
+
+    def _show_view(self) -> None:
+        if self._views is None or self._request is None:
+            return
+        index = min(max(0, int(self._view.value)), len(self._views) - 1)
+        c2w, image = self._request.target_c2w[index], self._views[index]
+        self._image.image = fragments.enlarged(image)
+        state = "" if self._is_final else ", on its way"
+        side = image.shape[0]
+        self._caption.content = fragments.line(
+            f"View {index} of 0 to {len(self._views) - 1}, {side} x {side} pixels{state}"
+        )
+        self._scene.show_current(c2w, image)
+        if self._fly.value:
+            behind = c2w[:3, 3] * 1.45
+            with self._client.atomic():
+                self._client.camera.position = behind
+                self._client.camera.look_at = np.zeros(3)
+
+    def _toggle_playing(self) -> None:
+        if not self._stop_playing.is_set():
+            self._stop_playing.set()
+            return
+        self._stop_playing = threading.Event()
+        self._play.label = "Stop"
+        threading.Thread(target=self._run, args=(self._stop_playing,), daemon=True).start()
+
+    def _run(self, stop: threading.Event) -> None:
+        """Steps through the views until told to stop."""
+        step = self._wrap(lambda _: self.select((self._view.value + 1) % len(self._views)))
+        event = _Tick(self._client)
+        while not stop.wait(_FRAME_SEC):
+            step(event)
+        self._wrap(lambda _: setattr(self._play, "label", "Play"))(event)
+
+    def _send(self, make: Callable[[Request, np.ndarray], tuple[str, bytes]]) -> None:
+        if self._request is None or self._views is None or not self._is_final:
+            return
+        name, content = make(self._request, self._views)
+        self._client.send_file_download(name, content, save_immediately=True)
+
+    @staticmethod
+    def _pictures_file(request: Request, views: np.ndarray) -> tuple[str, bytes]:
+        return "views.zip", downloads.pictures_zip(request, views)
+
+    def _video_file(self, request: Request, views: np.ndarray) -> tuple[str, bytes]:
+        name, content = downloads.animation(views)
+        if not name.endswith(".mp4"):
+            self._client.add_notification(
+                "A GIF instead",
+                "MP4 needs imageio-ffmpeg on the server: pip install 'escherjax[video]'.",
+                color="orange",
+            )
+        return name, content
+
+    @staticmethod
+    def _cameras_file(request: Request, views: np.ndarray) -> tuple[str, bytes]:
+        return "transforms.json", downloads.transforms_json(request, views.shape[1])
+
+
+class _Tick:
+    """Stands in for viser's events where time calls instead of the visitor."""
+
+    def __init__(self, client: Any):
+        self.client = client

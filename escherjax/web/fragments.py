@@ -54,7 +54,7 @@ def thumbnails(
         text = html.escape(label, quote=True)
         tiles.append(
             f'<img src="data:image/png;base64,{data}" alt="{text}" title="{text}" '
-            f'style="width:56px;height:56px;border:{frame};border-radius:4px;">'
+            f'style="width:50px;height:50px;border:{frame};border-radius:4px;">'
         )
     return (
         '<div style="display:flex;flex-wrap:wrap;gap:4px;margin:0 12px 8px">'

@@ -25,7 +25,7 @@ class Cancelled(Exception):
     """Raised inside a drawing that is to stop; the message says why."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Job:
     """One drawing and how far it is; changed by the queue alone, read by anyone.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import logging
 import threading
 import time
@@ -67,8 +66,12 @@ class Page:
             self._add_pictures_step()
             self._add_cameras_step()
             self._add_path_step()
-            self._add_draw_step()
-            self._result = ResultPanel(client, self._scene, self._safe)
+            panel = client.gui.add_panel()
+            with panel.add_tab("4 · Draw, 5 · Result"):
+                self._add_draw_step()
+                self._result = ResultPanel(client, self._scene, self._safe)
+            panel.dock_left()
+            panel.set_width(360)
             self._show_references()
             self._show_path()
 
@@ -309,23 +312,20 @@ class Page:
 
     def _add_draw_step(self) -> None:
         gui, settings = self._client.gui, self._session.settings
-        with gui.add_folder("4 · Draw"):
-            with gui.add_folder("Settings", expand_by_default=False):
-                self._steps = gui.add_slider(
-                    "Steps", 1, self._session.limits.steps, 1, settings.num_steps
-                )
-                self._guidance = gui.add_slider(
-                    "Guidance", 0.0, 10.0, 0.1, settings.guidance_scale,
-                    hint="1 for none; what this network was judged at is set",
-                )  # fmt: skip
-                self._sampler = gui.add_dropdown(
-                    "Sampler", SAMPLERS, initial_value=settings.sampler
-                )
-                self._seed = gui.add_number("Seed", settings.seed, min=0, max=2**31 - 1, step=1)
-            self._draw = gui.add_button("Draw", icon="player-play")
-            self._cancel = gui.add_button("Cancel", icon="x", color="gray", visible=False)
-            self._bar = gui.add_progress_bar(0.0, visible=False)
-            self._status = gui.add_html("")
+        self._draw = gui.add_button("Draw", icon="player-play")
+        self._cancel = gui.add_button("Cancel", icon="x", color="gray", visible=False)
+        self._bar = gui.add_progress_bar(0.0, visible=False)
+        self._status = gui.add_html("")
+        with gui.add_folder("Settings", expand_by_default=False):
+            self._steps = gui.add_slider(
+                "Steps", 1, self._session.limits.steps, 1, settings.num_steps
+            )
+            self._guidance = gui.add_slider(
+                "Guidance", 0.0, 10.0, 0.1, settings.guidance_scale,
+                hint="1 for none; it starts at what this network was judged at",
+            )  # fmt: skip
+            self._sampler = gui.add_dropdown("Sampler", SAMPLERS, initial_value=settings.sampler)
+            self._seed = gui.add_number("Seed", settings.seed, min=0, max=2**31 - 1, step=1)
         if self._queue is None:
             self._status.content = fragments.line(ADVICE, "#b02a1a")
         self._draw.on_click(self._safe(lambda _: self._start_drawing()))
@@ -398,4 +398,4 @@ class Page:
             return f"Drawn in {job.seconds:.0f} s."
         if job.status == "cancelled":
             return f"Stopped: {job.message}."
-        return f"Failed: {html.unescape(job.message)}"
+        return f"Failed: {job.message}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,23 @@ from escherjax.web.scene_view import TARGET_COLOR, SceneView, Wrap
 from escherjax.web.session import Request
 
 _FRAME_SEC = 0.12
+_PICTURES, _VIDEO, _CAMERAS = _FILES = ("PNG (zip)", "MP4", "transforms.json")
 
 
 class ResultPanel:
-    """A panel on the left that comes with the first preview. wrap: as in `SceneView`."""
+    """The lower part of the panel on the left; empty until the first preview.
+
+    Made where its widgets are to be, inside a viser container. wrap: as in `SceneView`.
+    """
 
     def __init__(self, client: Any, scene: SceneView, wrap: Wrap):
         self._client, self._scene, self._wrap = client, scene, wrap
         self._request: Request | None = None
         self._views: np.ndarray | None = None
         self._is_final = False
-        self._panel: Any = None
         self._stop_playing = threading.Event()
         self._stop_playing.set()
+        self._build()
 
     def close(self) -> None:
         """Ends what plays."""
@@ -34,17 +37,15 @@ class ResultPanel:
 
     def show(self, request: Request, views: np.ndarray, is_final: bool) -> None:
         """Shows views uint8 [M, R, R, 3] of a request, finished or on their way."""
-        if self._panel is None:
-            self._build()
         self._stop_playing.set()
+        for widget in (self._caption, self._image, self._thumbnails, self._fly):
+            widget.visible = True
         self._request, self._views, self._is_final = request, views, is_final
-        last = max(1, len(views) - 1)
-        if self._view.value > last:
+        if self._view.value >= len(views):
             self._view.value = 0
-        self._view.max = last
+        self._view.max = max(1, len(views) - 1)
         self._view.visible = len(views) > 1
-        for button in (self._play, *self._downloads):
-            button.disabled = not is_final
+        self._play.visible = self._files.visible = is_final
         self._show_view()
         color = "#%02x%02x%02x" % TARGET_COLOR
         labels = [f"view {i}" for i in range(len(views))]
@@ -58,26 +59,19 @@ class ResultPanel:
 
     def _build(self) -> None:
         gui = self._client.gui
-        self._panel = gui.add_panel()
-        with self._panel.add_tab("5 · Result"):
-            self._caption = gui.add_html("")
-            self._image = gui.add_image(np.full((384, 384, 3), 255, np.uint8), format="png")
-            self._view = gui.add_slider("View", 0, 1, 1, 0)
-            self._fly = gui.add_checkbox("Fly the 3D view along", False)
-            self._play = gui.add_button("Play", icon="player-play")
-            self._thumbnails = gui.add_html("")
-            pictures = gui.add_button("Pictures (zip)", icon="download", color="gray")
-            video = gui.add_button("Video (MP4)", icon="movie", color="gray")
-            cameras = gui.add_button("Cameras (transforms.json)", icon="download", color="gray")
-        self._downloads = (pictures, video, cameras)
-        self._panel.dock_left()
-        self._panel.set_width(380)
+        hidden = {"visible": False}
+        blank = np.full((384, 384, 3), 255, np.uint8)
+        self._caption = gui.add_html("", **hidden)
+        self._image = gui.add_image(blank, format="png", **hidden)
+        self._view = gui.add_slider("View", 0, 1, 1, 0, **hidden)
+        self._play = gui.add_button("Play", icon="player-play", color="gray", **hidden)
+        self._fly = gui.add_checkbox("Fly along", False, hint="the 3D view too", **hidden)
+        self._files = gui.add_button_group("Download", _FILES, **hidden)
+        self._thumbnails = gui.add_html("", **hidden)
         self._view.on_update(self._wrap(lambda _: self._show_view()))
         self._fly.on_update(self._wrap(lambda _: self._show_view()))
         self._play.on_click(self._wrap(lambda _: self._toggle_playing()))
-        pictures.on_click(self._wrap(lambda _: self._send(self._pictures_file)))
-        video.on_click(self._wrap(lambda _: self._send(self._video_file)))
-        cameras.on_click(self._wrap(lambda _: self._send(self._cameras_file)))
+        self._files.on_click(self._wrap(lambda event: self._send(event.target.value)))
 
     def _show_view(self) -> None:
         if self._views is None or self._request is None:
@@ -88,7 +82,7 @@ class ResultPanel:
         state = "" if self._is_final else ", on its way"
         side = image.shape[0]
         self._caption.content = fragments.line(
-            f"View {index} of 0 to {len(self._views) - 1}, {side} x {side} pixels{state}"
+            f"{index:03d}.png of {len(self._views)}, {side} x {side} pixels{state}"
         )
         self._scene.show_current(c2w, image)
         if self._fly.value:
@@ -113,29 +107,23 @@ class ResultPanel:
             step(event)
         self._wrap(lambda _: setattr(self._play, "label", "Play"))(event)
 
-    def _send(self, make: Callable[[Request, np.ndarray], tuple[str, bytes]]) -> None:
+    def _send(self, kind: str) -> None:
         if self._request is None or self._views is None or not self._is_final:
             return
-        name, content = make(self._request, self._views)
+        if kind == _PICTURES:
+            name, content = "views.zip", downloads.pictures_zip(self._request, self._views)
+        elif kind == _CAMERAS:
+            name = "transforms.json"
+            content = downloads.transforms_json(self._request, self._views.shape[1])
+        else:
+            name, content = downloads.animation(self._views)
+            if not name.endswith(".mp4"):
+                self._client.add_notification(
+                    "A GIF instead",
+                    "MP4 needs imageio-ffmpeg on the server: pip install 'escherjax[demo]'.",
+                    color="orange",
+                )
         self._client.send_file_download(name, content, save_immediately=True)
-
-    @staticmethod
-    def _pictures_file(request: Request, views: np.ndarray) -> tuple[str, bytes]:
-        return "views.zip", downloads.pictures_zip(request, views)
-
-    def _video_file(self, request: Request, views: np.ndarray) -> tuple[str, bytes]:
-        name, content = downloads.animation(views)
-        if not name.endswith(".mp4"):
-            self._client.add_notification(
-                "A GIF instead",
-                "MP4 needs imageio-ffmpeg on the server: pip install 'escherjax[video]'.",
-                color="orange",
-            )
-        return name, content
-
-    @staticmethod
-    def _cameras_file(request: Request, views: np.ndarray) -> tuple[str, bytes]:
-        return "transforms.json", downloads.transforms_json(request, views.shape[1])
 
 
 class _Tick:

@@ -12,7 +12,7 @@ from escherjax.web.downloads import FOV_RAD
 
 REFERENCE_COLOR, TARGET_COLOR = (214, 96, 31), (31, 105, 196)  # as in contact sheets
 _SELECTED_REFERENCE = (255, 150, 60)
-_SCALE, _LARGE = 0.16, 0.24
+_SCALE, _LARGE = 0.2, 0.28
 _PICTURE_PIXELS = 160  # side of the pictures that cameras carry
 
 # (index of the camera, its new position [3])
@@ -114,7 +114,7 @@ class SceneView:
         """Shows one of the drawn views large at its camera."""
         if self._current is None:
             self._current = self._scene.add_camera_frustum(
-                "/current", FOV_RAD, 1.0, scale=1.6 * _SCALE, thickness=0.02, color=TARGET_COLOR,
+                "/current", FOV_RAD, 1.0, scale=1.5 * _SCALE, thickness=0.02, color=TARGET_COLOR,
                 cast_shadow=False, receive_shadow=False,
             )  # fmt: skip
         _place(self._current, c2w)

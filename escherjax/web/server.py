@@ -65,7 +65,7 @@ class DemoServer:
         )
         self._server.gui.main_panel.dock_right()
         self._server.gui.main_panel.set_width(350)
-        self._server.initial_camera.position = (4.3, -3.2, 2.6)
+        self._server.initial_camera.position = (3.5, -2.2, 2.2)
         self._server.initial_camera.look_at = (0.0, 0.0, 0.0)
         self._server.on_client_connect(self._connect)
         self._server.on_client_disconnect(self._disconnect)

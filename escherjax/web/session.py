@@ -55,7 +55,7 @@ class Settings:
     sampler: str = "ddim"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Request:
     """All that a drawing needs; nothing in it changes when the visitor goes on.
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_REFERENCE, _TARGET, _SAMPLE = (214, 96, 31), (110, 110, 110), (31, 105, 196)
+from escherjax import cameras
+
+REFERENCE, TARGET, SAMPLE = (214, 96, 31), (110, 110, 110), (31, 105, 196)
 _GAP, _FRAME = 6, 3
 _MIN_TILE = 96  # smaller images are shown larger
 
@@ -30,9 +32,9 @@ def scene_sheet(
     zoom = max(1, -(-_MIN_TILE // references.shape[2]))
     rows = []
     for scene in range(references.shape[0]):
-        refs = _strip(references[scene], _REFERENCE, zoom)
-        true = _strip(targets[scene], _TARGET, zoom)
-        made = _strip(samples[scene], _SAMPLE, zoom)
+        refs = _strip(references[scene], REFERENCE, zoom)
+        true = _strip(targets[scene], TARGET, zoom)
+        made = _strip(samples[scene], SAMPLE, zoom)
         blank = np.full_like(refs, 255)
         rows.append(np.concatenate([_beside(refs, true), _beside(blank, made)]))
     _save(path, _with_legend(_stacked(rows), _legend(with_targets=True)))
@@ -51,11 +53,11 @@ def contact_sheet(
     each row of samples stands under a row of them. Frames as in `scene_sheet`.
     """
     zoom = max(1, -(-_MIN_TILE // references.shape[1]))
-    blocks = [(references, _REFERENCE)]
+    blocks = [(references, REFERENCE)]
     for start in range(0, len(samples), columns):
         if targets is not None:
-            blocks.append((targets[start : start + columns], _TARGET))
-        blocks.append((samples[start : start + columns], _SAMPLE))
+            blocks.append((targets[start : start + columns], TARGET))
+        blocks.append((samples[start : start + columns], SAMPLE))
     rows = [
         _strip(images[start : start + columns], color, zoom)
         for images, color in blocks
@@ -64,8 +66,15 @@ def contact_sheet(
     _save(path, _with_legend(_stacked(rows), _legend(targets is not None)))
 
 
-def save_animation(folder: Path, images: np.ndarray, frames_per_sec: int = 15) -> list[Path]:
-    """Writes [M, H, W, 3] uint8 as a looping orbit.gif; with imageio-ffmpeg as orbit.mp4 too."""
+def save_animation(
+    folder: Path, images: np.ndarray, closed: bool = True, frames_per_sec: int = 15
+) -> list[Path]:
+    """Writes [M, H, W, 3] uint8 as a looping orbit.gif; with imageio-ffmpeg as orbit.mp4 too.
+
+    closed: the last view leads on to the first; else they are shown there and back again.
+    """
+    if not closed:
+        images = np.concatenate([images, images[-2:0:-1]])
     path = folder / "orbit.gif"
     first, *rest = (Image.fromarray(image) for image in images)
     first.save(path, save_all=True, append_images=rest, duration=1000 // frames_per_sec, loop=0)
@@ -106,7 +115,7 @@ def line_chart(path: Path, x: np.ndarray, y: np.ndarray, x_name: str, y_name: st
         position, text = place(tick, low), f"{tick:.0f}"
         half = drawing.textlength(text, font=font) / 2
         drawing.text((position[0] - half, position[1] + 4), text, fill="black", font=font)
-    for values, color, thickness in ((y, (190, 210, 235), 1), (smooth, _SAMPLE, 3)):
+    for values, color, thickness in ((y, (190, 210, 235), 1), (smooth, SAMPLE, 3)):
         drawing.line(
             [place(*point) for point in zip(x, values, strict=True)], fill=color, width=thickness
         )
@@ -122,6 +131,28 @@ def save_images(folder: Path, images: np.ndarray) -> list[Path]:
     for path, image in zip(paths, images, strict=True):
         _save(path, image)
     return paths
+
+
+def zoom_center(
+    images: np.ndarray, K: np.ndarray, zoom: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Enlarges pictures about their middles, as longer lenses would have taken them.
+
+    images: [M, H, W, 3] uint8; K: [M, 3, 3] in their pixels; zoom: [M] >= 1, of which 1 changes
+    nothing. The middle 1/zoom of a picture is cut out, to fractions of a pixel, and resized (cubic)
+    to the whole size. Returns (images, K) of the results.
+    """
+    height, width = images.shape[1:3]
+    zoomed, K = images.copy(), np.array(K, np.float32)
+    for view in np.flatnonzero(zoom != 1).tolist():
+        half = np.array([width, height]) / (2 * zoom[view])
+        middle = np.array([width, height]) / 2
+        box = (*(middle - half), *(middle + half))
+        picture = Image.fromarray(images[view])
+        zoomed[view] = picture.resize((width, height), Image.Resampling.BICUBIC, box)
+        cut = cameras.crop_intrinsics(K[view], box[0], box[1])
+        K[view] = cameras.resize_intrinsics(cut, zoom[view], zoom[view])
+    return zoomed, K
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -162,7 +193,7 @@ def _stacked(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def _legend(with_targets: bool) -> list[tuple[str, tuple[int, int, int]]]:
-    named = [("reference", _REFERENCE), ("true view", _TARGET), ("sample", _SAMPLE)]
+    named = [("reference", REFERENCE), ("true view", TARGET), ("sample", SAMPLE)]
     return named if with_targets else [named[0], named[2]]
 
 

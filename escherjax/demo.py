@@ -2,9 +2,9 @@
 
     python -m escherjax.demo --weights runs/demo
 
-Drop pictures, set their cameras, choose a path, draw, turn the result, take it home. Listens on this
-machine alone unless --host says otherwise: whoever reaches the page can use it. Without --weights
-the page opens, but cannot draw; `make demo` trains a small network.
+Drop pictures, set their cameras, choose a path, draw, turn the result, take it home. Listens on
+this machine alone unless --host says otherwise: whoever reaches the page can use it. Without
+--weights the page opens, but cannot draw; `make demo` trains a small network.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     name = PurePath(arguments.weights).name if arguments.weights is not None else ""
     server = DemoServer(pipe, name, arguments.host, arguments.port, limits)
     if pipe is None:
-        from escherjax.web.page import ADVICE
+        from escherjax.web.draw_panel import ADVICE
 
         print(ADVICE, file=sys.stderr)
     shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")  # fmt: skip
     add("--port", type=int, default=7860, help="0 for a free one (default %(default)s)")
     add("--host", default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 for all of this machine's (default %(default)s)")  # fmt: skip
+        help="address to listen on, 0.0.0.0 for all (default %(default)s)")  # fmt: skip
     add("--dtype", default="float32", help="compute: float32 or bfloat16")
     add("--cape", help="camera encoding of a pipeline folder whose name does not say it")
     add("--max-views", type=int, default=48, help="views of one drawing (default %(default)s)")

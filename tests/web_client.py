@@ -76,7 +76,8 @@ class WebClient:
             while not is_so():
                 left = end - time.monotonic()
                 if left <= 0:
-                    raise TimeoutError(f"{self.notifications}, {list(self.widgets.values())}"[:4000])
+                    seen = f"{self.notifications}, {list(self.widgets.values())}"
+                    raise TimeoutError(seen[:4000])
                 self._changed.wait(left)
 
     def _receive(self):

@@ -14,8 +14,8 @@ import numpy as np
 from escherjax import cameras, pictures
 from escherjax.data import images
 from escherjax.data.transforms import write_transforms
-from escherjax.weights.facts import package_version
 from escherjax.web.session import Request
+from escherjax.weights.facts import package_version
 
 FOV_RAD = 2 * np.arctan(0.5 * 32 / 35)  # of the training cameras: a 35 mm lens, a 32 mm sensor
 
@@ -32,7 +32,10 @@ def transforms_json(request: Request, resolution: int) -> bytes:
 
 
 def pictures_zip(request: Request, views: np.ndarray) -> bytes:
-    """A zip of 000.png ..., references/, transforms.json and run.json. views: uint8 [M, R, R, 3]."""
+    """A zip of 000.png ..., references/, transforms.json and run.json.
+
+    views: uint8 [M, R, R, 3].
+    """
     run = {
         "escherjax": package_version(),
         **dataclasses.asdict(request.settings),
@@ -49,13 +52,14 @@ def pictures_zip(request: Request, views: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def animation(views: np.ndarray) -> tuple[str, bytes]:
+def animation(views: np.ndarray, closed: bool) -> tuple[str, bytes]:
     """(file name, bytes) of the views one after the other: MP4, or GIF without imageio-ffmpeg.
 
-    views: uint8 [M, R, R, 3]. Pictures under 256 pixels are enlarged by a whole number.
+    views: uint8 [M, R, R, 3]. closed: as in `pictures.save_animation`. Pictures under 256 pixels
+    are enlarged by a whole number.
     """
     zoom = max(1, 256 // views.shape[1])
     large = views.repeat(zoom, axis=1).repeat(zoom, axis=2)
     with tempfile.TemporaryDirectory() as folder:
-        path = pictures.save_animation(Path(folder), large)[-1]
+        path = pictures.save_animation(Path(folder), large, closed)[-1]
         return "views" + path.suffix, path.read_bytes()

@@ -43,14 +43,17 @@ def drop_zone() -> str:
 
 
 def thumbnails(
-    pictures: Sequence[np.ndarray], labels: Sequence[str], color: str, selected: int | None = None
+    pictures: Sequence[np.ndarray],
+    labels: Sequence[str],
+    color: tuple[int, int, int] = (0, 0, 0),
+    selected: int | None = None,
 ) -> str:
-    """Small pictures uint8 [R, R, 3] in a row that wraps, framed; the selected one thicker."""
+    """Small pictures uint8 [R, R, 3] in rows; the selected one is framed in the colour."""
     tiles = []
     for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         small = np.asarray(Image.fromarray(picture).resize((56, 56), Image.Resampling.BOX))
         data = base64.b64encode(images.encode_png(small)).decode()
-        frame = f"3px solid {color}" if i == selected else "3px solid #dde3ea"
+        frame = "3px solid rgb({},{},{})".format(*color) if i == selected else "3px solid #dde3ea"
         text = html.escape(label, quote=True)
         tiles.append(
             f'<img src="data:image/png;base64,{data}" alt="{text}" title="{text}" '

@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from escherjax import trajectories
 from escherjax.errors import UserError
-from escherjax.web import fragments
-from escherjax.web.jobs import Job, JobQueue
-from escherjax.web.result_panel import ResultPanel
+from escherjax.web import fragments, guard
+from escherjax.web.draw_panel import DrawPanel
+from escherjax.web.jobs import JobQueue
 from escherjax.web.scene_view import REFERENCE_COLOR, SceneView
 from escherjax.web.session import (
     CUSTOM_PATH,
     ELEVATION_RANGE_DEG,
     PATHS,
     RADIUS_RANGE,
-    SAMPLERS,
     Session,
     safe_label,
     spherical_of,
 )
 
 log = logging.getLogger("escherjax.web")
-
-ADVICE = (
-    "No network is loaded, so nothing can be drawn yet. Train a small one in about six minutes "
-    "with `make demo`, then start this page with `--weights runs/demo`; or give it a pipeline "
-    "folder with `--weights FOLDER`."
-)
 
 
 class Page:
@@ -50,28 +43,21 @@ class Page:
         example: Callable[[], tuple[np.ndarray, np.ndarray]],
         about: str,
     ):
-        self._client, self._session, self._queue = client, session, queue
+        self._client, self._session = client, session
         self._example, self._about = example, about
         self._lock = threading.RLock()
         self._selected = 0
-        self._job: Job | None = None
-        self._first_step_time = 0.0
-        self._shown_preview: np.ndarray | None = None
         self._closed = False
+        guard.limit_uploads(client, session.limits.upload_bytes, self.refuse_upload)
         with self._lock:
             self._scene = SceneView(
                 client.scene, self._safe, self._select, self._drag_reference,
-                self._view_target, self._drag_target,
+                self._view_target, self._drag_target, self._drag_viewpoint,
             )  # fmt: skip
             self._add_pictures_step()
             self._add_cameras_step()
             self._add_path_step()
-            panel = client.gui.add_panel()
-            with panel.add_tab("4 · Draw, 5 · Result"):
-                self._add_draw_step()
-                self._result = ResultPanel(client, self._scene, self._safe)
-            panel.dock_left()
-            panel.set_width(360)
+            self._draw = DrawPanel(client, session, queue, self._scene, self._lock, self._safe)
             self._show_references()
             self._show_path()
 
@@ -79,10 +65,8 @@ class Page:
         """The visitor has gone: stops his drawing and forgets his work."""
         with self._lock:
             self._closed = True
-            self._result.close()
+            self._draw.close()
             self._session.clear()
-            if self._job is not None and self._queue is not None:
-                self._queue.cancel(self._job)
 
     def tell(self, title: str, text: str, color: str = "red") -> None:
         """Shows a message until it is clicked away; a good one goes by itself."""
@@ -155,7 +139,7 @@ class Page:
             [r.image for r in references], [r.c2w for r in references], self._selected
         )
         self._show_selected()
-        self._show_draw_button()
+        self._draw.show_button()
 
     # ---- 2 cameras
 
@@ -217,10 +201,9 @@ class Page:
             self._pictures.content = ""
             self._camera_text.content = fragments.line("The cameras of your pictures come here.")
             return
-        color = "#%02x%02x%02x" % REFERENCE_COLOR
         labels = [f"{i + 1}: {r.label}" for i, r in enumerate(references)]
         self._pictures.content = fragments.thumbnails(
-            [r.image for r in references], labels, color, selected
+            [r.image for r in references], labels, REFERENCE_COLOR, selected
         )
         self._camera_text.content = fragments.line(
             "Where was each picture taken from? Drag the orange cameras, or set:"
@@ -247,13 +230,14 @@ class Page:
             )
             self._path_radius = gui.add_slider("Distance", *RADIUS_RANGE, 0.05, path.radius)
             self._viewpoints_text = gui.add_html(fragments.line(
-                "Turn the 3D view, add where you are, drag the blue cameras."
+                "Turn the 3D view, add where you are, drag the green cameras."
             ))  # fmt: skip
+            self._closed_path = gui.add_checkbox("Closed loop", path.closed)
             self._add_viewpoint = gui.add_button("Add this viewpoint", icon="camera-plus")
             self._clear_viewpoints = gui.add_button("Remove all", icon="trash", color="gray")
         for widget in (
             self._path_name, self._num_views, self._path_elevation, self._start_azimuth,
-            self._path_radius,
+            self._path_radius, self._closed_path,
         ):  # fmt: skip
             widget.on_update(self._safe(lambda _: self._set_path()))
         self._add_viewpoint.on_click(self._safe(lambda _: self._take_viewpoint()))
@@ -266,6 +250,7 @@ class Page:
             elevation_deg=self._path_elevation.value,
             start_azimuth_deg=self._start_azimuth.value,
             radius=self._path_radius.value,
+            closed=self._closed_path.value,
         )
         self._show_path()
 
@@ -277,125 +262,39 @@ class Page:
         self._session.viewpoints.clear()
         self._show_path()
 
+    def _drag_viewpoint(self, index: int, position: np.ndarray) -> None:
+        self._session.move_viewpoint(index, position)
+        self._show_path()
+
     def _drag_target(self, index: int, position: np.ndarray) -> None:
-        """Moves a viewpoint of the visitor's own, or turns and lifts a whole path with it."""
+        """Turns and lifts a whole path with one of its cameras."""
         path = self._session.path
         if path.name == CUSTOM_PATH:
-            self._session.move_viewpoint(index, position)
-        else:
-            before = spherical_of(self._session.target_c2w()[index, :3, 3])
-            azimuth, elevation, _ = spherical_of(position)
-            low, high = ELEVATION_RANGE_DEG
-            turned = path.start_azimuth_deg + azimuth - before[0]
-            lifted = float(np.clip(path.elevation_deg + elevation - before[1], low, high))
-            self._session.set_path(start_azimuth_deg=turned, elevation_deg=lifted)
-            self._start_azimuth.value = round(self._session.path.start_azimuth_deg)
-            self._path_elevation.value = round(lifted)
+            return
+        before = spherical_of(self._session.target_c2w()[index, :3, 3])
+        azimuth, elevation, _ = spherical_of(position)
+        low, high = ELEVATION_RANGE_DEG
+        turned = path.start_azimuth_deg + azimuth - before[0]
+        lifted = float(np.clip(path.elevation_deg + elevation - before[1], low, high))
+        self._session.set_path(start_azimuth_deg=turned, elevation_deg=lifted)
+        self._start_azimuth.value = round(self._session.path.start_azimuth_deg)
+        self._path_elevation.value = round(lifted)
         self._show_path()
 
     def _show_path(self) -> None:
         session = self._session
-        own = session.path.name == CUSTOM_PATH
-        for widget in (self._viewpoints_text, self._add_viewpoint, self._clear_viewpoints):
+        name = session.path.name
+        own = name == CUSTOM_PATH
+        own_widgets = (
+            self._viewpoints_text, self._closed_path, self._add_viewpoint, self._clear_viewpoints
+        )  # fmt: skip
+        for widget in own_widgets:
             widget.visible = own
-        for widget in (
-            self._num_views, self._path_elevation, self._start_azimuth, self._path_radius
-        ):  # fmt: skip
-            widget.visible = not own
-        self._scene.show_targets(session.target_c2w(), closed=session.path.name == "orbit")
-        self._show_draw_button()
+        self._start_azimuth.visible = self._path_radius.visible = not own
+        self._path_elevation.visible = name in trajectories.WITH_ELEVATION
+        self._scene.show_viewpoints(session.viewpoints if own else [])
+        self._scene.show_targets(session.target_c2w(), session.path.leads_back)
+        self._draw.show_button()
 
     def _view_target(self, index: int) -> None:
-        self._result.select(index)
-
-    # ---- 4 draw
-
-    def _add_draw_step(self) -> None:
-        gui, settings = self._client.gui, self._session.settings
-        self._draw = gui.add_button("Draw", icon="player-play")
-        self._cancel = gui.add_button("Cancel", icon="x", color="gray", visible=False)
-        self._bar = gui.add_progress_bar(0.0, visible=False)
-        self._status = gui.add_html("")
-        with gui.add_folder("Settings", expand_by_default=False):
-            self._steps = gui.add_slider(
-                "Steps", 1, self._session.limits.steps, 1, settings.num_steps
-            )
-            self._guidance = gui.add_slider(
-                "Guidance", 0.0, 10.0, 0.1, settings.guidance_scale,
-                hint="1 for none; it starts at what this network was judged at",
-            )  # fmt: skip
-            self._sampler = gui.add_dropdown("Sampler", SAMPLERS, initial_value=settings.sampler)
-            self._seed = gui.add_number("Seed", settings.seed, min=0, max=2**31 - 1, step=1)
-        if self._queue is None:
-            self._status.content = fragments.line(ADVICE, "#b02a1a")
-        self._draw.on_click(self._safe(lambda _: self._start_drawing()))
-        self._cancel.on_click(self._safe(lambda _: self._cancel_drawing()))
-
-    def _start_drawing(self) -> None:
-        if self._queue is None:
-            raise UserError(ADVICE)
-        if self._is_drawing():
-            raise UserError("a drawing of yours is under way; cancel it first.")
-        self._session.set_settings(
-            num_steps=self._steps.value,
-            guidance_scale=self._guidance.value,
-            sampler=self._sampler.value,
-            seed=self._seed.value,
-        )
-        self._first_step_time, self._shown_preview = 0.0, None
-        self._job = self._queue.submit(self._session.request(), self._on_job_change)
-
-    def _cancel_drawing(self) -> None:
-        if self._job is not None and self._queue is not None:
-            self._queue.cancel(self._job)
-            if self._is_drawing():
-                self._status.content = fragments.line("Stopping at the next step ...")
-
-    def _is_drawing(self) -> bool:
-        return self._job is not None and self._job.status in ("waiting", "running")
-
-    def _show_draw_button(self) -> None:
-        count = len(self._session.target_c2w())
-        self._draw.label = f"Draw {count} view{'s' if count != 1 else ''}"
-        self._draw.disabled = self._queue is None or self._is_drawing()
-
-    def _on_job_change(self, job: Job) -> None:
-        """Called by the queue, from its thread or from that of whoever moved the line."""
-        with self._lock:
-            if self._closed:
-                return
-            self._job = job
-            self._show_progress(job)
-            pictures = job.views if job.views is not None else job.preview
-            if pictures is not None and pictures is not self._shown_preview:
-                self._shown_preview = pictures
-                self._result.show(job.request, pictures, is_final=job.views is not None)
-                if np.array_equal(job.request.target_c2w, self._session.target_c2w()):
-                    self._scene.show_views(job.request.target_c2w, pictures)
-
-    def _show_progress(self, job: Job) -> None:
-        busy = self._is_drawing()
-        self._cancel.visible = self._bar.visible = busy
-        self._show_draw_button()
-        self._bar.animated = busy and job.step == 0
-        self._bar.value = 100.0 * job.step / job.num_steps if job.step else (100.0 if busy else 0.0)
-        color = "#b02a1a" if job.status == "failed" else "#44546a"
-        self._status.content = fragments.line(self._progress_text(job), color)
-
-    def _progress_text(self, job: Job) -> str:
-        if job.status == "waiting":
-            return "Next in line." if job.ahead == 0 else f"Waiting: {job.ahead} before yours."
-        if job.status == "running" and job.step == 0:
-            return "Starting; the first drawing of a size also compiles its program ..."
-        if job.status == "running":
-            now = time.monotonic()
-            if job.step == 1 or not self._first_step_time:
-                self._first_step_time = now
-                return f"Step {job.step} of {job.num_steps}"
-            left = (now - self._first_step_time) / (job.step - 1) * (job.num_steps - job.step)
-            return f"Step {job.step} of {job.num_steps}, about {max(1, round(left))} s left"
-        if job.status == "done":
-            return f"Drawn in {job.seconds:.0f} s."
-        if job.status == "cancelled":
-            return f"Stopped: {job.message}."
-        return f"Failed: {job.message}"
+        self._draw.result.select(index)

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from escherjax.cameras import look_at
 from escherjax.web import downloads, fragments
-from escherjax.web.scene_view import TARGET_COLOR, SceneView, Wrap
+from escherjax.web.scene_view import SceneView, Wrap
 from escherjax.web.session import Request
 
 _FRAME_SEC = 0.12
@@ -47,9 +46,8 @@ class ResultPanel:
         self._view.visible = len(views) > 1
         self._play.visible = self._files.visible = is_final
         self._show_view()
-        color = "#%02x%02x%02x" % TARGET_COLOR
         labels = [f"view {i}" for i in range(len(views))]
-        self._thumbnails.content = fragments.thumbnails(list(views), labels, color)
+        self._thumbnails.content = fragments.thumbnails(list(views), labels)
 
     def select(self, index: int) -> None:
         """Shows one of the views large; nothing where there is none of that number."""
@@ -116,7 +114,7 @@ class ResultPanel:
             name = "transforms.json"
             content = downloads.transforms_json(self._request, self._views.shape[1])
         else:
-            name, content = downloads.animation(self._views)
+            name, content = downloads.animation(self._views, self._request.closed)
             if not name.endswith(".mp4"):
                 self._client.add_notification(
                     "A GIF instead",

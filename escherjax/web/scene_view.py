@@ -11,6 +11,7 @@ from PIL import Image
 from escherjax.web.downloads import FOV_RAD
 
 REFERENCE_COLOR, TARGET_COLOR = (214, 96, 31), (31, 105, 196)  # as in contact sheets
+_VIEWPOINT_COLOR = (20, 140, 90)
 _SELECTED_REFERENCE = (255, 150, 60)
 _SCALE, _LARGE = 0.2, 0.28
 _PICTURE_PIXELS = 160  # side of the pictures that cameras carry
@@ -25,7 +26,7 @@ class SceneView:
     """What one visitor sees in 3D. Every method may be called from any thread that holds his lock.
 
     wrap: makes a callback safe. on_reference_click(i), on_reference_moved, on_target_click(i),
-    on_target_moved: what the mouse did.
+    on_target_moved, on_viewpoint_moved: what the mouse did.
     """
 
     def __init__(
@@ -36,12 +37,15 @@ class SceneView:
         on_reference_moved: Moved,
         on_target_click: Callable[[int], None],
         on_target_moved: Moved,
+        on_viewpoint_moved: Moved,
     ):
         self._scene, self._wrap = scene, wrap
         self._reference_calls = on_reference_click, on_reference_moved
         self._target_calls = on_target_click, on_target_moved
+        self._viewpoint_calls = lambda _: None, on_viewpoint_moved
         self._references: list[Any] = []
         self._targets: list[Any] = []
+        self._viewpoints: list[Any] = []
         self._path: Any = None
         self._current: Any = None
         scene.add_grid(
@@ -66,7 +70,9 @@ class SceneView:
         for handle in self._references:
             handle.remove()
         self._references = [
-            self._frustum(f"/references/{i}", pose, REFERENCE_COLOR, self._reference_calls, i, image)
+            self._frustum(
+                f"/references/{i}", pose, REFERENCE_COLOR, self._reference_calls, i, image
+            )
             for i, (image, pose) in enumerate(zip(images, c2w, strict=True))
         ]
         self.select_reference(selected)
@@ -102,6 +108,20 @@ class SceneView:
                 "/path", c2w[:, :3, 3], closed=closed and len(c2w) > 2, color=TARGET_COLOR,
                 thickness=0.006,
             )  # fmt: skip
+
+    def show_viewpoints(self, c2w: Sequence[np.ndarray]) -> None:
+        """Draws the cameras [4, 4] that the visitor's own path leads through."""
+        for handle in self._viewpoints[len(c2w) :]:
+            handle.remove()
+        del self._viewpoints[len(c2w) :]
+        for handle, pose in zip(self._viewpoints, c2w, strict=False):
+            _place(handle, pose)
+        for i in range(len(self._viewpoints), len(c2w)):
+            handle = self._frustum(
+                f"/viewpoints/{i}", c2w[i], _VIEWPOINT_COLOR, self._viewpoint_calls, i
+            )
+            handle.scale = _LARGE
+            self._viewpoints.append(handle)
 
     def show_views(self, c2w: np.ndarray, images: np.ndarray) -> None:
         """Puts pictures uint8 [M, R, R, 3] on the path's cameras, if it still is that path."""

@@ -12,10 +12,11 @@ import numpy as np
 from escherjax.errors import UserError
 from escherjax.pipeline import Pipeline
 from escherjax.web import drawing, guard
+from escherjax.web.draw_panel import ADVICE
 from escherjax.web.example import example_views
 from escherjax.web.jobs import JobQueue
 from escherjax.web.limits import Limits
-from escherjax.web.page import ADVICE, Page
+from escherjax.web.page import Page
 from escherjax.web.session import Session, Settings
 
 log = logging.getLogger("escherjax.web")
@@ -104,12 +105,7 @@ class DemoServer:
             )
             return
         session = Session(self._resolution, self._limits, self._settings)
-        refuse: list[Page] = []
-        guard.limit_uploads(
-            client, self._limits.upload_bytes, lambda name, size: refuse[0].refuse_upload(name, size)
-        )
         page = Page(client, session, self._queue, self._example_views, self._about)
-        refuse.append(page)
         with self._lock:
             self._pages[client.client_id] = page
 

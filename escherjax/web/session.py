@@ -11,7 +11,7 @@ import unicodedata
 
 import numpy as np
 
-from escherjax import cameras, trajectories
+from escherjax import cameras, splines, trajectories
 from escherjax.data import images, transforms
 from escherjax.errors import UserError, listed
 from escherjax.web.limits import Limits
@@ -20,7 +20,7 @@ RADIUS_RANGE = (1.0, 3.0)  # of the sliders; the published networks saw 1.5 to 2
 ELEVATION_RANGE_DEG = (-85.0, 85.0)
 DEFAULT_RADIUS = 1.8
 SAMPLERS = ("ddim", "dpmpp_2m", "unipc")
-CUSTOM_PATH = "my viewpoints"
+CUSTOM_PATH = "through my viewpoints"
 PATHS = (*trajectories.PRESETS, CUSTOM_PATH)
 
 
@@ -36,13 +36,22 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """Where the new views are taken from. Angles in degrees; name: one of `PATHS`."""
+    """Where the new views are taken from. Angles in degrees; name: one of `PATHS`.
+
+    closed: whether a path through viewpoints leads back to its first.
+    """
 
     name: str = "orbit"
     num_views: int = 12
     elevation_deg: float = 20.0
     start_azimuth_deg: float = 0.0
     radius: float = DEFAULT_RADIUS
+    closed: bool = False
+
+    @property
+    def leads_back(self) -> bool:
+        """Whether the last view leads on to the first."""
+        return self.closed if self.name == CUSTOM_PATH else trajectories.is_closed(self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +68,15 @@ class Settings:
 class Request:
     """All that a drawing needs; nothing in it changes when the visitor goes on.
 
-    images: uint8 [N, R, R, 3]; reference_c2w: [N, 4, 4]; target_c2w: [M, 4, 4], float32.
+    images: uint8 [N, R, R, 3]; reference_c2w: [N, 4, 4]; target_c2w: [M, 4, 4], float32; closed:
+    whether the last of these leads on to the first.
     """
 
     images: np.ndarray
     reference_c2w: np.ndarray
     target_c2w: np.ndarray
     settings: Settings
+    closed: bool = True
 
 
 class Session:
@@ -79,7 +90,7 @@ class Session:
         self.resolution, self.limits, self.settings = resolution, limits, settings
         self.references: list[Reference] = []
         self.viewpoints: list[np.ndarray] = []  # c2w of the visitor's own path
-        self.path = Path()
+        self.path = Path(num_views=min(Path.num_views, limits.targets))
 
     def add_picture(self, name: str, data: bytes) -> Reference:
         """Reads a picture and gives it the next free side of the object as its camera.
@@ -186,9 +197,12 @@ class Session:
 
     def add_viewpoint(self, position: np.ndarray) -> None:
         """Adds a camera at `position` [3], looking at the object, to the visitor's own path."""
-        if len(self.viewpoints) >= self.limits.targets:
+        if len(self.viewpoints) >= self.limits.viewpoints:
             raise UserError(f"{len(self.viewpoints)} viewpoints are the most; remove some first.")
-        self.viewpoints.append(_on_sphere(*spherical_of(position)))
+        c2w = _on_sphere(*spherical_of(position))
+        if self.viewpoints and np.allclose(self.viewpoints[-1], c2w, atol=1e-3):
+            raise UserError("that is the last viewpoint again; turn the 3D view first.")
+        self.viewpoints.append(c2w)
 
     def move_viewpoint(self, index: int, position: np.ndarray) -> None:
         """Moves a camera of the visitor's own path; it goes on looking at the object."""
@@ -199,14 +213,15 @@ class Session:
     def target_c2w(self) -> np.ndarray:
         """Cameras of the new views, [M, 4, 4] float32; none of a path without viewpoints."""
         path = self.path
+        if path.name == CUSTOM_PATH and len(self.viewpoints) < 2:
+            return np.array(self.viewpoints, np.float32).reshape(-1, 4, 4)
         if path.name == CUSTOM_PATH:
-            if not self.viewpoints:
-                return np.zeros((0, 4, 4), np.float32)
-            return np.stack(self.viewpoints)
-        c2w = trajectories.trajectory(
-            path.name, path.num_views, path.radius, math.radians(path.elevation_deg)
-        )
-        return _turned(c2w, math.radians(path.start_azimuth_deg))
+            closed = path.closed and len(self.viewpoints) > 2
+            return splines.spline(np.stack(self.viewpoints), path.num_views, closed)
+        return trajectories.trajectory(
+            path.name, path.num_views, path.radius, math.radians(path.elevation_deg),
+            math.radians(path.start_azimuth_deg),
+        )  # fmt: skip
 
     def request(self) -> Request:
         """What is to be drawn now. Raises UserError naming everything that is missing."""
@@ -223,6 +238,7 @@ class Session:
             reference_c2w=np.stack([reference.c2w for reference in self.references]),
             target_c2w=targets,
             settings=self.settings,
+            closed=self.path.leads_back,
         )
 
     def _check_index(self, index: int) -> None:
@@ -274,13 +290,6 @@ def checked_spherical(
 def _on_sphere(azimuth_deg: float, elevation_deg: float, radius: float) -> np.ndarray:
     polar = np.float32(math.radians(90.0 - elevation_deg))
     return cameras.from_spherical(polar, np.float32(math.radians(azimuth_deg)), np.float32(radius))
-
-
-def _turned(c2w: np.ndarray, azimuth_rad: float) -> np.ndarray:
-    """Cameras [M, 4, 4] turned about the world's z axis."""
-    c, s = math.cos(azimuth_rad), math.sin(azimuth_rad)
-    turn = np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], np.float32)
-    return turn @ c2w
 
 
 def _to_training_scale(c2w: np.ndarray) -> tuple[np.ndarray, str]:

@@ -162,7 +162,7 @@ def project(points: Array, c2w: Array, K: Array) -> tuple[Array, Array]:
     return homogeneous[..., :2] / homogeneous[..., 2:], camera[..., 2]
 
 
-def intrinsics_from_fov(fov_x_rad: float, width: int, height: int) -> np.ndarray:
+def intrinsics_from_fov(fov_x_rad: float, width: float, height: float) -> np.ndarray:
     """K [3, 3] float32 of square pixels with horizontal field of view `fov_x_rad`, centred."""
     focal = 0.5 * width / np.tan(0.5 * fov_x_rad)
     return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], np.float32)

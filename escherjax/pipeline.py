@@ -18,6 +18,7 @@ from escherjax import cameras as cameras_lib
 from escherjax import config as config_lib
 from escherjax.cameras import Cameras
 from escherjax.data import images as images_lib
+from escherjax.data import procedural
 from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet, Params
@@ -286,6 +287,7 @@ def _load_workdir(
     params = stored_params.restore_sampling_params(workdir, abstract, step, weights)
     references, targets = zip(*config_lib.view_counts(config), strict=True)
     fewest = min(references)
+    is_procedural = config.data.source == "procedural" and not config.data.zoom
     facts = dataclasses.replace(
         _facts_of_model(model, config.resolution),
         translation_unit="that of the scenes it was trained on",
@@ -294,6 +296,8 @@ def _load_workdir(
         weights=weights,
         trained_steps=step,
         guidance_scale=config.guidance_scale,
+        fov_deg=procedural.FOV_DEG if is_procedural else None,
+        camera_radius=procedural.RADIUS_RANGE if is_procedural else None,
     )
     return Pipeline(model, params, config.resolution, facts, mesh=mesh)
 

@@ -3,8 +3,11 @@
     python -m escherjax.sample --weights runs/demo --views SCENE --references 0,5,9 \\
         --targets orbit --num-views 24 --out out/
 
+    python -m escherjax.sample --weights runs/demo --views photo.jpg --camera front --matting ...
+
 SCENE is a folder of pictures with transforms.json, a Zero123 render folder (000.png, 000.npy), or a
 COLMAP folder (images/, sparse/0), whose world is turned z up, centred and scaled to radius 1.5.
+Photos need --camera: front, right, back, left, or azimuth:elevation:radius in degrees.
 TARGETS is a path (orbit, archimedean), 'all' for every camera of the scene (written beside the
 true views), or a transforms.json. Pictures, a contact sheet, the cameras and everything needed to
 repeat the run go to --out.
@@ -20,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from escherjax import input_arguments
 from escherjax.errors import UserError, run_command
 
 _MIN_VIEWS_PER_DEVICE = 4  # with fewer, devices are not shared unless asked for
@@ -27,7 +31,7 @@ _MIN_VIEWS_PER_DEVICE = 4  # with fewer, devices are not shared unless asked for
 if TYPE_CHECKING:
     import numpy as np
 
-    from escherjax.data.records import Scene
+    from escherjax.inputs import InputViews
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,14 +41,12 @@ def main(argv: Sequence[str]) -> int:
 
     import numpy as np
 
-    from escherjax import cameras, pictures, pipeline
+    from escherjax import cameras, inputs, pictures, pipeline
     from escherjax.cameras import Cameras
-    from escherjax.data.drawing import read_views
-    from escherjax.data.scenes import read_scene_folder
     from escherjax.data.transforms import write_transforms
 
-    scene = read_scene_folder(arguments.views)
-    references = _reference_indices(arguments.references, scene)
+    scene = input_arguments.open_views(arguments)
+    references = scene.references
     scale = 1.0
     if arguments.max_radius is not None:
         _, scale, _ = cameras.normalize_scene(scene.c2w, arguments.max_radius)
@@ -55,21 +57,24 @@ def main(argv: Sequence[str]) -> int:
     pipe = pipeline.load(
         arguments.weights, arguments.dtype, arguments.cape, view_devices=num_devices
     )
-    images, c2w, K = read_views(scene, references, pipe.resolution, "white")
-    c2w[:, :3, 3] *= scale
+    fov_deg = input_arguments.training_fov_deg(arguments, pipe.facts)
+    fitted = scene.fit(pipe.resolution, fov_deg, scale=scale)
+    images, c2w, K = pictures.to_uint8(fitted.images), fitted.cameras.c2w, fitted.cameras.K
     true_images = None
     if arguments.targets == "all":
-        true_images, _, _ = read_views(
-            scene, np.arange(scene.num_views), pipe.resolution, "white"
-        )
+        every = scene.fit(pipe.resolution, fov_deg, np.arange(scene.num_views))
+        true_images = pictures.to_uint8(every.images)
+    notes = fitted.notes + inputs.radius_notes(c2w, "references", pipe.facts)
+    notes += inputs.radius_notes(target_c2w, "targets", pipe.facts)
 
+    print(*notes, sep="\n", file=sys.stderr)
     print(
         f"{len(references)} references to {len(target_c2w)} views, {arguments.steps} steps",
         file=sys.stderr,
     )
     started = time.perf_counter()
     views = pipe.generate(
-        images / 255.0,
+        fitted.images,
         Cameras(c2w),
         Cameras(target_c2w),
         num_steps=arguments.steps,
@@ -96,6 +101,7 @@ def main(argv: Sequence[str]) -> int:
         "resolution": pipe.resolution,
         "cape": pipe.model.cape,
         "scene_scale": scale,
+        "inputs": notes,
         "seconds": round(elapsed, 2),
         **{name: getattr(arguments, name) for name in (
             "steps", "guidance", "guidance_rescale", "seed", "sampler", "eta"
@@ -116,8 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--weights", required=True,
         help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")  # fmt: skip
-    add("--views", required=True, type=Path, metavar="SCENE", help="scene folder")
-    add("--references", metavar="I,J,...", help="views to start from; default: the first three")
+    input_arguments.add_arguments(parser)
     add("--targets", default="orbit",
         help="orbit, archimedean, all, or a transforms.json (default %(default)s)")  # fmt: skip
     add("--num-views", type=int, default=24, help="length of a path (default %(default)s)")
@@ -154,23 +159,7 @@ def _presets() -> tuple[str, ...]:
     return trajectories.PRESETS
 
 
-def _reference_indices(text: str | None, scene: Scene) -> np.ndarray:
-    import numpy as np
-
-    if text is None:
-        return np.arange(min(3, scene.num_views))
-    try:
-        indices = np.array([int(part) for part in text.split(",")])
-    except ValueError as error:
-        raise UserError(f"--references {text!r}; needed numbers such as 0,5,9.") from error
-    if indices.min() < 0 or indices.max() >= scene.num_views:
-        raise UserError(
-            f"--references {text}: the scene has views 0 to {scene.num_views - 1}; choose of these."
-        )
-    return indices
-
-
-def _targets(arguments: argparse.Namespace, scene: Scene, scale: float) -> np.ndarray:
+def _targets(arguments: argparse.Namespace, scene: InputViews, scale: float) -> np.ndarray:
     """Target cameras, c2w [M, 4, 4]."""
     import numpy as np
 

@@ -1,6 +1,7 @@
 """escherjax.json: what it says, what is refused, and what a folder without it means."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -18,6 +19,8 @@ ALL = Facts(
     weights="ema",
     trained_steps=0,
     guidance_scale=2.5,
+    fov_deg=49.5,
+    camera_radius=(1.5, 2.25),
 )
 
 
@@ -44,6 +47,8 @@ def test_the_file_says_which_cameras_are_meant():
         "weights": "ema",
         "trained_steps": 0,
         "guidance_scale": 2.5,
+        "fov_deg": 49.5,
+        "camera_radius": [1.5, 2.25],
     }
     assert Facts("6dof").to_json()["latents"] == {"kind": "vae"}
 
@@ -65,11 +70,20 @@ def test_the_file_says_which_cameras_are_meant():
         ("trained_steps", 1.5), ("guidance_scale", None), ("guidance_scale", float("nan")),
         ("guidance_scale", float("inf")),
         ("guidance_scale", -1.0), ("guidance_scale", True),
+        ("fov_deg", 0), ("fov_deg", 180.0), ("fov_deg", float("nan")), ("fov_deg", "49"),
+        ("camera_radius", 1.5), ("camera_radius", [1.5]), ("camera_radius", [2.2, 1.5]),
+        ("camera_radius", [0, 1]), ("camera_radius", [1, float("inf")]),
     ],
 )  # fmt: skip
 def test_other_values_are_refused_by_name(field, value):
     with pytest.raises(UserError, match=rf"escherjax.json: {field} = .*; needed "):
         Facts.from_json({**ALL.to_json(), field: value})
+
+
+def test_a_file_without_the_later_fields_is_still_read():
+    content = ALL.to_json()
+    del content["fov_deg"], content["camera_radius"]
+    assert Facts.from_json(content) == dataclasses.replace(ALL, fov_deg=None, camera_radius=None)
 
 
 def test_every_problem_is_listed():
@@ -89,6 +103,9 @@ def test_a_folder_without_the_file_is_read_as_the_published_ones(tmp_path):
         facts = facts_lib.of_folder(tmp_path / name, None)
         assert (facts.cape, facts.resolution, facts.patch) == (cape, 256, None)
         assert "1.5 to 2.2" in facts.translation_unit and facts.trained_steps is None
+        assert facts.camera_radius == (1.5, 2.2)
+        # a focal length of 280 pixels at 256
+        assert math.tan(math.radians(facts.fov_deg / 2)) == pytest.approx(128 / 280, rel=1e-12)
     assert facts_lib.of_folder(tmp_path / "eschernet-6dof", None, "none").cape == "none"
     for name in ("weights", "4dof-or-6dof"):
         with pytest.raises(UserError, match="which camera encoding.*6dof, 4dof"):

@@ -59,7 +59,7 @@ def read_views(
     for image in registered:
         try:
             path = _inside(pictures, image.name)
-            mask = _find_mask(masks, image.name) if masks else None
+            mask = find_mask(masks, image.name) if masks else None
             size = images.picture_size(path, str(path))
             key = (image.camera_id, size)
             if key not in pinholes:
@@ -210,7 +210,8 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _find_mask(folder: Path, name: str) -> Path:
+def find_mask(folder: Path, name: str) -> Path:
+    """The mask of picture `name` in a folder of masks: NAME.jpg.png or NAME.png."""
     for candidate in (f"{name}.png", f"{os.path.splitext(name)[0]}.png"):
         if (folder / candidate).is_file():
             return folder / candidate

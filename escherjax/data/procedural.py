@@ -9,6 +9,7 @@ every face of a solid has its own colour, so that each side looks different. Cam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -24,6 +25,7 @@ MAX_SOLIDS = 7
 MIN_SOLIDS = 3
 RADIUS_RANGE = (1.5, 2.2)
 FOCAL_PER_PIXEL = 280.0 / 256.0
+FOV_DEG = math.degrees(2 * math.atan(0.5 / FOCAL_PER_PIXEL))
 GOLDEN_ANGLE = np.pi * (3.0 - np.sqrt(5.0))
 SIDE_HUES = np.array([0.0, 0.5, 0.14, 0.64, 0.33, 0.83])  # of faces -x, +x, -y, +y, -z, +z
 KINDS = [  # quadric of a kind of solid, and how often it is drawn

@@ -97,17 +97,29 @@ def read_scene_folder(
     Raises UserError naming the scene: missing pose, broken picture, bad camera, no such layout.
     """
     folder = Path(folder)
+    views, source = find_views(folder, split, axes)
+    scene_id = folder.resolve().name if scene_id is None else scene_id
+    return assemble_scene(scene_id, source, views, resolution, stored)
+
+
+def find_views(
+    folder: Path, split: str = "train", axes: str = "opengl"
+) -> tuple[list[images.View], str]:
+    """(views, name of the layout) of a scene folder; no picture is read yet.
+
+    Arguments, worlds and errors as in `read_scene_folder`.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; needed a scene folder.")
-    scene_id = folder.resolve().name if scene_id is None else scene_id
     files = sorted(os.listdir(folder))
-    names = [n for n in (f"transforms_{split}.json", "transforms.json") if n in files]
-    if names:
-        views, source = transforms.read_views(folder / names[0]), "transforms"
-    elif any(view_number(name) is not None for name in files):
-        views, source = _read_zero123(folder, files, axes), "zero123"
-    elif (model := colmap.find_model(folder)) is not None:
-        views, source = colmap.read_views(model, folder / "images"), "colmap"
+    layout = layout_of(folder, split)
+    if layout == "transforms":
+        name = f"transforms_{split}.json"
+        views = transforms.read_views(folder / (name if name in files else "transforms.json"))
+    elif layout == "zero123":
+        views = _read_zero123(folder, files, axes)
+    elif layout == "colmap":
+        views = colmap.read_views(colmap.find_model(folder), folder / "images")
         c2w, _ = cameras.normalize_poses(np.stack([pose for _, pose, _ in views]))
         views = [(path, pose, pinhole) for (path, _, pinhole), pose in zip(views, c2w, strict=True)]
     else:
@@ -118,7 +130,17 @@ def read_scene_folder(
             + (f"; it has {', '.join(other)}: choose that split." if other else ".")
             + _nested_hint(folder, split)
         )
-    return assemble_scene(scene_id, source, views, resolution, stored)
+    return views, layout
+
+
+def layout_of(folder: Path, split: str = "train") -> str | None:
+    """"transforms", "zero123" or "colmap", by the names of a folder's files; None for neither."""
+    files = os.listdir(folder)
+    if f"transforms_{split}.json" in files or "transforms.json" in files:
+        return "transforms"
+    if any(view_number(name) is not None for name in files):
+        return "zero123"
+    return None if colmap.find_model(folder) is None else "colmap"
 
 
 def read_picture(path: Path) -> tuple[bytes | None, np.ndarray]:

@@ -22,6 +22,8 @@ FILE_NAME = "escherjax.json"
 FORMAT = 1
 
 DEFAULT_RESOLUTION = 256  # pixels; EscherNet, section 4
+# Of Zero-1-to-3's renders, on which EscherNet was trained: 35 mm lens on a 32 mm sensor
+PUBLISHED_FOV_DEG = math.degrees(2 * math.atan(16 / 35))
 _PUBLISHED_UNIT = "longest side of the object = 1; trained with cameras 1.5 to 2.2 from the origin"
 
 # The one value of each field that our networks compute.
@@ -46,7 +48,8 @@ class Facts:
     views; None where unknown, or where M varied. patch: side of the pixel block behind one latent
     position, None where latents come from a VAE. weights: "ema" or "raw", None where unknown.
     trained_steps: optimizer updates, None where unknown. guidance_scale: the scale samples were
-    judged at.
+    judged at. fov_deg: field of view of the square views in training; camera_radius: (least, most)
+    distance of their cameras from the origin; both None where unknown or mixed.
     """
 
     cape: str
@@ -58,6 +61,8 @@ class Facts:
     weights: str | None = None
     trained_steps: int | None = None
     guidance_scale: float = 3.0
+    fov_deg: float | None = None
+    camera_radius: tuple[float, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The content of `escherjax.json`."""
@@ -77,6 +82,8 @@ class Facts:
             "weights": self.weights,
             "trained_steps": self.trained_steps,
             "guidance_scale": self.guidance_scale,
+            "fov_deg": self.fov_deg,
+            "camera_radius": None if self.camera_radius is None else list(self.camera_radius),
         }
 
     @classmethod
@@ -87,6 +94,7 @@ class Facts:
         asks for cameras that our networks do not compute.
         """
         known = {*_FIXED, *_CHECKS}
+        content = {**_LATER, **content}
         problems = [f"{name} is missing" for name in sorted(known - content.keys())]
         problems += [f"{name} is unknown" for name in sorted(content.keys() - known)]
         problems += [
@@ -101,7 +109,8 @@ class Facts:
         ]
         if problems:
             raise UserError(f"{source}: {'; '.join(problems)}. Correct the file.")
-        references = content["num_references"]
+        references, radius = content["num_references"], content["camera_radius"]
+        fov_deg = content["fov_deg"]
         return cls(
             cape=content["cape"],
             resolution=content["resolution"],
@@ -112,6 +121,8 @@ class Facts:
             weights=content["weights"],
             trained_steps=content["trained_steps"],
             guidance_scale=float(content["guidance_scale"]),
+            fov_deg=None if fov_deg is None else float(fov_deg),
+            camera_radius=None if radius is None else (float(radius[0]), float(radius[1])),
         )
 
 
@@ -142,7 +153,12 @@ def of_folder(
                 f"it with cape= or --cape (one of {', '.join(cape_lib.VARIANTS)})."
             )
         cape = named[0]
-    return Facts(cape, translation_unit=_PUBLISHED_UNIT)
+    return Facts(
+        cape,
+        translation_unit=_PUBLISHED_UNIT,
+        fov_deg=PUBLISHED_FOV_DEG,
+        camera_radius=(cape_lib.MIN_RADIUS, cape_lib.MAX_RADIUS),
+    )
 
 
 def package_version() -> str:
@@ -185,6 +201,15 @@ def _is_scale(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value >= 0
 
 
+def _is_radius(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(map(_is_scale, value))
+        and 0 < value[0] <= value[1]
+    )
+
+
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "escherjax": (lambda v: isinstance(v, str), "a version as text"),
     "cape": (
@@ -199,4 +224,11 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weights": (lambda v: v is None or v in ("ema", "raw"), '"ema", "raw" or null'),
     "trained_steps": (lambda v: v is None or _is_count(v, 0), "an integer from 0 on, or null"),
     "guidance_scale": (_is_scale, "a finite number from 0 on"),
+    "fov_deg": (lambda v: v is None or (_is_scale(v) and 0 < v < 180), "degrees, or null"),
+    "camera_radius": (
+        lambda v: v is None or _is_radius(v), "[least, most] above 0, or null"
+    ),
 }
+
+# Fields that files of earlier versions do not have, as those are to be read.
+_LATER = {"fov_deg": None, "camera_radius": None}

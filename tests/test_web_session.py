@@ -12,9 +12,10 @@ from escherjax import cameras
 from escherjax.data import transforms
 from escherjax.errors import UserError
 from escherjax.web import downloads
+from escherjax.web.labels import safe_label
 from escherjax.web.limits import Limits
 from escherjax.web.preview import LinearDecoder
-from escherjax.web.session import CUSTOM_PATH, Session, Settings, safe_label, spherical_of
+from escherjax.web.session import CUSTOM_PATH, Session, Settings, spherical_of
 
 RED, WHITE = (200, 30, 20), (255, 255, 255)
 LIMITS = Limits(upload_bytes=100_000, picture_pixels=90_000, references=4, targets=10, viewpoints=3)
@@ -40,7 +41,7 @@ def transforms_json(poses):
         {"file_path": name, "transform_matrix": cameras.opengl_from_opencv(c2w).tolist()}
         for name, c2w in poses.items()
     ]
-    return json.dumps({"frames": frames}).encode()
+    return json.dumps({"camera_angle_x": 0.8575, "frames": frames}).encode()  # as in training
 
 
 def test_pictures_come_as_square_of_the_networks_size_from_side_after_side(session):
@@ -57,8 +58,8 @@ def test_pictures_come_as_square_of_the_networks_size_from_side_after_side(sessi
         (b"", "cannot be decoded"),
         (b"GIF89a not a picture", "cannot be decoded"),
         (encoded(photo())[:60], "cannot be decoded"),
-        (bytes(100_001), "0.1 MB; needed at most 0 MB"),
-        (encoded(photo(400, 300)), "300 x 400 pixels; needed at most 0 million"),
+        (bytes(100_001), "0.1 MB; needed at most 0.1 MB"),
+        (encoded(photo(400, 300)), "300 x 400 pixels; needed at most 0.1 million"),
         (encoded(photo(8, 8, (1, 2, 3, 0))), "transparent everywhere"),
     ],
 )

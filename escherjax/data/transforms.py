@@ -74,21 +74,24 @@ def read_views(path: Path) -> list[images.View]:
     return views
 
 
-def parse_cameras(data: bytes, name: str) -> list[tuple[str, np.ndarray]]:
-    """(file_path, c2w [4, 4] float32 with OpenCV axes) of every frame of a transforms.json.
+def parse_views(data: bytes, name: str) -> list[tuple[str, np.ndarray, dict[str, Any]]]:
+    """(file_path, c2w [4, 4] float32 with OpenCV axes, fields of its lens) of every frame.
 
-    data: its bytes; name: what messages call it. No file is opened. Raises UserError if it cannot
-    be read or a pose is missing or not rigid.
+    data: bytes of a transforms.json; name: what messages call it. No file is opened; the fields are
+    for `pinhole_intrinsics`. Raises UserError if it cannot be read or a pose is missing or not
+    rigid.
     """
     try:
-        meta = json.loads(data)
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name} cannot be read ({error}).") from error
-    frames = _frames_of(meta, name)[1]
+    meta, frames = _frames_of(content, name)
     c2w = np.stack([pose for _, pose, _ in frames]).astype(np.float32)
     cameras.check_poses(c2w, name)
-    names = [str(fields["file_path"]) for fields, _, _ in frames]
-    return list(zip(names, c2w, strict=True))
+    return [
+        (str(fields["file_path"]), pose, {**meta, **fields})
+        for (fields, _, _), pose in zip(frames, c2w, strict=True)
+    ]
 
 
 def _read_frames(path: Path) -> tuple[dict[str, Any], list[tuple[dict[str, Any], np.ndarray, str]]]:

@@ -17,14 +17,12 @@ from escherjax.data.transforms import write_transforms
 from escherjax.web.session import Request
 from escherjax.weights.facts import package_version
 
-FOV_RAD = 2 * np.arctan(0.5 * 32 / 35)  # of the training cameras: a 35 mm lens, a 32 mm sensor
-
 
 def transforms_json(request: Request, resolution: int) -> bytes:
     """Cameras of the views as transforms.json (nerfstudio) of pictures 000.png, 001.png, ..."""
     c2w = request.target_c2w
     names = [f"{i:03d}.png" for i in range(len(c2w))]
-    K = cameras.intrinsics_from_fov(FOV_RAD, resolution, resolution)
+    K = cameras.intrinsics_from_fov(np.radians(request.fov_deg), resolution, resolution)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "transforms.json"
         write_transforms(path, c2w, K, resolution, names)

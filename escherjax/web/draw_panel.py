@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,11 @@ ADVICE = (
 
 
 class DrawPanel:
-    """The panel on the left. lock: of the page, for what the queue calls; wrap: as in `SceneView`.
+    """The panel on the left.
 
-    queue: None if no network is loaded: the button then does nothing.
+    lock: of the page, for what the queue calls; wrap: as in `SceneView`; on_start: called when the
+    pictures were framed anew for a drawing. queue: None if no network is loaded: the button then
+    does nothing.
     """
 
     def __init__(
@@ -36,9 +39,10 @@ class DrawPanel:
         scene: SceneView,
         lock: threading.RLock,
         wrap: Wrap,
+        on_start: Callable[[], None],
     ):
         self._session, self._queue, self._scene = session, queue, scene
-        self._lock, self._wrap = lock, wrap
+        self._lock, self._wrap, self._on_start = lock, wrap, on_start
         self._job: Job | None = None
         self._first_step_time = 0.0
         self._shown: np.ndarray | None = None
@@ -96,7 +100,9 @@ class DrawPanel:
             seed=self._seed.value,
         )
         self._first_step_time, self._shown = 0.0, None
-        self._job = self._queue.submit(self._session.request(), self._on_job_change)
+        request = self._session.request()
+        self._on_start()
+        self._job = self._queue.submit(request, self._on_job_change)
 
     def _cancel_job(self) -> None:
         if self._job is not None and self._queue is not None:

@@ -11,9 +11,11 @@ import numpy as np
 
 from escherjax import trajectories
 from escherjax.errors import UserError
+from escherjax.inputs import WARNING
 from escherjax.web import fragments, guard
 from escherjax.web.draw_panel import DrawPanel
 from escherjax.web.jobs import JobQueue
+from escherjax.web.labels import safe_label
 from escherjax.web.scene_view import REFERENCE_COLOR, SceneView
 from escherjax.web.session import (
     CUSTOM_PATH,
@@ -21,7 +23,6 @@ from escherjax.web.session import (
     PATHS,
     RADIUS_RANGE,
     Session,
-    safe_label,
     spherical_of,
 )
 
@@ -51,13 +52,15 @@ class Page:
         guard.limit_uploads(client, session.limits.upload_bytes, self.refuse_upload)
         with self._lock:
             self._scene = SceneView(
-                client.scene, self._safe, self._select, self._drag_reference,
+                client.scene, session.fov_deg, self._safe, self._select, self._drag_reference,
                 self._view_target, self._drag_target, self._drag_viewpoint,
             )  # fmt: skip
             self._add_pictures_step()
             self._add_cameras_step()
             self._add_path_step()
-            self._draw = DrawPanel(client, session, queue, self._scene, self._lock, self._safe)
+            self._draw = DrawPanel(
+                client, session, queue, self._scene, self._lock, self._safe, self._show_references
+            )
             self._show_references()
             self._show_path()
 
@@ -70,7 +73,7 @@ class Page:
 
     def tell(self, title: str, text: str, color: str = "red") -> None:
         """Shows a message until it is clicked away; a good one goes by itself."""
-        seconds = None if color == "red" else 8.0
+        seconds = {"green": 8.0, "orange": 30.0}.get(color)
         self._client.add_notification(title, text, color=color, auto_close_seconds=seconds)
 
     def refuse_upload(self, name: str, size: int) -> None:
@@ -120,7 +123,13 @@ class Page:
             self.tell("Cameras", self._session.read_cameras(file.content), "green")
         else:
             reference = self._session.add_picture(file.name, file.content)
-            self.tell(label, f"{reference.note}.", "green")
+            for note in reference.notes:
+                is_warning = note.startswith(WARNING)
+                self.tell(
+                    "Careful" if is_warning else "Picture read",
+                    note.removeprefix(WARNING),
+                    "orange" if is_warning else "green",
+                )
             self._selected = len(self._session.references) - 1
         self._show_references()
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from escherjax.web.downloads import FOV_RAD
-
 REFERENCE_COLOR, TARGET_COLOR = (214, 96, 31), (31, 105, 196)  # as in contact sheets
 _VIEWPOINT_COLOR = (20, 140, 90)
 _SELECTED_REFERENCE = (255, 150, 60)
@@ -25,13 +23,14 @@ Wrap = Callable[[Callable[[Any], None]], Callable[[Any], None]]
 class SceneView:
     """What one visitor sees in 3D. Every method may be called from any thread that holds his lock.
 
-    wrap: makes a callback safe. on_reference_click(i), on_reference_moved, on_target_click(i),
-    on_target_moved, on_viewpoint_moved: what the mouse did.
+    fov_deg: of all cameras. wrap: makes a callback safe. on_reference_click(i), on_reference_moved,
+    on_target_click(i), on_target_moved, on_viewpoint_moved: what the mouse did.
     """
 
     def __init__(
         self,
         scene: Any,
+        fov_deg: float,
         wrap: Wrap,
         on_reference_click: Callable[[int], None],
         on_reference_moved: Moved,
@@ -40,6 +39,7 @@ class SceneView:
         on_viewpoint_moved: Moved,
     ):
         self._scene, self._wrap = scene, wrap
+        self._fov_rad = float(np.radians(fov_deg))
         self._reference_calls = on_reference_click, on_reference_moved
         self._target_calls = on_target_click, on_target_moved
         self._viewpoint_calls = lambda _: None, on_viewpoint_moved
@@ -134,8 +134,8 @@ class SceneView:
         """Shows one of the drawn views large at its camera."""
         if self._current is None:
             self._current = self._scene.add_camera_frustum(
-                "/current", FOV_RAD, 1.0, scale=1.5 * _SCALE, thickness=0.02, color=TARGET_COLOR,
-                cast_shadow=False, receive_shadow=False,
+                "/current", self._fov_rad, 1.0, scale=1.5 * _SCALE, thickness=0.02,
+                color=TARGET_COLOR, cast_shadow=False, receive_shadow=False,
             )  # fmt: skip
         _place(self._current, c2w)
         self._current.image = _small(image)
@@ -150,7 +150,7 @@ class SceneView:
         image: np.ndarray | None = None,
     ) -> Any:
         handle = self._scene.add_camera_frustum(
-            name, FOV_RAD, 1.0, scale=_SCALE, thickness=0.012, color=color,
+            name, self._fov_rad, 1.0, scale=_SCALE, thickness=0.012, color=color,
             image=None if image is None else _small(image), cast_shadow=False,
             receive_shadow=False,
         )  # fmt: skip

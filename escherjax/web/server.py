@@ -18,6 +18,7 @@ from escherjax.web.jobs import JobQueue
 from escherjax.web.limits import Limits
 from escherjax.web.page import Page
 from escherjax.web.session import Session, Settings
+from escherjax.weights.facts import PUBLISHED_FOV_DEG
 
 log = logging.getLogger("escherjax.web")
 
@@ -47,10 +48,11 @@ class DemoServer:
         self._limits = limits or Limits()
         self._about = _about(pipe, name)
         self._settings = Settings()
-        self._resolution = _PREVIEW_RESOLUTION
+        self._resolution, self._fov_deg = _PREVIEW_RESOLUTION, PUBLISHED_FOV_DEG
         self._queue: JobQueue | None = None
         if pipe is not None:
             self._resolution = pipe.resolution
+            self._fov_deg = pipe.facts.fov_deg or PUBLISHED_FOV_DEG
             self._settings = Settings(guidance_scale=pipe.facts.guidance_scale)
             self._queue = JobQueue(lambda job: drawing.draw(pipe, job), self._limits)
         self._pages: dict[int, Page] = {}
@@ -104,7 +106,7 @@ class DemoServer:
                 "takes. Close another one, or come back later, and load this page again."
             )
             return
-        session = Session(self._resolution, self._limits, self._settings)
+        session = Session(self._resolution, self._limits, self._settings, self._fov_deg)
         page = Page(client, session, self._queue, self._example_views, self._about)
         with self._lock:
             self._pages[client.client_id] = page

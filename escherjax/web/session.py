@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import os
 import re
-import unicodedata
 
 import numpy as np
 
 from escherjax import cameras, splines, trajectories
-from escherjax.data import images, transforms
+from escherjax.data import transforms
 from escherjax.errors import UserError, listed
+from escherjax.web import photos
+from escherjax.web.labels import safe_label
 from escherjax.web.limits import Limits
+from escherjax.web.photos import Photo
+from escherjax.weights.facts import PUBLISHED_FOV_DEG
 
 RADIUS_RANGE = (1.0, 3.0)  # of the sliders; the published networks saw 1.5 to 2.2
 ELEVATION_RANGE_DEG = (-85.0, 85.0)
@@ -24,14 +26,19 @@ CUSTOM_PATH = "through my viewpoints"
 PATHS = (*trajectories.PRESETS, CUSTOM_PATH)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """A picture to start from. image: uint8 [R, R, 3]; c2w: [4, 4] float32, OpenCV axes."""
+    """A picture to start from.
+
+    image: uint8 [R, R, 3] as the network sees it; c2w: [4, 4] float32, OpenCV axes; notes: what was
+    done to the picture, and warnings. photo: what it is made from, None for one that came so.
+    """
 
     label: str
     image: np.ndarray
     c2w: np.ndarray
-    note: str
+    notes: tuple[str, ...] = ()
+    photo: Photo | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Request:
     """All that a drawing needs; nothing in it changes when the visitor goes on.
 
     images: uint8 [N, R, R, 3]; reference_c2w: [N, 4, 4]; target_c2w: [M, 4, 4], float32; closed:
-    whether the last of these leads on to the first.
+    whether the last of these leads on to the first. fov_deg: of all views.
     """
 
     images: np.ndarray
@@ -77,17 +84,25 @@ class Request:
     target_c2w: np.ndarray
     settings: Settings
     closed: bool = True
+    fov_deg: float = PUBLISHED_FOV_DEG
 
 
 class Session:
     """Pictures, cameras and path of one visitor; every method checks what it is given.
 
-    resolution: side of the pictures that the network takes, in pixels. Not safe for threads:
-    whoever shares a session locks it.
+    resolution: side of the pictures that the network takes, in pixels; fov_deg: their field of
+    view. Not safe for threads: whoever shares a session locks it.
     """
 
-    def __init__(self, resolution: int, limits: Limits, settings: Settings):
+    def __init__(
+        self,
+        resolution: int,
+        limits: Limits,
+        settings: Settings,
+        fov_deg: float = PUBLISHED_FOV_DEG,
+    ):
         self.resolution, self.limits, self.settings = resolution, limits, settings
+        self.fov_deg = fov_deg
         self.references: list[Reference] = []
         self.viewpoints: list[np.ndarray] = []  # c2w of the visitor's own path
         self.path = Path(num_views=min(Path.num_views, limits.targets))
@@ -104,16 +119,15 @@ class Session:
                 "remove one first."
             )
         label = safe_label(name)
-        image, note = _read_picture(label, data, self.resolution, self.limits)
-        azimuth = 90.0 * len(self.references)
-        c2w = _on_sphere(math.fmod(azimuth, 360.0), 0.0, DEFAULT_RADIUS)
-        reference = Reference(label, image, c2w, note)
-        self.references.append(reference)
-        return reference
+        photo = photos.read_photo(label, data, self.limits)
+        c2w = _on_sphere(math.fmod(90.0 * len(self.references), 360.0), 0.0, DEFAULT_RADIUS)
+        nothing = np.zeros((0, 0, 3), np.uint8)
+        self._set_references([*self.references, Reference(label, nothing, c2w, photo=photo)])
+        return self.references[-1]
 
     def add_posed(self, label: str, image: np.ndarray, c2w: np.ndarray) -> None:
         """Adds a picture uint8 [R, R, 3] whose camera [4, 4] is known."""
-        self.references.append(Reference(label, image, c2w.astype(np.float32), ""))
+        self.references.append(Reference(label, image, c2w.astype(np.float32)))
 
     def clear(self) -> None:
         """Forgets all pictures."""
@@ -143,22 +157,27 @@ class Session:
         if len(data) > self.limits.upload_bytes:
             raise UserError(f"transforms.json has {len(data)} bytes; needed at most "
                             f"{self.limits.upload_bytes}.")  # fmt: skip
-        poses = transforms.parse_cameras(data, "transforms.json")
-        by_stem = {_stem(name): c2w for name, c2w in poses}
+        views = transforms.parse_views(data, "transforms.json")
+        by_stem = {_stem(name): (c2w, lens) for name, c2w, lens in views}
         matches = {
             index: by_stem[_stem(reference.label)]
             for index, reference in enumerate(self.references)
-            if _stem(reference.label) in by_stem
+            if reference.photo is not None and _stem(reference.label) in by_stem
         }
         if not matches:
-            names = ", ".join(safe_label(name) for name, _ in poses[:3])
+            names = ", ".join(safe_label(name) for name, _, _ in views[:3])
             raise UserError(
-                f"transforms.json names {names}{', ...' if len(poses) > 3 else ''}, none of which "
+                f"transforms.json names {names}{', ...' if len(views) > 3 else ''}, none of which "
                 "is here; drop the pictures first, then the file."
             )
-        c2w, said = _to_training_scale(np.stack(list(matches.values())))
-        for index, pose in zip(matches, c2w, strict=True):
-            self.references[index] = dataclasses.replace(self.references[index], c2w=pose)
+        c2w, said = _to_training_scale(np.stack([pose for pose, _ in matches.values()]))
+        references = list(self.references)
+        for (index, (_, lens)), pose in zip(matches.items(), c2w, strict=True):
+            old = references[index]
+            assert old.photo is not None  # only such are among the matches
+            photo = dataclasses.replace(old.photo, lens=lens)
+            references[index] = dataclasses.replace(old, c2w=pose, photo=photo)
+        self._set_references(references)
         left = len(self.references) - len(matches)
         rest = f" {left} pictures are not in it and keep their cameras." if left else ""
         return f"Cameras of {len(matches)} pictures read.{said}{rest}"
@@ -233,28 +252,32 @@ class Session:
             problems.append("The path has no viewpoint yet: add some, or choose another path.")
         if problems:
             raise UserError(listed(problems))
+        self._set_references(self.references)  # objects look smaller from farther away
         return Request(
             images=np.stack([reference.image for reference in self.references]),
             reference_c2w=np.stack([reference.c2w for reference in self.references]),
             target_c2w=targets,
             settings=self.settings,
             closed=self.path.leads_back,
+            fov_deg=self.fov_deg,
         )
+
+    def _set_references(self, references: list[Reference]) -> None:
+        """Takes these references, all or none, their photos framed together for their cameras."""
+        framed = list(references)
+        uploaded = {row: r.photo for row, r in enumerate(references) if r.photo is not None}
+        pictures = photos.frame_photos(
+            [(references[i].label, photo, references[i].c2w) for i, photo in uploaded.items()],
+            self.resolution,
+            self.fov_deg,
+        )
+        for row, (image, notes) in zip(uploaded, pictures, strict=True):
+            framed[row] = dataclasses.replace(references[row], image=image, notes=notes)
+        self.references = framed
 
     def _check_index(self, index: int) -> None:
         if not 0 <= index < len(self.references):
             raise UserError(f"there is no picture {index + 1}; there are {len(self.references)}.")
-
-
-def safe_label(name: str, most: int = 40) -> str:
-    """A client's file name as text to show: no folders, no control characters, not long."""
-    base = re.split(r"[/\\]", name)[-1]
-    kept = "".join(c for c in base if unicodedata.category(c)[0] not in "CZ" or c == " ").strip()
-    if len(kept) > most:
-        stem, suffix = os.path.splitext(kept)
-        suffix = suffix[:8]
-        kept = stem[: most - 1 - len(suffix)] + "…" + suffix
-    return kept or "unnamed"
 
 
 def spherical_of(position: np.ndarray) -> tuple[float, float, float]:
@@ -306,32 +329,3 @@ def _to_training_scale(c2w: np.ndarray) -> tuple[np.ndarray, str]:
 
 def _stem(name: str) -> str:
     return os.path.splitext(re.split(r"[/\\]", name)[-1])[0].lower()
-
-
-def _read_picture(
-    label: str, data: bytes, resolution: int, limits: Limits
-) -> tuple[np.ndarray, str]:
-    """(uint8 [R, R, 3] on white, what was done)."""
-    if len(data) > limits.upload_bytes:
-        raise UserError(
-            f"{label} has {len(data) / 2**20:.1f} MB; needed at most "
-            f"{limits.upload_bytes / 2**20:.0f} MB. Shrink it first."
-        )
-    height, width = images.picture_size(io.BytesIO(data), label)
-    if height * width > limits.picture_pixels:
-        raise UserError(
-            f"{label} has {width} x {height} pixels; needed at most "
-            f"{limits.picture_pixels / 1e6:.0f} million in all. Shrink it first."
-        )
-    picture, orientation = images.decode_tagged(data, label)
-    picture = images.turn_upright(picture, orientation)
-    if picture.shape[-1] == 4 and picture[..., 3].max() == 0:
-        raise UserError(f"{label} is transparent everywhere; needed a picture of something.")
-    square, _ = images.square_crop(picture, np.eye(3))
-    flat = images.on_background(square, images.WHITE)
-    note = f"{width} x {height}"
-    if square.shape[0] != max(picture.shape[:2]):
-        note += ", cut to its central square"
-    if picture.shape[-1] == 4:
-        note += ", transparency on white"
-    return images.resize_image(flat, resolution, resolution), note

@@ -87,7 +87,7 @@ def test_values_carry_no_camera(rng):
         angles = [np.full((1, 1), a, np.float32) for a in (1.0, azimuth, 1.8)]
         return cape.poses("6dof", Cameras(from_spherical(*angles)))
 
-    layer = Attention(num_heads=2)
+    layer = Attention(16, num_heads=2)
     variables = layer.init(jax.random.key(0), x, context, poses(0.0), poses(0.5))
     outputs = [layer.apply(variables, x, context, poses(0.0), poses(a)) for a in (0.5, 2.0)]
     np.testing.assert_array_equal(*outputs)
@@ -107,7 +107,7 @@ def original(golden):
             {"key": io[f"attn/pose_{side}"], "query": io[f"attn/pose_{side}_inv"]}
             for side in ("out", "in")
         )
-    conditioning = Conditioning(io["attn/ehs"], targets, refs)
+    conditioning = Conditioning(io["attn/ehs"], targets, refs, num_views=3)
     return cape_name, params["down_blocks_1"]["attentions_0"], conditioning, io
 
 
@@ -126,15 +126,16 @@ def test_transformer_parts_equal_the_original(original, name):
     cape_name, params, conditioning, io = original
     params = params["transformer_blocks_0"]
     x = joined(io["attn/x"])
-    tokens, targets, refs, *_ = conditioning
+    targets, refs = conditioning.target_poses, conditioning.ref_poses
+    attention = Attention(x.shape[-1], 8, cape_name)
     if name == "self_out":
-        layer, params, args = Attention(8, cape_name), params["attn1"], (x, x, targets, targets)
+        layer, params, args = attention, params["attn1"], (x, x, targets, targets)
     elif name == "cross_out":
-        layer, params, args = Attention(8, cape_name), params["attn2"], (x, tokens, targets, refs)
+        layer, params, args = attention, params["attn2"], (x, conditioning.tokens, targets, refs)
     elif name == "ff_out":
         layer, params, args = FeedForward(), params["ff"], (x,)
     else:
-        layer, args = TransformerBlock(8, cape_name), (x, conditioning, x.shape[1] // 3)
+        layer, args = TransformerBlock(8, cape_name), (x, conditioning)
     assert_close(layer.apply({"params": params}, *args), joined(io[f"attn/{name}"]))
 
 

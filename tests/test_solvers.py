@@ -154,16 +154,16 @@ def test_a_signal_less_end_refuses_what_cannot_start_there():
 
 
 def test_guidance_rescale_brings_back_the_deviation_of_each_view(rng):
-    def predict(latents, timesteps, tokens, views):
-        return latents * (1 + tokens.reshape(-1, 1, 1, 1, 1)) + 2.0
+    def predict(latents, timesteps):
+        return jnp.stack([latents + 2.0, latents * 2.0 + 2.0], axis=1)
 
     latents = jnp.asarray(rng.normal(size=(1, 3, 4, 4, 4)), jnp.float32)
-    tokens, t = jnp.ones((1, 1)), jnp.array([5])
+    t = jnp.array([5])
 
     def guided(rescale):
-        return samplers.guide(predict, tokens, None, 3.0, rescale)(latents, t)
+        return samplers.guide(predict, 3.0, rescale)(latents, t)
 
-    conditional = predict(latents, t, tokens, None)
+    conditional = predict(latents, t)[:, 1]
     plain, full, half = guided(0.0), guided(1.0), guided(0.5)
     axes = (-3, -2, -1)
     np.testing.assert_allclose(full.std(axes), conditional.std(axes), rtol=1e-5)

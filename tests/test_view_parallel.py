@@ -31,7 +31,7 @@ def some_cameras(rng, *shape):
 def joint_attention(variant, spread):
     """(parameters, x [B, M, T, C], lengths) -> joint self-attention of all views, same shape."""
     poses = cape.poses(variant, some_cameras(np.random.default_rng(1), NUM_SCENES, NUM_VIEWS))
-    module = Attention(HEADS, variant, spread=spread, keys_are_views=True)
+    module = Attention(WIDTH, HEADS, variant, spread=spread, keys_are_views=True)
 
     def attend(params, x, poses, lengths):
         flat = x.reshape(len(x), -1, WIDTH)

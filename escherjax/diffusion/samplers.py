@@ -29,12 +29,15 @@ def sample(
     eta: float = 0.0,
     draw_noise: Callable[[jax.Array], jax.Array] | None = None,
     trace: bool = False,
+    on_step: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Runs a sampler from noise to latents as one `lax.scan`, which compiles `predict` once.
 
     predict: (latents [B, ...], timesteps int32 [B]) -> prediction [B, ...].
     latents: [B, ...] standard normal noise. sampler, eta: see `solvers.make_table`.
     draw_noise: step number -> standard normal noise of latents' shape; needed if eta is not 0.
+    on_step: (number of steps done, estimate of the clean latents [B, ...]) -> whether to go on;
+    after a no, the remaining steps are left out.
     Returns float32 latents; with `trace` also those after every step, [num_steps, B, ...]. Call it
     under `jax.jit` with the network's parameters as an argument: outside, each call compiles anew.
     """
@@ -45,8 +48,8 @@ def sample(
         np.arange(num_steps), table.timesteps, table.correct, table.advance, table.noise
     )  # fmt: skip
 
-    def step(carry: tuple[jax.Array, ...], row: tuple[jax.Array, ...]) -> tuple[Any, Any]:
-        x, corrected, claim_1, claim_2 = carry  # D_{i-1} and D_{i-2}
+    def step(state: tuple[jax.Array, ...], row: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        x, corrected, claim_1, claim_2 = state  # D_{i-1} and D_{i-2}
         i, t, correct, advance, deviation = row
         prediction = predict(x, jnp.full(x.shape[:1], t)).astype(jnp.float32)
         claim = sample_from_prediction(schedule, prediction, t, x)
@@ -54,11 +57,25 @@ def sample(
         x = _combine(advance, (corrected, claim, claim_1))
         if eta and draw_noise is not None:
             x = x + deviation * draw_noise(i)
-        return (x, corrected, claim, claim_1), x if trace else None
+        return x, corrected, claim, claim_1
+
+    def advance_all(carry: tuple[Any, Any], row: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+        state, go_on = carry
+        if on_step is None:
+            state = step(state, row)
+        else:
+
+            def watched(state: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
+                state = step(state, row)
+                return state, on_step(row[0] + 1, state[2])
+
+            state, go_on = jax.lax.cond(go_on, watched, lambda state: (state, go_on), state)
+        return (state, go_on), state[0] if trace else None
 
     start = latents.astype(jnp.float32)
     nothing = jnp.zeros_like(start)
-    (final, *_), every = jax.lax.scan(step, (start, nothing, nothing, nothing), rows)
+    carry = (start, nothing, nothing, nothing), jnp.array(True)
+    ((final, *_), _), every = jax.lax.scan(advance_all, carry, rows)
     return (final, every) if trace else final
 
 
@@ -66,36 +83,30 @@ def _combine(weights: jax.Array, arrays: tuple[jax.Array, ...]) -> jax.Array:
     return sum(weights[k] * array for k, array in enumerate(arrays))
 
 
-def guide(
-    predict: Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array],
-    tokens: jax.Array,
-    views: Any,
-    guidance_scale: float,
-    rescale: float = 0.0,
-) -> Predict:
-    """Closes a conditional network over its condition, with classifier-free guidance.
+def is_guided(guidance_scale: float) -> bool:
+    """Whether a scale, a Python number, asks for guidance: 1 or less means none."""
+    return guidance_scale > 1
+
+
+def guide(predict: Predict, guidance_scale: float, rescale: float = 0.0) -> Predict:
+    """Classifier-free guidance.
 
     prediction = uncond + guidance_scale (cond - uncond)   (arXiv 2207.12598, eq. 6, scale = w + 1)
 
-    predict: (latents, timesteps, tokens, views) -> prediction.
-    tokens: [B, ...] reference tokens; the unconditional half has zeros in their place and comes
-    first in the doubled batch. views: pytree of [B, ...] arrays that both halves share (poses,
-    numbers of references). guidance_scale: a Python number; 1 or less means no guidance, and the
-    batch is then not doubled. rescale: from 0, none, to 1: how far the deviation of each view's
-    guided prediction (over its last three axes) is brought back to that of the conditional one
-    (arXiv 2305.08891, eq. 15 and 16). Raises UserError if it is outside.
+    predict: (latents [B, ...], timesteps [B]) -> [B, 2, ...], the unconditional and the conditional
+    prediction; where `is_guided` says no, [B, ...], which is returned. rescale: from 0, none, to 1:
+    how far the deviation of each view's guided prediction (over its last three axes) is brought
+    back to that of the conditional one (arXiv 2305.08891, eq. 15 and 16). Raises UserError if it is
+    outside.
     """
     if not 0 <= rescale <= 1:
         raise UserError(f"guidance rescale = {rescale}; needed a number from 0 to 1.")
-    if guidance_scale <= 1:
-        return lambda latents, timesteps: predict(latents, timesteps, tokens, views)
-
-    both_tokens = jnp.concatenate([jnp.zeros_like(tokens), tokens])  # [2B, ...]
-    both_views = jax.tree.map(_twice, views)
+    if not is_guided(guidance_scale):
+        return predict
 
     def guided(latents: jax.Array, timesteps: jax.Array) -> jax.Array:
-        both = predict(_twice(latents), _twice(timesteps), both_tokens, both_views)
-        uncond, cond = jnp.split(both.astype(jnp.float32), 2)
+        both = predict(latents, timesteps).astype(jnp.float32)
+        uncond, cond = both[:, 0], both[:, 1]
         prediction = uncond + guidance_scale * (cond - uncond)
         if rescale == 0:
             return prediction
@@ -104,7 +115,3 @@ def guide(
         return prediction * (1 - rescale + rescale * shrink)
 
     return guided
-
-
-def _twice(x: jax.Array) -> jax.Array:
-    return jnp.concatenate([x, x])

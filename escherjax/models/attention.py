@@ -20,6 +20,8 @@ from escherjax.models.tpu_attention import splash_attention
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
+CACHE = "reference_cache"  # the collection of keys and values that were computed before
+
 # Below this many queries XLA's plain attention is as fast as the fused kernel (H200, width 160).
 _MIN_CUDNN_QUERIES = 128
 
@@ -115,11 +117,12 @@ def pad_keys_to_even(
 class Attention(nn.Module):
     """Multi-head attention whose queries and keys carry their views' cameras; values do not.
 
-    cape: a variant of `escherjax.cape`. spread: the devices that share a scene, if several do;
-    keys_are_views: whether the context is split over them as x is. Parameters: to_q, to_k, to_v
-    without bias, to_out_0 with.
+    width: of queries and outputs. cape: a variant of `escherjax.cape`. spread: the devices that
+    share a scene, if several do; keys_are_views: whether the context is split over them as x is.
+    Parameters: to_q, to_k, to_v without bias, to_out_0 with.
     """
 
+    width: int
     num_heads: int
     cape: str = "6dof"
     attention_impl: str = "auto"
@@ -128,7 +131,15 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        dense = functools.partial(
+            nn.Dense, self.width, dtype=self.dtype, param_dtype=self.param_dtype
+        )
+        self.to_q = dense(use_bias=False)
+        self.to_k = dense(use_bias=False)
+        self.to_v = dense(use_bias=False)
+        self.to_out_0 = dense()
+
     def __call__(
         self,
         x: jax.Array,
@@ -141,23 +152,30 @@ class Attention(nn.Module):
 
         x: [B, Vq*Tq, C]; context: [B, Vk*Tk, D], both view-major. query_poses, key_poses: from
         `cape.poses`, of the Vq and Vk views. key_lengths: see `attend`. Returns [B, Vq*Tq, C].
+        If the variable CACHE/keys_values is given, it stands for the context and its poses.
         """
-        width = x.shape[-1]
-
-        def project(inputs: jax.Array, name: str) -> jax.Array:
-            out = nn.Dense(
-                width, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name=name
-            )(inputs)
-            return out.reshape(*out.shape[:2], self.num_heads, width // self.num_heads)
-
-        q = cape.rotate_queries(self.cape, project(x, "to_q"), query_poses)  # [B, L, heads, hd]
-        k = cape.rotate_keys(self.cape, project(context, "to_k"), key_poses)
+        q = cape.rotate_queries(self.cape, self._heads(self.to_q(x)), query_poses)
+        if self.has_variable(CACHE, "keys_values"):
+            k, v = self.get_variable(CACHE, "keys_values")
+        else:
+            k, v = self.keys_values(context, key_poses)
         kernel = functools.partial(attend, impl=self.attention_impl)
-        v = project(context, "to_v")
         if self.spread is None:
             out = kernel(q, k, v, key_lengths=key_lengths)
         else:
             out = self.spread.attend(kernel, q, k, v, key_lengths, self.keys_are_views)
-        return nn.Dense(width, dtype=self.dtype, param_dtype=self.param_dtype, name="to_out_0")(
-            out.reshape(x.shape)
-        )
+        return self.to_out_0(out.reshape(x.shape))
+
+    def keys_values(
+        self, context: jax.Array, key_poses: cape.Poses
+    ) -> tuple[jax.Array, jax.Array]:
+        """All that attention takes from a context: keys, turned, and values, [B, L, heads, hd]."""
+        k = cape.rotate_keys(self.cape, self._heads(self.to_k(context)), key_poses)
+        return k, self._heads(self.to_v(context))
+
+    def of_zeros(self) -> jax.Array:
+        """What a context of zeros gives every query, [1, 1, C]: its values are zero too."""
+        return self.to_out_0(jnp.zeros((1, 1, self.width), self.dtype))
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], self.num_heads, -1)

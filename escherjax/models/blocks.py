@@ -7,9 +7,9 @@ outside attention. Parameter names follow the published PyTorch checkpoints.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,19 +23,40 @@ from escherjax.models.parallel import Spread
 ZEROS = nn.initializers.zeros
 
 
-class Conditioning(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("tokens", "target_poses", "ref_poses", "key_lengths", "num_targets"),
+    meta_fields=("num_views", "guided"),
+)
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
     """What attention sees beside the image: reference tokens and all cameras.
 
     tokens: [B, N*L, D], view-major. target_poses, ref_poses: from `cape.poses`, of M and N views.
-    key_lengths: int32 [B], how many tokens count; num_targets: int32 [B], how many target views,
-    of all devices together, other views attend to; None = all.
+    num_views: M. key_lengths: int32 [B], how many tokens count; num_targets: int32 [B], how many
+    target views, of all devices together, other views attend to; None = all.
+    guided: each scene comes out twice, without its references and with them: pairs [B, 2]. What is
+    not known to differ yet is computed once: a scene becomes a pair where it first meets tokens.
     """
 
     tokens: jax.Array
     target_poses: Poses
     ref_poses: Poses
+    num_views: int
     key_lengths: jax.Array | None = None
     num_targets: jax.Array | None = None
+    guided: bool = False
+
+    @property
+    def num_scenes(self) -> int:
+        return self.tokens.shape[0]
+
+
+def as_pairs(x: jax.Array, num_scenes: int) -> jax.Array:
+    """[B*m, ...] -> [B*2*m, ...]: all rows of a scene, and then all of them again."""
+    x = x.reshape(num_scenes, 1, -1, *x.shape[1:])
+    twice = jnp.broadcast_to(x, (num_scenes, 2, *x.shape[2:]))
+    return twice.reshape(-1, *x.shape[3:])
 
 
 class GroupNorm(nn.Module):
@@ -114,7 +135,10 @@ class ResNetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, time_embedding: jax.Array | None = None) -> jax.Array:
-        """x: [R, h, w, C], time_embedding: [R, E] before its SiLU -> [R, h, w, features]."""
+        """x: [R, h, w, C], time_embedding: [B, E] before its SiLU -> [R, h, w, features].
+
+        Rows are those of B scenes, one scene after another.
+        """
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = functools.partial(
             GroupNorm, self.num_groups, self.epsilon, activation=nn.silu, **types
@@ -123,7 +147,7 @@ class ResNetBlock(nn.Module):
         h = nn.Conv(self.features, (3, 3), name="conv1", **types)(h)
         if time_embedding is not None:
             time = nn.Dense(self.features, name="time_emb_proj", **types)(nn.silu(time_embedding))
-            h = h + time[:, None, None]
+            h = h + jnp.repeat(time, x.shape[0] // time.shape[0], axis=0)[:, None, None]
         h = norm(name="norm2")(h)
         h = nn.Conv(self.features, (3, 3), kernel_init=ZEROS, name="conv2", **types)(h)
         if x.shape[-1] != self.features:
@@ -201,22 +225,43 @@ class TransformerBlock(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, conditioning: Conditioning, tokens_per_view: int
-    ) -> jax.Array:
-        """x: [B, M*T, C], view-major -> the same shape; T is tokens_per_view."""
+    def __call__(self, x: jax.Array, conditioning: Conditioning) -> jax.Array:
+        """x: [B, M*T, C], view-major -> the same shape; guided [B, ...] or [2B, ...] -> [2B, ...].
+        """
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        heads = (self.num_heads, self.cape, self.attention_impl, self.spread)
-        tokens, target_poses, ref_poses, key_lengths, num_targets = conditioning
-        target_lengths = None if num_targets is None else num_targets * tokens_per_view
+        heads = (x.shape[-1], self.num_heads, self.cape, self.attention_impl, self.spread)
+        num_scenes, num_targets = conditioning.num_scenes, conditioning.num_targets
+        shared = conditioning.target_poses, (
+            None if num_targets is None else num_targets * (x.shape[1] // conditioning.num_views)
+        )
+        if x.shape[0] > num_scenes:
+            shared = jax.tree.map(lambda array: as_pairs(array, num_scenes), shared)
+        target_poses, target_lengths = shared
         h = nn.LayerNorm(epsilon=1e-5, name="norm1", **types)(x)
         x = x + Attention(*heads, keys_are_views=True, name="attn1", **types)(
             h, h, target_poses, target_poses, target_lengths
         )
-        h = nn.LayerNorm(epsilon=1e-5, name="norm2", **types)(x)
-        x = x + Attention(*heads, name="attn2", **types)(
-            h, tokens, target_poses, ref_poses, key_lengths
-        )
+        norm = nn.LayerNorm(epsilon=1e-5, name="norm2", **types)
+        cross = Attention(*heads, name="attn2", **types)
+
+        def attend_to_references(x: jax.Array) -> jax.Array:
+            return cross(
+                norm(x),
+                conditioning.tokens,
+                conditioning.target_poses,
+                conditioning.ref_poses,
+                conditioning.key_lengths,
+            )
+
+        if conditioning.guided:
+            if x.shape[0] == num_scenes:
+                x = as_pairs(x, num_scenes)
+            pairs = x.reshape(num_scenes, 2, *x.shape[1:])
+            seen = attend_to_references(pairs[:, 1])
+            unseen = jnp.broadcast_to(cross.of_zeros(), seen.shape)
+            x = x + jnp.stack([unseen, seen], axis=1).reshape(x.shape)
+        else:
+            x = x + attend_to_references(x)
         h = nn.LayerNorm(epsilon=1e-5, name="norm3", **types)(x)
         return x + FeedForward(self.spread, name="ff", **types)(h)
 
@@ -237,12 +282,12 @@ class SpatialTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, conditioning: Conditioning) -> jax.Array:
-        """x: [B*M, h, w, C] -> the same shape; B is that of conditioning.tokens."""
+        """x: [B*M, h, w, C] -> the same shape; guided [B*M, ...] or [B*2*M, ...] -> the latter."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        batch, width = conditioning.tokens.shape[0], x.shape[-1]
+        width = x.shape[-1]
         h = GroupNorm(self.num_groups, epsilon=1e-6, name="norm", **types)(x)
         h = PointwiseConv(width, name="proj_in", **types)(h)
-        h = h.reshape(batch, -1, width)  # [B, M*h*w, C]
+        h = h.reshape(x.shape[0] // conditioning.num_views, -1, width)  # [B, M*h*w, C]
         h = TransformerBlock(
             self.num_heads,
             self.cape,
@@ -250,8 +295,10 @@ class SpatialTransformer(nn.Module):
             self.spread,
             name="transformer_blocks_0",
             **types,
-        )(h, conditioning, x.shape[1] * x.shape[2])
-        h = h.reshape(x.shape)
+        )(h, conditioning)
+        h = h.reshape(-1, *x.shape[1:])
+        if h.shape[0] > x.shape[0]:
+            x = as_pairs(x, conditioning.num_scenes)
         return x + PointwiseConv(width, ZEROS, name="proj_out", **types)(h)
 
 

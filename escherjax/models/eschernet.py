@@ -165,23 +165,8 @@ class EscherNet:
         and of the M are real, or None for all. Returns [B, M, h, w, C] float32.
         """
 
-        def predict(params, latents, target_poses, *shared):
-            timesteps, tokens, ref_poses, num_references, num_targets = shared
-            return self.unet.apply(
-                {"params": params},
-                latents,
-                timesteps,
-                tokens,
-                target_poses,
-                ref_poses,
-                num_references,
-                num_targets,
-            )
-
-        if self.spread is not None:
-            predict = self.spread.over_views(predict, (False, True, True, *(False,) * 5))
-        return predict(
-            params["unet"],
+        return self._run_unet(
+            {"params": params["unet"]},
             latents,
             cape.poses(self.cape, target_cameras),
             timesteps,
@@ -189,7 +174,54 @@ class EscherNet:
             cape.poses(self.cape, reference_cameras),
             num_references,
             num_targets,
+            False,
         )
+
+    def denoiser(
+        self,
+        params: Params,
+        tokens: jax.Array,
+        reference_cameras: Cameras,
+        target_cameras: Cameras,
+        num_references: jax.Array | None = None,
+        num_targets: jax.Array | None = None,
+        guided: bool = False,
+    ) -> samplers.Predict:
+        """`predict` for fixed views: (latents [B, M, h, w, C], timesteps [B]) -> prediction.
+
+        What the references give to attention is computed once, here. guided: the prediction is
+        [B, 2, M, h, w, C], for tokens of zero and for these; the former costs no cross-attention.
+        """
+        target_poses, ref_poses = (
+            cape.poses(self.cape, cameras) for cameras in (target_cameras, reference_cameras)
+        )
+        variables = {
+            "params": params["unet"],
+            **self.unet.reference_cache(params["unet"], tokens, ref_poses),
+        }
+        shared = (tokens, ref_poses, num_references, num_targets)
+
+        def predict(latents: jax.Array, timesteps: jax.Array) -> jax.Array:
+            out = self._run_unet(variables, latents, target_poses, timesteps, *shared, guided)
+            return out.reshape(latents.shape[0], 2, *latents.shape[1:]) if guided else out
+
+        return predict
+
+    def _run_unet(
+        self, variables: Any, latents: jax.Array, target_poses: cape.Poses, *rest: Any
+    ) -> jax.Array:
+        """The U-Net, each device its own target views. rest: timesteps, tokens, ref_poses,
+        num_references, num_targets, guided."""
+        *arrays, guided = rest
+
+        def run(variables, latents, target_poses, timesteps, tokens, ref_poses, *numbers):
+            return self.unet.apply(
+                variables, latents, timesteps, tokens, target_poses, ref_poses, *numbers, guided
+            )
+
+        if self.spread is not None:
+            run = self.spread.over_views(run, (False, True, True, *(False,) * len(arrays)))
+        return run(variables, latents, target_poses, *arrays)
 
     def generate(
         self,
@@ -239,30 +271,47 @@ class EscherNet:
         sampler: str = "ddim",
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
-        key: jax.Array | None = None,
+        keys: jax.Array | None = None,
+        on_step: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
         """Scaled latents [B, M, h, w, C] after sampling; tokens [B, N, L, D] of `encode_images`.
 
-        sampler, eta: see `solvers.make_table`; guidance_rescale: see `samplers.guide`; key: of the
-        noise that eta adds, each view's its own.
+        sampler, eta: see `solvers.make_table`; guidance_rescale: see `samplers.guide`; keys: [B],
+        of the noise that eta adds, each view's its own. on_step: see `samplers.sample`; its
+        estimate is divided by `latent_scale`, as `decode_latents` wants it.
         """
 
-        def predict(latents, timesteps, tokens, views):
-            return self.predict(params, latents, timesteps, tokens, *views)
+        predict = self.denoiser(
+            params,
+            tokens,
+            reference_cameras,
+            target_cameras,
+            num_references,
+            num_targets,
+            samplers.is_guided(guidance_scale),
+        )
 
         def draw_noise(step):
-            keys = jax.random.split(jax.random.fold_in(key, step), latents.shape[0])
             views = jnp.arange(latents.shape[1])
 
             def draw(key, view):
-                return jax.random.normal(jax.random.fold_in(key, view), latents.shape[2:])
+                key = jax.random.fold_in(jax.random.fold_in(key, step), view)
+                return jax.random.normal(key, latents.shape[2:])
 
             return jax.vmap(jax.vmap(draw, (None, 0)), (0, None))(keys, views)
 
-        views = (reference_cameras, target_cameras, num_references, num_targets)
-        guided = samplers.guide(predict, tokens, views, guidance_scale, guidance_rescale)
+        watch = None
+        if on_step is not None:
+            watch = lambda step, clean: on_step(step, clean / self.latent_scale)  # noqa: E731
         return samplers.sample(
-            self.schedule, guided, latents, num_steps, sampler, eta, draw_noise if eta else None
+            self.schedule,
+            samplers.guide(predict, guidance_scale, guidance_rescale),
+            latents,
+            num_steps,
+            sampler,
+            eta,
+            draw_noise if eta else None,
+            on_step=watch,
         )
 
 

@@ -16,9 +16,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from escherjax import cape
 from escherjax.errors import UserError
+from escherjax.models.attention import CACHE, Attention
 from escherjax.models.blocks import (
     ZEROS,
     Conditioning,
@@ -27,6 +29,7 @@ from escherjax.models.blocks import (
     ResNetBlock,
     SpatialTransformer,
     Upsample,
+    as_pairs,
 )
 from escherjax.models.parallel import Spread
 
@@ -157,8 +160,13 @@ class UpBlock(nn.Module):
         conditioning: Conditioning,
         size: tuple[int, int] | None,
     ) -> jax.Array:
-        """h: [R, h, w, C]; skips: one [R, h, w, S] a layer; size: (H, W) after up-sampling."""
+        """h: [R, h, w, C]; skips: one [R, h, w, S] a layer; size: (H, W) after up-sampling.
+
+        A guided scene's early skips have half the rows: they are the same for both of its pair.
+        """
         for i, skip in enumerate(skips):
+            if h.shape[0] > skip.shape[0]:
+                skip = as_pairs(skip, conditioning.num_scenes)
             h = jnp.concatenate([h, skip], axis=-1)  # [R, h, w, C+S]
             h = self.resnet(self.features, name=f"resnets_{i}")(h, time_embedding)
             if self.transformer is not None:
@@ -196,6 +204,7 @@ class UNet(nn.Module):
         ref_poses: cape.Poses,
         num_references: jax.Array | None = None,
         num_targets: jax.Array | None = None,
+        guided: bool = False,
     ) -> jax.Array:
         """Predicts noise for all target views jointly.
 
@@ -204,7 +213,9 @@ class UNet(nn.Module):
         num_references: int32 [B] >= 1, only the first so many references of a scene are seen;
         None = all. num_targets: int32 [B] >= 1, only the first so many target views, counted over
         all devices, are seen by other views; None = all.
-        Returns float32 [B, M, h, w, out_channels].
+        guided: predict twice, as for tokens of zero, and for these.
+        Returns float32 [B, M, h, w, out_channels], guided [B*2, M, ...], scene by scene.
+        With the collection of `reference_cache`, tokens and ref_poses tell their shapes only.
         Raises UserError if cameras and views do not agree in number.
         """
         config = self.config
@@ -231,13 +242,14 @@ class UNet(nn.Module):
             tokens.reshape(batch, num_refs * tokens_per_ref, -1).astype(self.dtype),
             target_poses,
             ref_poses,
+            num_views,
             None if num_references is None else num_references.astype(jnp.int32) * tokens_per_ref,
             num_targets,
+            guided,
         )
         time = timestep_features(timesteps, config.block_channels[0])
         time = TimeEmbedding(4 * config.block_channels[0], name="time_embedding", **types)(time)
         self.sow("intermediates", "h_time_embedding", time)
-        time = jnp.repeat(time, num_views, axis=0)  # [B*M, E]
 
         h = latents.reshape(batch * num_views, *latents.shape[2:]).astype(self.dtype)
         h = nn.Conv(config.block_channels[0], (3, 3), name="conv_in", **types)(h)
@@ -277,7 +289,33 @@ class UNet(nn.Module):
         h = nn.Conv(config.out_channels, (3, 3), kernel_init=ZEROS, name="conv_out", **types)(
             nn.silu(h)
         )
-        return h.astype(jnp.float32).reshape(*latents.shape[:-1], config.out_channels)
+        return h.astype(jnp.float32).reshape(-1, *latents.shape[1:-1], config.out_channels)
+
+    @nn.nowrap
+    def reference_cache(
+        self, params: Any, tokens: jax.Array, ref_poses: cape.Poses
+    ) -> dict[str, Any]:
+        """Keys and values of every cross-attention, as variables to `apply` this network with.
+
+        They depend on the references alone, so that they are the same at every sampling step.
+        params: those of this network; tokens: [B, N, L, D]; ref_poses: see `__call__`.
+        """
+        context = tokens.reshape(tokens.shape[0], -1, tokens.shape[-1]).astype(self.dtype)
+        layers = flatten_dict(params, is_leaf=lambda path, _: path[-1:] == ("attn2",))
+        cache = {}
+        for path, layer in layers.items():
+            if path[-1] == "attn2":
+                cross = Attention(
+                    layer["to_k"]["kernel"].shape[-1],
+                    self.config.num_heads,
+                    self.cape,
+                    dtype=self.dtype,
+                    param_dtype=self.param_dtype,
+                )
+                cache[*path, "keys_values"] = cross.apply(
+                    {"params": layer}, context, ref_poses, method="keys_values"
+                )
+        return {CACHE: unflatten_dict(cache)}
 
 
 def _check_poses(role: str, poses: cape.Poses, expected: tuple[int, int]) -> None:

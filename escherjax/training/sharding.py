@@ -74,18 +74,26 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     return _mesh(grid)
 
 
-def view_mesh(num_devices: int) -> Mesh:
+def view_mesh(num_devices: int, scene_devices: int = 1) -> Mesh:
     """A mesh of local devices that share the target views of a scene.
 
+    scene_devices: how many times so many devices there are, each with scenes of its own.
     Raises UserError if this machine has fewer.
     """
     local = jax.local_devices()
-    if not 1 <= num_devices <= len(local):
+    for work, number in (("target views", num_devices), ("scenes", scene_devices)):
+        if not 1 <= number <= len(local):
+            raise UserError(
+                f"the {work} were to be split over {number} devices, and this process has "
+                f"{len(local)}; needed a number from 1 to {len(local)}."
+            )
+    total = num_devices * scene_devices
+    if total > len(local):
         raise UserError(
-            f"the target views were to be split over {num_devices} devices, and this process has "
-            f"{len(local)}; needed a number from 1 to {len(local)}."
+            f"the target views were to be split over {num_devices} devices and the scenes over "
+            f"{scene_devices}, which takes {total}, and this process has {len(local)}."
         )
-    return _mesh(np.array(local[:num_devices]).reshape(1, 1, 1, num_devices))
+    return _mesh(np.array(local[:total]).reshape(scene_devices, 1, 1, num_devices))
 
 
 def single_device_mesh() -> Mesh:

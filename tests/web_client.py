@@ -76,8 +76,8 @@ class WebClient:
             while not is_so():
                 left = end - time.monotonic()
                 if left <= 0:
-                    seen = f"{self.notifications}, {list(self.widgets.values())}"
-                    raise TimeoutError(seen[:4000])
+                    seen = [(w.get("label"), w.get("value")) for w in self.widgets.values()]
+                    raise TimeoutError(f"{self.notifications}, {seen}")
                 self._changed.wait(left)
 
     def _receive(self):
@@ -107,6 +107,8 @@ class WebClient:
             self.nodes.pop(name, None)
         elif kind == "SceneNodeUpdateMessage":
             self.nodes.setdefault(name, {}).update(message["updates"])
+        elif kind == "SetPositionMessage":
+            self.nodes.setdefault(name, {})["position"] = message["position"]
         elif kind == "NotificationShowMessage":
             self.notifications.append(message["props"])
         elif kind == "FileTransferStartDownload":

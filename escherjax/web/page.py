@@ -81,7 +81,7 @@ class Page:
         most = self._session.limits.upload_bytes / 2**20
         self.tell(
             "File not taken",
-            f"{safe_label(name)} has {size / 2**20:.1f} MB; needed at most {most:.0f} MB in one "
+            f"{safe_label(name)} has {size / 2**20:.1f} MB; needed at most {most:.1f} MB in one "
             "file. Shrink it first.",
         )
 
@@ -120,18 +120,20 @@ class Page:
     def _take_file(self, file: Any) -> None:
         label = safe_label(file.name)
         if label.lower().endswith(".json"):
-            self.tell("Cameras", self._session.read_cameras(file.content), "green")
-        else:
-            reference = self._session.add_picture(file.name, file.content)
-            for note in reference.notes:
-                is_warning = note.startswith(WARNING)
-                self.tell(
-                    "Careful" if is_warning else "Picture read",
-                    note.removeprefix(WARNING),
-                    "orange" if is_warning else "green",
-                )
-            self._selected = len(self._session.references) - 1
+            said = self._session.read_cameras(file.content)
+            self._show_references()
+            self.tell("Cameras", said, "green")
+            return
+        reference = self._session.add_picture(file.name, file.content)
+        self._selected = len(self._session.references) - 1
         self._show_references()
+        for note in reference.notes:
+            is_warning = note.startswith(WARNING)
+            self.tell(
+                "Careful" if is_warning else "Picture read",
+                note.removeprefix(WARNING),
+                "orange" if is_warning else "green",
+            )
 
     def _take_example(self) -> None:
         pictures, c2w = self._example()

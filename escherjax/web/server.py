@@ -55,7 +55,7 @@ class DemoServer:
             self._fov_deg = pipe.facts.fov_deg or PUBLISHED_FOV_DEG
             self._settings = Settings(guidance_scale=pipe.facts.guidance_scale)
             self._queue = JobQueue(lambda job: drawing.draw(pipe, job), self._limits)
-        self._pages: dict[int, Page] = {}
+        self._pages: dict[int, Page | None] = {}  # None: under construction
         self._lock = threading.Lock()
         self._example_lock = threading.Lock()
         self._example: tuple[np.ndarray, np.ndarray] | None = None
@@ -100,6 +100,8 @@ class DemoServer:
             return
         with self._lock:
             full = len(self._pages) >= self._limits.visitors
+            if not full:
+                self._pages[client.client_id] = None  # taken before it is furnished
         if full:
             client.gui.add_markdown(
                 f"**{self._limits.visitors} pages are open already**, the most that this server "
@@ -107,9 +109,14 @@ class DemoServer:
             )
             return
         session = Session(self._resolution, self._limits, self._settings, self._fov_deg)
-        page = Page(client, session, self._queue, self._example_views, self._about)
+        with client.atomic():  # nobody presses a button before it is wired
+            page = Page(client, session, self._queue, self._example_views, self._about)
         with self._lock:
-            self._pages[client.client_id] = page
+            stays = client.client_id in self._pages
+            if stays:
+                self._pages[client.client_id] = page
+        if not stays:
+            page.close()
 
     def _disconnect(self, client: Any) -> None:
         with self._lock:

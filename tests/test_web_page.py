@@ -73,7 +73,7 @@ def frusta(client, group):
 
 def test_a_visit_from_pictures_to_files(client):
     client.upload("../a.png", picture())
-    client.wait(lambda: client.shows("Picture read"))
+    client.wait(lambda: client.shows("a.png: 24 x 24 pixels; object centred"))
     client.upload("b.png", picture((20, 60, 200)))
     client.wait(lambda: len(frusta(client, "references")) == 2)
     client.upload("transforms.json", transforms_json(cameras.from_spherical(1.2, 0.5, 1.8)))

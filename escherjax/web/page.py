@@ -128,12 +128,8 @@ class Page:
         self._selected = len(self._session.references) - 1
         self._show_references()
         for note in reference.notes:
-            is_warning = note.startswith(WARNING)
-            self.tell(
-                "Careful" if is_warning else "Picture read",
-                note.removeprefix(WARNING),
-                "orange" if is_warning else "green",
-            )
+            if note.startswith(WARNING):
+                self.tell("Careful", note.removeprefix(WARNING), "orange")
 
     def _take_example(self) -> None:
         pictures, c2w = self._example()
@@ -216,9 +212,10 @@ class Page:
         self._pictures.content = fragments.thumbnails(
             [r.image for r in references], labels, REFERENCE_COLOR, selected
         )
-        self._camera_text.content = fragments.line(
-            "Where was each picture taken from? Drag the orange cameras, or set:"
-        )
+        notes = [note.removeprefix(WARNING) for note in references[selected].notes]
+        self._camera_text.content = "".join(map(fragments.line, [
+            *notes, "Where was each picture taken from? Drag the orange cameras, or set:"
+        ]))  # fmt: skip
         if self._picture.options != tuple(labels):
             self._picture.options = tuple(labels)
         self._picture.value = labels[selected]

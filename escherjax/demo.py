@@ -26,11 +26,13 @@ def main(argv: Sequence[str]) -> None:
 
     # After parsing, so that --help answers at once.
     import dataclasses
+    import logging
     from pathlib import PurePath
 
     from escherjax.web.limits import Limits
     from escherjax.web.server import DemoServer
 
+    logging.getLogger("websockets").setLevel(logging.WARNING)
     pipe = None
     if arguments.weights is not None:
         from escherjax import pipeline

@@ -22,7 +22,7 @@ from tests.tiny import tiny_config
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SOFTWARE_GL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader",
                "--enable-unsafe-swiftshader"]  # fmt: skip
-TIMEOUT_MS = 60_000
+TIMEOUT_MS = 120_000
 
 pytestmark = [
     pytest.mark.slow,
@@ -75,7 +75,7 @@ def test_upload_adjust_draw_scrub_download(page, tmp_path):
     page.get_by_role("button", name="Draw 12 views").click()
     page.get_by_text("Drawn in").wait_for()
     first = page.locator('img[src^="blob:"]').first.get_attribute("src")
-    number = page.locator('xpath=//*[normalize-space(text())="View"]/following::input[1]')
+    number = page.locator('xpath=//*[normalize-space(text())="View"]/following::input[not(@type="hidden")][1]')
     number.fill("7")
     number.press("Enter")
     page.get_by_text("007.png of 12").wait_for()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import socket
 import threading
@@ -61,7 +63,8 @@ class DemoServer:
         self._example: tuple[np.ndarray, np.ndarray] | None = None
 
         _check_address(host, port)
-        self._server = viser.ViserServer(host=host, port=port, label="escherjax", verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # its own banner
+            self._server = viser.ViserServer(host=host, port=port, label="escherjax", verbose=False)
         guard.close_tunnel(self._server)
         self._server.gui.configure_theme(
             show_logo=False, show_share_button=False, brand_color=_BRAND

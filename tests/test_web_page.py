@@ -135,6 +135,7 @@ def test_a_file_larger_than_it_said_is_dropped(client):
     client.upload("a.png", picture())
     client.wait(lambda: frusta(client, "references"))
     assert not client.shows("big.png")
+    assert client.parts_taken == 1  # nothing was kept of the other
 
 
 def test_pages_of_other_sites_get_nothing(server, client):

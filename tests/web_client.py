@@ -15,6 +15,7 @@ class WebClient:
 
     def __init__(self, port, origin=None):
         self.widgets, self.nodes, self.notifications, self.files = {}, {}, [], {}
+        self.parts_taken = 0
         self._changed = threading.Condition()
         self._socket = connect(
             f"ws://127.0.0.1:{port}",
@@ -107,6 +108,8 @@ class WebClient:
             self.nodes.pop(name, None)
         elif kind == "SceneNodeUpdateMessage":
             self.nodes.setdefault(name, {}).update(message["updates"])
+        elif kind == "FileTransferPartAck":
+            self.parts_taken += 1
         elif kind == "SetPositionMessage":
             self.nodes.setdefault(name, {})["position"] = message["position"]
         elif kind == "NotificationShowMessage":

@@ -75,7 +75,8 @@ def test_upload_adjust_draw_scrub_download(page, tmp_path):
     page.get_by_role("button", name="Draw 12 views").click()
     page.get_by_text("Drawn in").wait_for()
     first = page.locator('img[src^="blob:"]').first.get_attribute("src")
-    number = page.locator('xpath=//*[normalize-space(text())="View"]/following::input[not(@type="hidden")][1]')
+    label = '//*[normalize-space(text())="View"]'
+    number = page.locator(f'xpath={label}/following::input[not(@type="hidden")][1]')
     number.fill("7")
     number.press("Enter")
     page.get_by_text("007.png of 12").wait_for()

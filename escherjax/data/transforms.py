@@ -74,18 +74,44 @@ def read_views(path: Path) -> list[images.View]:
     return views
 
 
+def parse_views(data: bytes, name: str) -> list[tuple[str, np.ndarray, dict[str, Any]]]:
+    """(file_path, c2w [4, 4] float32 with OpenCV axes, fields of its lens) of every frame.
+
+    data: bytes of a transforms.json; name: what messages call it. No file is opened; the fields are
+    for `pinhole_intrinsics`. Raises UserError if it cannot be read or a pose is missing or not
+    rigid.
+    """
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} cannot be read ({error}).") from error
+    meta, frames = _frames_of(content, name)
+    c2w = np.stack([pose for _, pose, _ in frames]).astype(np.float32)
+    cameras.check_poses(c2w, name)
+    return [
+        (str(fields["file_path"]), pose, {**meta, **fields})
+        for (fields, _, _), pose in zip(frames, c2w, strict=True)
+    ]
+
+
 def _read_frames(path: Path) -> tuple[dict[str, Any], list[tuple[dict[str, Any], np.ndarray, str]]]:
     """(top-level fields, (fields, c2w with OpenCV axes, how to name it) of each frame)."""
     try:
         meta = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from error
+    return _frames_of(meta, str(path))
+
+
+def _frames_of(
+    meta: Any, name: str
+) -> tuple[dict[str, Any], list[tuple[dict[str, Any], np.ndarray, str]]]:
     listed = meta.get("frames") if isinstance(meta, dict) else None
     if not isinstance(listed, list) or not listed:
-        raise UserError(f"{path} lists no frames.")
+        raise UserError(f"{name} lists no frames.")
     frames = []
     for number, frame in enumerate(listed):
-        where = f"{path}: frame {number}"
+        where = f"{name}: frame {number}"
         if not isinstance(frame, dict) or "file_path" not in frame:
             raise UserError(f"{where} has no file_path.")
         try:

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
     import numpy as np
 
-    from escherjax import cameras, pictures, pipeline
+    from escherjax import cameras, pictures, pipeline, view_plans
     from escherjax.cameras import Cameras
     from escherjax.data.drawing import read_views
     from escherjax.data.scenes import read_scene_folder
@@ -50,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.max_radius is not None:
         _, scale, _ = cameras.normalize_scene(scene.c2w, arguments.max_radius)
     target_c2w = _targets(arguments, scene, scale)
+    # Wrong settings are refused before weights are read
+    view_plans.make_plan(arguments.plan, scene.c2w[references], target_c2w, chunk=arguments.chunk)
     num_devices = arguments.view_parallel
     if num_devices is None:
         num_devices = _num_devices(len(target_c2w))

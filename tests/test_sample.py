@@ -72,6 +72,7 @@ def test_sampling_a_path_writes_everything_needed_to_repeat_it(workdir, scene, t
         assert animation.size == (16, 16)
     record = json.loads((out / "run.json").read_text())
     assert record["references"] == [0, 1, 2] and record["steps"] == 2 and record["num_views"] == 4
+    assert record["plan"]["name"] == "joint" and record["memory_estimate"]["parameters"] > 0
     written = read_cameras(out / "transforms.json")
     expected = trajectories.trajectory("orbit", 4, *_orbit_of(read_scene_folder(scene).c2w))
     np.testing.assert_allclose(written, expected, atol=1e-6)
@@ -117,6 +118,8 @@ def test_orbit_is_a_closed_circle_and_archimedean_goes_from_pole_to_pole(golden_
         (["--dtype", "float64"], "bfloat16"),
         (["--cape", "4dof"], "trained with '6dof'"),
         (["--steps", "0"], "1..1000"),
+        (["--plan", "pyramid"], "joint, anchors"),
+        (["--chunk", "0"], "chunk = 0"),
     ],
 )
 def test_wrong_arguments_are_refused(workdir, scene, tmp_path, arguments, reason):

@@ -3,9 +3,10 @@
     python -m benchmarks.sample --config configs/6dof.py --references 3 --targets 25
 
 One scene: the references are encoded, all targets drawn jointly, and decoded, as
-`Pipeline.generate` does, padding to the next bucket included; `--exact` pads nothing. Parameters
-are random: speed does not depend on them. The ceiling is a large matrix product on one device,
-timed here, times the number of devices.
+`Pipeline.generate` does it, padding to the next bucket included; `--exact` pads no more than the
+devices need. Parameters are random: speed does not depend on them. FLOPs are those of the views
+asked for, without padding. The ceiling is a large matrix product on one device, timed here, times
+the number of devices.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def measure(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]
     peak = perf.peak_flops()
     memory = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices]
     if arguments.exact:
-        compiled_for = [num_references, num_targets]
+        compiled_for = [num_references, num_targets + -num_targets % len(devices)]
     else:
         compiled_for = [pipe.reference_bucket(num_references), pipe.target_bucket(num_targets)]
     result = {

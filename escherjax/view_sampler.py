@@ -32,7 +32,7 @@ class ViewSampler:
 
     def __init__(self, model: EscherNet, mesh: Mesh):
         self._mesh = mesh
-        self._listeners: dict[int, Callable[[int, np.ndarray], bool]] = {}
+        self._listeners: dict[int | None, Callable[[int, np.ndarray], bool]] = {}
         self._numbers = itertools.count()
         spread_model = model.spread_over(sharding.spread(mesh))
 
@@ -101,9 +101,8 @@ class ViewSampler:
             return jax.device_put(array, where)
 
         errors: list[BaseException] = []
-        listener = None
+        listener = None if on_step is None else next(self._numbers)
         if on_step is not None:
-            listener = next(self._numbers)
 
             def tell(step: int, clean_latents: np.ndarray) -> bool:
                 try:
@@ -113,26 +112,28 @@ class ViewSampler:
                 return not errors
 
             self._listeners[listener] = tell
-        views = self._generate(
-            params,
-            put(images, by_scene),
-            Cameras(put(reference_c2w, by_scene)),
-            Cameras(put(target_c2w, by_target)),
-            put(latents, by_target),
-            num_references=put(num_references, by_scene),
-            num_targets=put(num_targets, by_scene),
-            keys=put(keys, by_scene),
-            view_numbers=put(view_numbers, by_target),
-            listener=listener,
-            **settings,
-        )
-        views = np.asarray(views[:num_scenes])
-        if listener is not None:
-            del self._listeners[listener]
+        try:
+            views = self._generate(
+                params,
+                put(images, by_scene),
+                Cameras(put(reference_c2w, by_scene)),
+                Cameras(put(target_c2w, by_target)),
+                put(latents, by_target),
+                num_references=put(num_references, by_scene),
+                num_targets=put(num_targets, by_scene),
+                keys=put(keys, by_scene),
+                view_numbers=put(view_numbers, by_target),
+                listener=listener,
+                **settings,
+            )
+            views = np.asarray(views[:num_scenes])
+        finally:
+            self._listeners.pop(listener, None)
         if errors:
             raise errors[0]
         return views
 
     def _tell(self, listener: Any, step: Any, clean_latents: Any) -> np.ndarray:
         """What a program calls: it outlives the call that it was compiled for, so by number."""
-        return np.array(self._listeners[int(listener)](int(step), np.asarray(clean_latents)))
+        tell = self._listeners.get(int(listener))
+        return np.array(tell is not None and tell(int(step), np.asarray(clean_latents)))

@@ -27,10 +27,18 @@ def compiled_fast():
 
 
 def make_pipeline(mesh=None):
-    config = tiny_config(unet__layers_per_block=1, unet__attention="(False,)")
+    config = tiny_config(
+        resolution=8,
+        unet__layers_per_block=1,
+        unet__attention="(False,)",
+        latents__kind="vae",  # whose latents are scaled
+        latents__vae__block_channels="(8,)",
+        latents__vae__layers_per_block=1,
+        latents__vae__norm_groups=4,
+    )
     model = eschernet.from_config(config)
-    params = random_params(model.parameter_shapes(16), np.random.default_rng(0))
-    return Pipeline(model, params, 16, mesh=mesh)
+    params = random_params(model.parameter_shapes(8), np.random.default_rng(0))
+    return Pipeline(model, params, 8, mesh=mesh)
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
     import numpy as np
 
-    from escherjax import cameras, inputs, pictures, pipeline, sample_outputs
+    from escherjax import cameras, inputs, pictures, pipeline, sample_outputs, view_plans
     from escherjax.cameras import Cameras
 
     scene = input_arguments.open_views(arguments)
@@ -58,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.preview:
         print(target_arguments.save_preview(arguments, scene.c2w, references, scale, targets))
         return 0
+    # Wrong settings are refused before weights are read
+    view_plans.make_plan(arguments.plan, scene.c2w[references], target_c2w, chunk=arguments.chunk)
     num_devices = arguments.view_parallel
     if num_devices is None:
         num_devices = _num_devices(len(target_c2w))

@@ -50,14 +50,24 @@ def test_chunks_share_one_program_and_may_come_in_any_order(pipe, scene):
     targets = orbit(5)
     before = pipe._sampler.num_programs
     plan = pipe.plan_views(scene[1], targets, "anchors", chunk=2)
-    views = pipe.generate(*scene, targets, **SETTINGS, plan=plan)
+    steps = []
+    views = pipe.generate(
+        *scene, targets, **SETTINGS, plan=plan, on_step=lambda *step: steps.append(step)
+    )
     assert [len(one.targets) for one in plan.passes] == [2, 2, 1]
     assert len({one.num_conditioning for one in plan.passes}) > 1
     assert pipe._sampler.num_programs == before + 1
     first, *rest = plan.passes
     other = Plan("other order", (first, *rest[::-1]))
-    again = pipe.generate(*scene, targets, **SETTINGS, plan=other)
+    again = pipe.generate(*scene, targets, **SETTINGS, plan=other, on_step=lambda *step: None)
     np.testing.assert_array_equal(views, again)
+    # Steps are counted over all passes; views that no pass has begun are zeros
+    assert [step[:2] for step in steps] == [(i, 6) for i in range(1, 7)]
+    begun = [latents.any(axis=(1, 2, 3)) for _, _, latents in steps]
+    for i in range(len(plan.passes)):
+        assert set(np.flatnonzero(begun[2 * i])) == {
+            target for earlier in plan.passes[: i + 1] for target in earlier.targets
+        }
 
 
 def test_noise_belongs_to_the_view_and_not_to_its_place_in_a_pass(pipe, scene):

@@ -77,6 +77,7 @@ def test_sampling_a_path_writes_everything_needed_to_repeat_it(workdir, scene, t
         assert animation.size == (16, 16)
     record = json.loads((out / "run.json").read_text())
     assert record["references"] == [0, 1, 2] and record["steps"] == 2 and record["num_views"] == 4
+    assert record["plan"]["name"] == "joint" and record["memory_estimate"]["parameters"] > 0
 
     read = read_scene_folder(scene)
     references = read.c2w[:3]
@@ -176,6 +177,8 @@ def test_cameras_from_a_file(workdir, scene, tmp_path):
         (["--cameras", "above"], "'above' is not understood"),
         (["--cape", "4dof"], "trained with '6dof'"),
         (["--steps", "0"], "1..1000"),
+        (["--plan", "pyramid"], "joint, anchors"),
+        (["--chunk", "0"], "chunk = 0"),
     ],
 )
 def test_wrong_arguments_are_refused(workdir, scene, tmp_path, arguments, reason):

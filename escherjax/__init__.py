@@ -3,19 +3,20 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from escherjax.pipeline import Pipeline, load
+    from escherjax.loading import load
+    from escherjax.pipeline import Pipeline
 
 __all__ = ["Pipeline", "load"]
+
+_HOME = {"Pipeline": "escherjax.pipeline", "load": "escherjax.loading"}
 
 
 def __getattr__(name: str):
     """Loads the pipeline on first use, so that commands can print help at once."""
-    if name in __all__:
-        from escherjax import pipeline
+    import importlib
 
-        return getattr(pipeline, name)
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
     if name in ("cameras", "cape", "metrics"):
-        import importlib
-
         return importlib.import_module(f"escherjax.{name}")
     raise AttributeError(f"module 'escherjax' has no attribute {name!r}")

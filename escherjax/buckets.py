@@ -10,6 +10,7 @@ import numpy as np
 
 _REFERENCE_STEPS = 2  # buckets between two powers of two; a reference costs next to nothing
 _TARGET_STEPS = 8  # a target is as dear as any other: at most an eighth more
+_PUBLISHED = (25, 100, 200)  # what the published protocols draw: nothing to be padded
 
 
 def reference_bucket(num_references: int) -> int:
@@ -20,10 +21,13 @@ def reference_bucket(num_references: int) -> int:
 def target_bucket(num_targets: int, view_devices: int = 1) -> int:
     """The smallest bucket that holds so many targets (>= 1).
 
-    All numbers to 16, then 18 20 ... 32 36 ... 64 72 ... 128 and so on, of these the multiples
-    of `view_devices`, the devices that share the targets.
+    All numbers to 16, then 18 20 ... 32 36 ... 64 72 ... 128 and so on, and 25, 100 and 200, which
+    the published protocols draw; of these the multiples of `view_devices`, the devices that share
+    the targets.
     """
-    size = _round_up(num_targets, _TARGET_STEPS)
+    size = num_targets
+    if num_targets not in _PUBLISHED:
+        size = _round_up(num_targets, _TARGET_STEPS)
     return size + -size % view_devices
 
 

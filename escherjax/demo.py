@@ -35,9 +35,9 @@ def main(argv: Sequence[str]) -> None:
     logging.getLogger("websockets").setLevel(logging.WARNING)
     pipe = None
     if arguments.weights is not None:
-        from escherjax import pipeline
+        from escherjax import loading
 
-        pipe = pipeline.load(arguments.weights, arguments.dtype, arguments.cape)
+        pipe = loading.load(arguments.weights, arguments.dtype, arguments.cape)
     limits = dataclasses.replace(
         Limits(), targets=arguments.max_views, drawing_sec=arguments.max_seconds
     )

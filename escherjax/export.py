@@ -50,18 +50,18 @@ def main(argv: Sequence[str]) -> int:
     if (arguments.private or arguments.revision) and not arguments.push_to_hub:
         raise UserError("--private and --revision go with --push-to-hub OWNER/NAME; add it.")
 
-    from escherjax import pipeline
+    from escherjax import loading
     from escherjax.weights import hub, writing
 
     writing.check_target(arguments.out)
     if arguments.push_to_hub:
         hub.check_upload(arguments.push_to_hub)
-    pipe = pipeline.load(arguments.weights, cape=arguments.cape, weights=arguments.params)
+    pipe = loading.load(arguments.weights, cape=arguments.cape, weights=arguments.params)
     pipe.save_torch(arguments.out, arguments.dtype)
     described = _described(pipe)
     print(f"{arguments.out}: {described}", file=sys.stderr)
     if arguments.dtype in ("float16", "bfloat16"):
-        pipe = pipeline.load(arguments.out)  # to compare what was written, rounded
+        pipe = loading.load(arguments.out)  # to compare what was written, rounded
     if not _check(pipe, arguments.out, arguments.no_check):
         print(f"error: PyTorch computes something else from {arguments.out}; do not use it, and "
               "please report it with its parity.json.", file=sys.stderr)  # fmt: skip

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
     import numpy as np
 
-    from escherjax import cameras, inputs, pictures, pipeline, sample_outputs, view_plans
+    from escherjax import cameras, inputs, loading, pictures, sample_outputs, view_plans
     from escherjax.cameras import Cameras
 
     scene = input_arguments.open_views(arguments)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     num_devices = arguments.view_parallel
     if num_devices is None:
         num_devices = _num_devices(len(target_c2w))
-    pipe = pipeline.load(
+    pipe = loading.load(
         arguments.weights, arguments.dtype, arguments.cape, view_devices=num_devices
     )
     fov_deg = input_arguments.training_fov_deg(arguments, pipe.facts)

@@ -13,7 +13,7 @@ import pytest
 from noise_scenes import NUM_VIEWS, SIDE, write_scene
 from tiny_workdir import write_workdir
 
-from escherjax import evaluate, pipeline
+from escherjax import evaluate, loading
 from escherjax.errors import EXIT_PREEMPTED, UserError
 from escherjax.evaluation import follow, records, run, sampling
 from escherjax.evaluation.scoring import Scorer
@@ -48,7 +48,7 @@ def weights(workdir):
 @pytest.fixture(scope="module")
 def pipe(weights):
     """One device; its compiled programs serve all tests."""
-    return pipeline.load(weights)
+    return loading.load(weights)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def finished(pipe, weights, data, tmp_path_factory):
     """The output of the command itself."""
     out = tmp_path_factory.mktemp("evaluate") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "load", lambda *_, **__: pipe)  # compiled already
+        patch.setattr(loading, "load", lambda *_, **__: pipe)  # compiled already
         assert evaluate.main(arguments(weights, data, out)) == 0
     return out
 
@@ -204,10 +204,10 @@ def test_a_signal_stops_after_the_batch_and_exits_with_75(
         signal.raise_signal(signal.SIGTERM)
         return pipe
 
-    monkeypatch.setattr(pipeline, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     assert evaluate.main(arguments(weights, data, out)) == EXIT_PREEMPTED
     assert records.case_names(records.read_all(out)) == {("ball", 1)}
-    monkeypatch.setattr(pipeline, "load", lambda *_, **__: pipe)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pipe)
     assert evaluate.main(arguments(weights, data, out)) == 0
     assert written(out) == written(finished)
 
@@ -304,7 +304,7 @@ def test_wrong_arguments_are_refused(
     pipe, weights, data, tmp_path, monkeypatch, more, reason
 ):
     if "nowhere" not in reason:
-        monkeypatch.setattr(pipeline, "load", lambda *_, **__: pipe)
+        monkeypatch.setattr(loading, "load", lambda *_, **__: pipe)
     with pytest.raises(UserError, match=f"(?s){reason}"):
         evaluate.main(arguments(weights, data, tmp_path / "out", *more))
 
@@ -323,7 +323,7 @@ def followed(workdir, pipe, data, tmp_path_factory):
     shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "3")
     shutil.rmtree(workdir / "checkpoints" / "3" / "weights")
 
-    def load(*given, really=pipeline.load, **more):
+    def load(*given, really=loading.load, **more):
         loaded, fresh = copy.copy(pipe), really(*given, **more)  # with its compiled programs
         loaded.params, loaded.facts = fresh.params, fresh.facts
         return loaded
@@ -334,7 +334,7 @@ def followed(workdir, pipe, data, tmp_path_factory):
     handler.emit = lambda record: said.append(record.getMessage())
     log.addHandler(handler)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "load", load)
+        patch.setattr(loading, "load", load)
         assert evaluate.main(follow_arguments(workdir, data, out, "--follow-until-step", "4")) == 0
     log.removeHandler(handler)
     shutil.rmtree(workdir / "checkpoints" / "3")

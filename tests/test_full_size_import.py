@@ -41,9 +41,9 @@ FILES = {
 }
 READ = """
 import resource, sys, time
-from escherjax import pipeline
+from escherjax import loading
 start = time.perf_counter()
-pipe = pipeline.load(sys.argv[1], cape="6dof")
+pipe = loading.load(sys.argv[1], cape="6dof")
 import jax
 jax.block_until_ready(pipe.params)
 seconds = time.perf_counter() - start

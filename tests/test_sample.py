@@ -14,8 +14,8 @@ from escherjax.cameras import to_spherical
 from escherjax.data.scenes import read_scene_folder
 from escherjax.data.transforms import read_cameras
 from escherjax.errors import UserError
+from escherjax.loading import load
 from escherjax.models import eschernet
-from escherjax.pipeline import load
 from escherjax.training import checkpoint, sharding
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import create_state

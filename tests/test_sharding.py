@@ -1,14 +1,17 @@
 """The rules of the mesh: what is split along which axis, and what is refused."""
 
 import dataclasses
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from tiny import tiny_config
 
 from escherjax.errors import UserError
+from escherjax.models.blocks import Upsample
 from escherjax.training import sharding
 
 
@@ -132,3 +135,29 @@ def test_tensors_that_no_dimension_splits_are_counted():
         "their dimensions; the largest is fine",
     ]
     assert "not split" not in table(4, 64)
+
+
+def test_upsampling_keeps_split_rows_where_they_are():
+    """The partitioner gathers parameters for a convolution, never the rows of all devices."""
+    mesh = sharding.make_mesh(tiny_config(mesh__fsdp=8))
+    upsample = Upsample()
+
+    def loss(params, x):
+        h = upsample.apply({"params": params}, x, (16, 16))
+        return jnp.sum(jnp.square(h))
+
+    def placed(shape, *spec):
+        return jax.ShapeDtypeStruct(
+            shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*spec))
+        )
+
+    params = {
+        "conv": {
+            "kernel": placed((3, 3, 64, 64), None, None, None, "fsdp"),
+            "bias": placed((64,)),
+        }
+    }
+    step = jax.jit(jax.value_and_grad(loss))
+    text = step.lower(params, placed((48, 8, 8, 64), "fsdp")).compile().as_text()
+    gathered = set(re.findall(r"= \w+(\[[\d,]*\])\S* all-gather", text))
+    assert gathered == {"[3,3,64,64]"}, gathered

@@ -143,8 +143,9 @@ def test_buckets_hold_every_number_and_waste_little():
     references = {buckets.reference_bucket(n) for n in range(1, 40)}
     assert sorted(references) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
     targets = {buckets.target_bucket(n) for n in range(15, 70)}
-    assert sorted(targets) == [15, *range(16, 32, 2), *range(32, 64, 4), 64, 72]
+    assert sorted(targets) == [15, *sorted({25, *range(16, 32, 2)}), *range(32, 64, 4), 64, 72]
     assert buckets.target_bucket(17, view_devices=4) == 20
+    assert [buckets.target_bucket(n) for n in (25, 99, 100, 101, 200)] == [25, 104, 100, 104, 200]
 
 
 def test_filling_repeats_the_last_real_view():

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from escherjax import pipeline
+from escherjax import loading
 from escherjax.errors import UserError, listed
 from escherjax.evaluation import engine, records, report, settings, summary
 from escherjax.evaluation.engine import Job
@@ -98,7 +98,7 @@ def evaluate(request: Request, weights: str | Path, stop: Stop) -> bool:
 
 def load(request: Request, folder: Path) -> Pipeline:
     """The pipeline of the weights in `folder`, as the request wants it."""
-    return pipeline.load(
+    return loading.load(
         folder,
         request.dtype,
         request.cape,

@@ -339,9 +339,12 @@ class Upsample(nn.Module):
         For an odd size, cutting the doubled image equals nearest-neighbour interpolation to it.
         """
         rows, height, width, channels = x.shape
-        doubled = jnp.broadcast_to(
-            x[:, :, None, :, None], (rows, height, 2, width, 2, channels)
-        ).reshape(rows, 2 * height, 2 * width, channels)
+        # Copies set side by side, not a broadcast: behind one, XLA's partitioner no longer sees
+        # that the rows are split over devices, and gathers them all for the convolution.
+        doubled = x.reshape(rows, height, 1, width, 1, channels)
+        for axis in (2, 4):
+            doubled = jnp.concatenate([doubled, doubled], axis)
+        doubled = doubled.reshape(rows, 2 * height, 2 * width, channels)
         return nn.Conv(
             channels, (3, 3), dtype=self.dtype, param_dtype=self.param_dtype, name="conv"
         )(doubled[:, : size[0], : size[1]])

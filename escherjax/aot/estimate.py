@@ -42,9 +42,12 @@ def analyze(program: Program, compiled: Any, chip: Chip, num_chips: int) -> dict
             for one in sorted(found, key=lambda one: -one.num_bytes * one.calls)[:8]
         ],
     }  # fmt: skip
-    result["time"] = roofline(
-        program.model_flops / num_chips, xla_flops + kernel_flops, hbm_bytes, sent, chip
-    )
+    result["loop_steps"] = program.loop_steps
+    result["time"] = None  # the compiler counts the body of a loop once, and does not say how much
+    if program.loop_steps == 1:
+        result["time"] = roofline(
+            program.model_flops / num_chips, xla_flops + kernel_flops, hbm_bytes, sent, chip
+        )
     result["warnings"] = [
         *_memory_warnings(result["memory"]),
         *replicated(program.arguments),

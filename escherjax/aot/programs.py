@@ -24,11 +24,13 @@ PROGRAMS = ("train", "sample")
 @dataclasses.dataclass(frozen=True)
 class Program:
     """A lowered program. arguments: the state it is given beside data, abstract, with shardings;
-    model_flops: of one call on all chips together, recomputation not counted."""
+    model_flops: of one call on all chips together, recomputation not counted; loop_steps: how often
+    its outer loop runs."""
 
     lowered: Any
     arguments: Any
     model_flops: float
+    loop_steps: int = 1
 
 
 def lower_program(name: str, config: ConfigDict, mesh: Mesh) -> Program:
@@ -57,7 +59,8 @@ def lower_program(name: str, config: ConfigDict, mesh: Mesh) -> Program:
         arguments = state.sampling_params()
         jitted, rest, flops = _sampling(model, arguments, config, mesh)
     with jax.set_mesh(mesh):  # tells attention which chips the program is for
-        return Program(jitted.lower(arguments, *rest), arguments, flops)
+        loop_steps = 1 if name == "train" else config.eval.num_sampling_steps
+        return Program(jitted.lower(arguments, *rest), arguments, flops, loop_steps)
 
 
 def _sampling(

@@ -51,7 +51,10 @@ def compile_for_topology(
     if kept.is_file() and hlo is None:
         log.info("compiled before: %s", kept)
         return json.loads(kept.read_text())
-    log.info("lowered in %.0f s; compiling: half an hour or more at full size", lower_sec)
+    log.info(
+        "lowered in %.0f s; compiling: at full size ten minutes on eight cores, an hour on two",
+        lower_sec,
+    )
     started = time.monotonic()
     compiled = _compile(program.lowered)
     compile_sec = time.monotonic() - started
@@ -127,6 +130,13 @@ def format_report(result: dict[str, Any]) -> str:
         f"{row['source']}"
         for row in result["largest_collectives"]
     ]
+    if times is None:
+        lines += [
+            "",
+            f"no estimate of time: in FLOPs by XLA and bytes of memory the loop over "
+            f"{result['loop_steps']} steps is counted as one step",
+        ]
+        return "\n".join(lines + [f"warning: {text}" for text in result["warnings"]])
     lines += [
         "",
         f"time by data sheet: arithmetic {1e3 * times['compute']:.1f} ms, memory "

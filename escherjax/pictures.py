@@ -83,11 +83,13 @@ def save_animation(
     first.save(path, save_all=True, append_images=rest, duration=1000 // frames_per_sec, loop=0)
     try:
         import imageio_ffmpeg
-    except ImportError:
+
+        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):  # the latter on systems that it has no ffmpeg for
         log.info("no orbit.mp4: it needs imageio-ffmpeg (pip install 'escherjax[video]')")
         return [path]
     video = folder / "orbit.mp4"
-    _save_video(imageio_ffmpeg.get_ffmpeg_exe(), video, images, frames_per_sec)
+    _save_video(ffmpeg, video, images, frames_per_sec)
     return [path, video]
 
 

@@ -31,7 +31,7 @@ def section(content: dict[str, Any]) -> str:
         f"{rule['max_distance']:g} px; distance: that of such pairs; track error: reprojection "
         "error of points that three or more views share. Medians of a scene, then means over "
         f"scenes with 95% intervals, of views of {content['settings']['weights']['resolution']} px."
-        " Plain or look-alike surfaces lower all of them: read them beside those of the true views."
+        " Plain and look-alike surfaces spoil all of them: read them beside those of true views."
     )
     heads = ("references", "", *map(page.heading, VALUES))
     return page.section(

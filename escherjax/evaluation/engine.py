@@ -76,9 +76,8 @@ def run(pipe: Pipeline, scorer: Scorer, job: Job, stopped: Callable[[], bool]) -
     """Does this process's part of a job, or what is left of it; False if stopped before its end.
 
     stopped: asked after each batch. Records go to `records.PER_VIEW`, and before them what else is
-    asked for, so that a case is never scored without it; of cases scored in an earlier run that
-    did not ask for it, it is made up for. Cases that cannot be read go to `records.SKIPPED`, named and
-    counted.
+    asked for; what a case lacks of it, scored or not, is made up for. Cases that cannot be read go
+    to `records.SKIPPED`, named and counted.
     """
     files = _Files(job, scorer)
     skipped_path = records.shard_file(job.out, records.SKIPPED, job.shard)

@@ -178,9 +178,11 @@ def agreements_as_text(
         where = f"record {index}, scene {scene_id!r}"
         if agreement.scene_warning:
             lines.append(f"{where}: {agreement.scene_warning}")
+        measured = np.isfinite(agreement.distance)
         lines += [
             f"{where}: view {view} disagrees with the others, "
-            f"median epipolar distance {agreement.distance[view]:.1f} px."
+            f"median epipolar distance {agreement.distance[view]:.1f} px; {measured.sum()} of "
+            f"{len(measured)} views could be measured."
             for view in agreement.outliers
         ]
     known = distance[np.isfinite(distance)]

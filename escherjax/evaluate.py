@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
             view_devices=arguments.view_parallel,
             shard=arguments.shard or run.default_shard(),
             report_scenes=arguments.report_scenes,
+            save_views=arguments.save_views,
         )
         if arguments.follow is not None:
             finished = follow.follow(
@@ -123,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
         "matched field of view (default %(default)s)")  # fmt: skip
     on("--references", type=_counts, metavar="N,N,...",
         help="numbers of references (default: the protocol's)")  # fmt: skip
-    on("--metrics", default="psnr,ssim,lpips", help="(default %(default)s)")
+    on("--metrics", default="psnr,ssim,lpips",
+        help="of psnr, ssim, lpips, and consistency: of a scene's views with each other, no truth "
+        "needed, but the extra 'prep' (default %(default)s)")  # fmt: skip
     on("--limit", type=int, metavar="n", help="only the first n scenes")
     on("--split", help="of shards or transforms_SPLIT.json, for heldout")
     on("--num-targets", type=int, help="most targets of a scene, for heldout")
@@ -152,6 +155,8 @@ def _parser() -> argparse.ArgumentParser:
         help="this process's part, i from 0 (default: as jax.distributed numbers it)")  # fmt: skip
     work("--merge", action="store_true",
         help="summary and report of what all shards left in --out, complete or not")  # fmt: skip
+    work("--save-views", action="store_true",
+        help="every view as a PNG, with cameras: views/SCENE/N3/000.png, transforms.json")
     work("--report-scenes", type=int, default=30, metavar="n",
         help="scenes with pictures in the report (default %(default)s)")  # fmt: skip
     work("--follow-until-step", type=int, metavar="STEP",

@@ -9,6 +9,7 @@ What a compiler fuses or copies beyond that is not in it; docs/sampling.md says 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ _USABLE = 0.75
 _SCORE_BYTES = 12
 
 _GIB = 2**30
+
+log = logging.getLogger("escherjax.view_plans")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +140,16 @@ def largest_chunk(
     """The most targets, up to `most`, whose estimate fits three quarters of the free memory.
 
     estimate_of: number of targets -> its estimate. free: bytes beside the parameters, which are
-    there already; None asks `free_bytes`. Raises UserError if not one fits, or nothing tells.
+    there already; None asks `free_bytes`, and where that cannot tell, all are said to fit, with a
+    warning. Raises UserError if not one fits.
     """
     free = free_bytes() if free is None else free
     if free is None:
-        raise UserError(
-            "This device does not tell how much memory is free, by which the plan 'auto' chooses; "
-            "give chunk (--chunk), the most views at once, or another plan."
-        )
+        log.warning(
+            "this device does not tell how much memory is free: all %d views are drawn at once "
+            "(chunk, --chunk, says how many at most)", most
+        )  # fmt: skip
+        return most
     low, high = 0, most  # the estimate grows with the number: bisect
     while low < high:
         middle = (low + high + 1) // 2

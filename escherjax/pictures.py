@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import warnings
+import subprocess
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from escherjax import cameras
+from escherjax.errors import UserError
 
 REFERENCE, TARGET, SAMPLE = (214, 96, 31), (110, 110, 110), (31, 105, 196)
 _GAP, _FRAME = 6, 3
@@ -73,6 +74,7 @@ def save_animation(
     """Writes [M, H, W, 3] uint8 as a looping orbit.gif; with imageio-ffmpeg as orbit.mp4 too.
 
     closed: the last view leads on to the first; else they are shown there and back again.
+    Raises UserError if ffmpeg fails.
     """
     if not closed:
         images = np.concatenate([images, images[-2:0:-1]])
@@ -80,17 +82,39 @@ def save_animation(
     first, *rest = (Image.fromarray(image) for image in images)
     first.save(path, save_all=True, append_images=rest, duration=1000 // frames_per_sec, loop=0)
     try:
-        import imageio
-        import imageio_ffmpeg  # noqa: F401  imageio alone writes no video
-    except ImportError:
+        import imageio_ffmpeg
+
+        ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):  # the latter on systems that it has no ffmpeg for
         log.info("no orbit.mp4: it needs imageio-ffmpeg (pip install 'escherjax[video]')")
         return [path]
     video = folder / "orbit.mp4"
-    with warnings.catch_warnings():
-        # JAX warns of forks in general; ffmpeg replaces the forked process at once.
-        warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)
-        imageio.mimwrite(video, list(images), fps=frames_per_sec, quality=8, macro_block_size=2)
+    _save_video(ffmpeg, video, images, frames_per_sec)
     return [path, video]
+
+
+def _save_video(ffmpeg: str, path: Path, images: np.ndarray, frames_per_sec: int) -> None:
+    """Writes [M, H, W, 3] uint8 as H.264 of high quality, which every browser plays.
+
+    Its own call of ffmpeg: imageio-ffmpeg's forks this process, which JAX warns of, as its threads
+    could be caught holding locks. Without a `preexec_fn` Python does not fork.
+    """
+    height, width = images.shape[1:3]
+    command = [
+        ffmpeg, "-y", "-v", "error",
+        "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
+        "-r", str(frames_per_sec), "-i", "-",
+        "-vcodec", "libx264", "-crf", "10", "-pix_fmt", "yuv420p",
+        "-vf", "scale=trunc(iw/2+0.5)*2:trunc(ih/2+0.5)*2",  # yuv420p has even sides only
+        str(path),
+    ]  # fmt: skip
+    done = subprocess.run(command, input=images.tobytes(), capture_output=True, check=False)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()[-500:]
+        raise UserError(
+            f"{path} could not be written by {ffmpeg}: {said or f'exit code {done.returncode}'}. "
+            "Needed an ffmpeg with libx264; IMAGEIO_FFMPEG_EXE names another one."
+        )
 
 
 def line_chart(path: Path, x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> None:

@@ -24,10 +24,10 @@ def test_few_views_are_all_paired_and_many_with_near_cameras_and_numbers():
     assert (0, 20) not in pairs
 
 
-def textured_scene(views=8):
+def textured_scene(views=8, seed=1):
     """A textured plane z = 0, seen from above by warping the texture, without a renderer."""
     cv2 = pytest.importorskip("cv2")
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     side, half = 400, 1.2  # texture pixels, half extent in the world
     texture = cv2.GaussianBlur(rng.integers(0, 256, (side, side, 3), np.uint8), (0, 0), 3.0)
     texture = cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX)
@@ -71,7 +71,9 @@ def test_right_cameras_agree_and_a_wrong_one_is_named(tmp_path, capsys):
     page = tmp_path / "page.html"
     inspect.main([str(tmp_path / "set"), "--out", str(page), "--epipolar", "--workers", "2"])
     named = "record 1, scene 'wrong': view 3 disagrees with the others"
-    assert named in capsys.readouterr().out and "view 3 disagrees" in page.read_text()
+    said = capsys.readouterr().out
+    assert named in said and "view 3 disagrees" in page.read_text()
+    assert "8 of 8 views could be measured" in said
 
 
 def test_matches_of_unlike_geometry_are_left_out():
@@ -104,6 +106,37 @@ def test_pictures_without_texture_have_no_answer():
     assert result.scene_warning is None and result.outliers == []
 
 
+def test_nothing_is_said_where_few_views_could_be_measured():
+    scene = textured_scene(9)
+    blank = images.encode_png(np.full((SIZE, SIZE, 3), 255, np.uint8))
+
+    def reversed_with(textured):
+        """The cameras in reverse, and only so many views with texture."""
+        pictures = scene.images[:textured] + [blank] * (9 - textured)
+        return dataclasses.replace(scene, images=pictures, c2w=scene.c2w[::-1].copy())
+
+    few = epipolar.check_scene(reversed_with(2))
+    assert np.nanmin(few.distance) > 2 and few.matches[:2].min() >= epipolar.MIN_MATCHES
+    assert few.scene_warning is None and few.outliers == []
+    enough = epipolar.check_scene(reversed_with(3))
+    assert "3 of 9 views" in enough.scene_warning and enough.outliers == []
+
+
+def test_one_pair_is_no_evidence_against_a_view():
+    """Two views look alike, and like no other: perhaps two sides of an object."""
+    scene, other = textured_scene(), textured_scene(2, seed=2)
+    strange = with_tilted_view(other, 1)
+    both = dataclasses.replace(
+        scene,
+        images=scene.images + strange.images,
+        c2w=np.concatenate([scene.c2w, strange.c2w]),
+        K=np.concatenate([scene.K, strange.K]),
+    )
+    result = epipolar.check_scene(both)
+    assert result.distance[8:].min() > 2 and result.distance[:8].max() < 0.5
+    assert result.scene_warning is None and result.outliers == []
+
+
 @pytest.mark.parametrize(
     "importer, name", [(nerf_json, "nerf_synthetic_lego"), (zero123, "gso_elephant")]
 )
@@ -123,3 +156,14 @@ def test_real_pictures_agree_with_their_cameras_and_not_with_flipped_ones(
     c2w[:, :3, :3] = c2w[:, :3, :3].swapaxes(1, 2)
     wrong = epipolar.check_scene(dataclasses.replace(scene, c2w=c2w))
     assert wrong.scene_warning is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["nerf_synthetic_lego", pytest.param("fox", marks=pytest.mark.slow)]
+)
+def test_real_pictures_in_reverse_order_are_found(data_dir, tmp_path, name):
+    pytest.importorskip("cv2")
+    nerf_json.main(["--source", str(data_dir / name), "--out", str(tmp_path / "out")])
+    scene = records.open_shards(tmp_path / "out")[0]
+    wrong = epipolar.check_scene(dataclasses.replace(scene, c2w=scene.c2w[::-1].copy()))
+    assert "views that could be measured" in wrong.scene_warning

@@ -52,6 +52,7 @@ def test_gso25_gives_the_first_views_makes_all_and_scores_the_last_fifteen(objec
     assert case.scored.tolist() == list(range(10, 25))
     np.testing.assert_allclose(case.target_c2w, poses(25, 0), atol=1e-6)
     np.testing.assert_array_equal(case.reference_c2w, case.target_c2w[:3])
+    np.testing.assert_allclose(case.target_K[:, 0, 0], [16 * 35 / 32] * 25, rtol=1e-6)  # float32
     assert protocol.describe()["published_num_scenes"] == 30
 
 

@@ -110,6 +110,9 @@ def test_modes_differ_in_background_filter_and_rounding(soft):
     small = faithful.read("soft", 1, SIZE // 3, "6dof")
     assert (small.truth[0] != small.reference_images[0]).any()
     shrunk = corrected.read("soft", 1, SIZE // 3, "6dof")
+    expected = cameras.intrinsics_from_fov(0.7, SIZE // 3, SIZE // 3)
+    for case in (small, shrunk):
+        np.testing.assert_allclose(case.target_K, [expected] * 2, rtol=1e-6)  # float32
     np.testing.assert_array_equal(shrunk.truth[0], shrunk.reference_images[0])
 
 
@@ -121,6 +124,9 @@ def test_fields_of_view_are_matched_only_where_asked(soft):
     margin = round(SIZE / 2 * (1 - np.tan(0.35)))
     assert (wide.truth[0, : margin - 1] == 255).all() and (stored.truth[0, 0, 0] != 255).any()
     assert (wide.truth[0, margin + 1, margin + 1] != 255).any()
+    for case, half in ((stored, 0.35), (wide, np.radians(45))):
+        expected = cameras.intrinsics_from_fov(2 * half, SIZE, SIZE)
+        np.testing.assert_allclose(case.target_K, [expected] * 2, rtol=1e-6)  # float32
 
 
 def test_scenes_are_scaled_only_where_asked(soft):

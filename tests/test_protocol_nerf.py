@@ -137,6 +137,7 @@ def test_corrected_pads_to_the_training_field_of_view(scenes):
     dark = (case.truth[0] < 128).any(-1)
     # f = 35 / 32 of the side in place of 1.389: 20 of 40 pixels become 31.5 of 80.
     expected = 40 * (35 / 32) / (0.5 / np.tan(ANGLE / 2))
+    np.testing.assert_allclose(case.target_K[:, 0, 0], 80 * 35 / 32, rtol=1e-6)  # float32
     assert abs(np.sqrt(dark.sum()) - expected) < 1
     np.testing.assert_array_equal(case.reference_images[0, 0], np.full((80, 3), 255))
 

@@ -16,7 +16,7 @@ VIEWS = np.zeros((2, 4, 4, 3), np.uint8)
 
 def request():
     pose = np.eye(4, dtype=np.float32)[None]
-    return Request(VIEWS, pose, pose, Settings())
+    return Request(VIEWS, pose, pose, np.ones(1), Settings())
 
 
 class Drawer:

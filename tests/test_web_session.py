@@ -2,11 +2,14 @@
 
 import io
 import json
+import subprocess
+import warnings
 import zipfile
 
+import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from escherjax import cameras
 from escherjax.data import transforms
@@ -207,24 +210,25 @@ def test_the_zip_holds_the_views_and_their_cameras(session, tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["num_steps"] == 25
 
 
-def test_an_animation_shows_the_views_in_order():
+def test_an_animation_shows_the_views_in_order_and_forks_no_process_of_threads(tmp_path):
+    jax.devices()  # from here on JAX warns of forks
     views = np.stack([np.full((16, 16, 3), level, np.uint8) for level in (0, 128, 255)])
-    name, data = downloads.animation(views, closed=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        name, data = downloads.animation(views, closed=True)
+    assert not [str(one.message) for one in caught if "fork" in str(one.message)]
+    (tmp_path / name).write_bytes(data)
     if name == "views.gif":
-        frames = [np.asarray(f.convert("L")) for f in _frames(Image.open(io.BytesIO(data)))]
+        with Image.open(tmp_path / name) as gif:
+            frames = np.stack([np.asarray(f.convert("RGB")) for f in ImageSequence.Iterator(gif)])
     else:
-        import imageio.v3
-
-        frames = list(imageio.v3.imread(data, plugin="FFMPEG", extension=".mp4"))
-    levels = [frame.mean() for frame in frames]
-    assert frames[0].shape[0] == 256
-    np.testing.assert_allclose(levels, [0, 128, 255], atol=6)  # video is lossy
-
-
-def _frames(gif):
-    for i in range(gif.n_frames):
-        gif.seek(i)
-        yield gif
+        ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+        command = [ffmpeg, "-i", tmp_path / name, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        decoded = subprocess.run(command, capture_output=True, check=True).stdout
+        frames = np.frombuffer(decoded, np.uint8).reshape(-1, 256, 256, 3)
+    assert frames.shape[1:] == (256, 256, 3)
+    # video is lossy
+    np.testing.assert_allclose(frames.mean(axis=(1, 2, 3)), [0, 128, 255], atol=6)
 
 
 def test_the_preview_is_exact_where_latents_are_rearranged_pixels(rng):

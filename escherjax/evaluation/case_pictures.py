@@ -91,7 +91,11 @@ def _uri(image: np.ndarray) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _path(out: Path, scene_id: str, num_references: int) -> Path:
+def safe_name(scene_id: str) -> str:
+    """A file's name for any scene, no two of them alike."""
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", scene_id)[:60]
-    digest = hashlib.sha256(scene_id.encode()).hexdigest()[:8]
-    return out / FOLDER / f"{readable}-{digest}.n{num_references:03d}.json"
+    return f"{readable}-{hashlib.sha256(scene_id.encode()).hexdigest()[:8]}"
+
+
+def _path(out: Path, scene_id: str, num_references: int) -> Path:
+    return out / FOLDER / f"{safe_name(scene_id)}.n{num_references:03d}.json"

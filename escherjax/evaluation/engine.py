@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,14 +21,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from escherjax import cameras
 from escherjax.errors import UserError
-from escherjax.evaluation import case_pictures, records
+from escherjax.evaluation import case_pictures, records, saved_views
 from escherjax.evaluation.baselines import nearest_reference
 from escherjax.evaluation.protocol import Case, Protocol
 from escherjax.evaluation.records import CaseName, Record, RecordFile
 from escherjax.evaluation.sampling import Sampling, sample_cases
 from escherjax.evaluation.scoring import Scorer
 from escherjax.pipeline import Pipeline
+from escherjax.weights.facts import PUBLISHED_FOV_DEG
 
 _LOG_EVERY_SECONDS = 30.0  # where there is no terminal for a progress bar
 
@@ -38,7 +42,8 @@ class Job:
     """What is to be evaluated, and which part of it by this process.
 
     scene_ids: in the protocol's order; shard: (index, count); batch_size: cases drawn at a time;
-    shown: scenes whose pictures are kept for the report.
+    shown: scenes whose pictures are kept for the report; save_views: whether all views are kept,
+    in files of their own.
     """
 
     protocol: Protocol
@@ -49,6 +54,7 @@ class Job:
     batch_size: int = 1
     shard: tuple[int, int] = (0, 1)
     shown: frozenset[str] = frozenset()
+    save_views: bool = False
 
     def cases(self) -> list[CaseName]:
         return [CaseName(scene, n) for n in self.reference_counts for scene in self.scene_ids]
@@ -69,15 +75,15 @@ class Job:
 def run(pipe: Pipeline, scorer: Scorer, job: Job, stopped: Callable[[], bool]) -> bool:
     """Does this process's part of a job, or what is left of it; False if stopped before its end.
 
-    stopped: asked after each batch. Records go to `records.PER_VIEW`; cases that cannot be read to
-    `records.SKIPPED`, named and counted.
+    stopped: asked after each batch. Records go to `records.PER_VIEW`, and before them what else is
+    asked for; what a case lacks of it, scored or not, is made up for. Cases that cannot be read go
+    to `records.SKIPPED`, named and counted.
     """
-    file = RecordFile(records.shard_file(job.out, records.PER_VIEW, job.shard))
+    files = _Files(job, scorer)
     skipped_path = records.shard_file(job.out, records.SKIPPED, job.shard)
     skipped_path.unlink(missing_ok=True)  # tried again
-    done = file.cases | records.case_names(records.read_all(job.out))
     batches = job.batches()
-    left = [batch for batch in batches if not done.issuperset(batch)]
+    left = [batch for batch in batches if any(map(files.lacking, batch))]
     total = sum(map(len, batches))
     progress = _Progress(total, total - sum(map(len, left)))
     skipped: list[Record] = []
@@ -94,16 +100,48 @@ def run(pipe: Pipeline, scorer: Scorer, job: Job, stopped: Callable[[], bool]) -
                 records.write_rows(skipped_path, skipped)
                 for row in new:
                     log.warning("skipped scene %r with N = %d: %s", *row.values())
-            scores = _do_batch(pipe, scorer, job, cases, done) if cases else []
-            if scores:
-                file.append(scores)
+            scores = _do_batch(pipe, scorer, job, cases, files) if cases else []
             progress.advance(len(batch), scores)
             if stopped():
                 return batch is left[-1]
         return True
     finally:
         progress.close()
-        file.close()
+        files.close()
+
+
+class _Files:
+    """What is on the disk of each case, and what is lacking."""
+
+    def __init__(self, job: Job, scorer: Scorer):
+        self._job, self._stack = job, contextlib.ExitStack()
+        self._scores = self._open(records.PER_VIEW, records.read_records)
+        self._known = {records.PER_VIEW: records.case_names(records.read_all(job.out))}
+        self._consistency = None
+        if scorer.consistency is not None:
+            self._consistency = self._open(records.CONSISTENCY, records.read_consistency)
+            rows = records.read_all_consistency(job.out)
+            self._known[records.CONSISTENCY] = records.case_names(rows)
+
+    def _open(self, kind: str, read: Callable[[Path], records.Contents]) -> RecordFile:
+        path = records.shard_file(self._job.out, kind, self._job.shard)
+        return self._stack.enter_context(contextlib.closing(RecordFile(path, read)))
+
+    def lacking(self, name: CaseName) -> set[str]:
+        """Kinds of records, and `saved_views.FOLDER`, that a case lacks."""
+        kinds = {kind for kind, known in self._known.items() if name not in known}
+        if self._job.save_views and not saved_views.is_complete(self._job.out, name):
+            kinds.add(saved_views.FOLDER)
+        return kinds
+
+    def append(self, scores: list[Record], consistency: list[Record]) -> None:
+        if consistency and self._consistency is not None:
+            self._consistency.append(consistency)
+        if scores:
+            self._scores.append(scores)
+
+    def close(self) -> None:
+        self._stack.close()
 
 
 def read_case(protocol: Protocol, pipe: Pipeline, name: CaseName) -> Case | str:
@@ -136,20 +174,36 @@ def read_ahead(
 
 
 def _do_batch(
-    pipe: Pipeline, scorer: Scorer, job: Job, cases: list[Case], done: set[CaseName]
+    pipe: Pipeline, scorer: Scorer, job: Job, cases: list[Case], files: _Files
 ) -> list[Record]:
-    """Records of the cases that are not done yet."""
+    """Draws cases, writes what they lack, and returns the new scores."""
     drawn = sample_cases(pipe, cases, job.sampling, job.batch_size)
     rows: list[Record] = []
+    consistency: list[Record] = []
     for case, views in zip(cases, drawn, strict=True):
-        if CaseName(case.scene_id, case.num_references) in done:
-            continue
+        lacking = files.lacking(CaseName(case.scene_id, case.num_references))
         views = job.protocol.conventions.to_uint8(views)
-        scores = score_case(scorer, case, views)
-        if case.scene_id in job.shown:
-            case_pictures.save(job.out, case, views, scores)
-        rows += scores
+        K = target_intrinsics(case, pipe)
+        if saved_views.FOLDER in lacking:
+            saved_views.save(job.out, case, views, K)
+        if records.CONSISTENCY in lacking and scorer.consistency is not None:
+            consistency.append(scorer.consistency(case, views, K))
+        if records.PER_VIEW in lacking:
+            scores = score_case(scorer, case, views)
+            if case.scene_id in job.shown:
+                case_pictures.save(job.out, case, views, scores)
+            rows += scores
+    files.append(rows, consistency)
     return rows
+
+
+def target_intrinsics(case: Case, pipe: Pipeline) -> np.ndarray:
+    """K [M, 3, 3] of a case's targets; the network's field of view where no protocol knows it."""
+    if case.target_K is not None:
+        return case.target_K
+    fov_rad = math.radians(pipe.facts.fov_deg or PUBLISHED_FOV_DEG)
+    K = cameras.intrinsics_from_fov(fov_rad, pipe.resolution, pipe.resolution)
+    return np.tile(K, (len(case.target_c2w), 1, 1))
 
 
 def score_case(scorer: Scorer, case: Case, views: np.ndarray) -> list[Record]:

@@ -108,5 +108,6 @@ def curve_row(folder: Path) -> dict[str, Any]:
         "folder": folder.name,
         "results": content["results"],
         "num_skipped": content["num_skipped"],
+        **({"consistency": content["consistency"]["results"]} if "consistency" in content else {}),
     }
 

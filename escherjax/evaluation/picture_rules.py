@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from escherjax import cameras
 from escherjax.data import images
 from escherjax.data.scenes import ReadPicture, read_picture
 from escherjax.errors import UserError, listed
@@ -49,33 +50,38 @@ class PictureRules:
 
         read: how a file is read. Raises UserError naming every file that cannot be used.
         """
-        return _read_all(self.reference, views, size, read)
+        return _read_all(self.reference, views, size, read)[0]
 
     def truths(
         self, views: Sequence[images.View], size: int, read: ReadPicture = read_picture
-    ) -> np.ndarray:
-        """What predictions of views are compared with; see `references`."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What predictions of views are compared with, and its K [n, 3, 3]; see `references`."""
         return _read_all(self.truth, views, size, read)
 
-    def reference(self, picture: np.ndarray, K: np.ndarray, size: int, name: str) -> np.ndarray:
-        """What the network is given: uint8 [size, size, 3] of a picture [H, W, 3 or 4].
+    def reference(
+        self, picture: np.ndarray, K: np.ndarray, size: int, name: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the network is given of a picture [H, W, 3 or 4] with K [3, 3].
 
-        K: [3, 3] of the picture; only `fov_deg` needs it. Raises UserError, starting with `name`,
+        Returns (uint8 [size, size, 3], its K float32 [3, 3]); the former needs K for `fov_deg`
+        alone. Raises UserError, starting with `name`,
         where white would have to stand for what nobody knows.
         """
         if self.background == "zero123":
-            return _binary_square(picture, size, Image.Resampling.BILINEAR)
+            return _binary_square(picture, K, size, Image.Resampling.BILINEAR)
         return self._composited_square(picture, K, size, name)
 
-    def truth(self, picture: np.ndarray, K: np.ndarray, size: int, name: str) -> np.ndarray:
+    def truth(
+        self, picture: np.ndarray, K: np.ndarray, size: int, name: str
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What a prediction is compared with; see `reference`."""
         if self.background == "zero123":
-            return _binary_square(picture, size, Image.Resampling.BICUBIC)
+            return _binary_square(picture, K, size, Image.Resampling.BICUBIC)
         return self._composited_square(picture, K, size, name)
 
     def _composited_square(
         self, picture: np.ndarray, K: np.ndarray, size: int, name: str
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray]:
         height, width = picture.shape[:2]
         if self.fov_deg is None:
             window = windows.central_square(height, width)
@@ -87,7 +93,7 @@ class PictureRules:
                     "neither transparent nor white, so nothing says what is around it. Keep its "
                     "own field of view, or give pictures with alpha."
                 )
-        return windows.resample(picture, window, size, K)[0]
+        return windows.resample(picture, window, size, K)
 
 
 def of_renders(mode: str) -> PictureRules:
@@ -97,15 +103,22 @@ def of_renders(mode: str) -> PictureRules:
     return PictureRules("white", PUBLISHED_FOV_DEG)
 
 
-def _binary_square(picture: np.ndarray, size: int, resample: Image.Resampling) -> np.ndarray:
-    square, _ = images.square_crop(images.on_binary_white(picture), np.eye(3))
-    return np.asarray(Image.fromarray(square).resize((size, size), resample))
+def _binary_square(
+    picture: np.ndarray, K: np.ndarray, size: int, resample: Image.Resampling
+) -> tuple[np.ndarray, np.ndarray]:
+    square, K = images.square_crop(images.on_binary_white(picture), np.asarray(K, np.float64))
+    K = cameras.resize_intrinsics(K, size / square.shape[1], size / square.shape[0])
+    resized = Image.fromarray(square).resize((size, size), resample)
+    return np.asarray(resized), K.astype(np.float32)
 
 
 def _read_all(
-    make: Callable[..., np.ndarray], views: Sequence[images.View], size: int, read: ReadPicture
-) -> np.ndarray:
-    def picture_or_problem(view: images.View) -> np.ndarray | UserError:
+    make: Callable[..., tuple[np.ndarray, np.ndarray]],
+    views: Sequence[images.View],
+    size: int,
+    read: ReadPicture,
+) -> tuple[np.ndarray, np.ndarray]:
+    def picture_or_problem(view: images.View) -> tuple[np.ndarray, np.ndarray] | UserError:
         path, _, pinhole = view
         try:
             picture, K = pinhole(read(path)[1])
@@ -118,4 +131,5 @@ def _read_all(
     problems = [str(result) for result in results if isinstance(result, UserError)]
     if problems:
         raise UserError(listed(problems))
-    return np.stack([result for result in results if isinstance(result, np.ndarray)])
+    pictures, intrinsics = zip(*(r for r in results if not isinstance(r, UserError)), strict=True)
+    return np.stack(pictures), np.stack(intrinsics)

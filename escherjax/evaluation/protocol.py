@@ -44,6 +44,7 @@ class Case:
         up, in the network's unit.
     truth: [M, R, R, 3] uint8, None where nothing is known to compare with; not to be written to.
     scored: [S] indices of the targets that count, rising; empty without truth.
+    target_K: [M, 3, 3] float32 in pixels of the truth, None where nothing is known of it.
     """
 
     scene_id: str
@@ -53,6 +54,7 @@ class Case:
     target_c2w: np.ndarray
     truth: np.ndarray | None
     scored: np.ndarray
+    target_K: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@
 A case is one scene seen through N references. Each line has `scene`, `num_references`, `method`,
 `view` (index among the targets), `num_views` (how many lines the case has of that method), and the
 metrics by name. One of several processes writes `per_view.SHARD.jsonl`; what could not be read goes
-to `skipped.jsonl` beside it, and is tried again when the job is.
+to `skipped.jsonl` beside it, and is tried again when the job is. `consistency.jsonl` has a line a
+case, if it was asked for, which is written before the others of the case.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import json
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from escherjax.data.whole_files import whole_file
 from escherjax.errors import UserError, listed
 
-PER_VIEW, SKIPPED = "per_view", "skipped"
+PER_VIEW, CONSISTENCY, SKIPPED = "per_view", "consistency", "skipped"
 SAMPLES, NEAREST = METHODS = ("samples", "nearest_reference")  # every case is scored by each
+TRUE_VIEWS = "true_views"
 FIELDS = {"scene": str, "num_references": int, "method": str, "view": int, "num_views": int}
+_OF_CASE = {"scene": str, "num_references": int, SAMPLES: dict}
 
 log = logging.getLogger("escherjax.evaluate")
 
@@ -46,13 +49,14 @@ class Contents(NamedTuple):
 class RecordFile:
     """A file of records that one process appends to, as long as it is open.
 
+    read: how its lines are read, `read_records` if None.
     What a kill left half done, or a disk damaged, is taken out when it is opened, and logged.
     Raises UserError if another process has it open.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, read: Callable[[Path], Contents] | None = None):
         self._file = _open_locked(path)
-        contents = read_records(path)
+        contents = (read or read_records)(path)
         if contents.problems:
             log.warning("%s: %s These cases are done again.", path, listed(contents.problems))
             with self._file:  # let go of the lock on the damaged file once the new one stands
@@ -73,19 +77,10 @@ class RecordFile:
 
 def read_records(path: Path) -> Contents:
     """The lines of whole cases in a file, which may be written to at this moment."""
-    if not path.exists():
-        return Contents([], [])
-    lines = path.read_bytes().split(b"\n")
-    problems = []
-    if lines.pop():
-        problems.append(f"line {len(lines) + 1} is half written.")
+    lines, problems = _read_lines(path, FIELDS)
     rows: dict[CaseName, list[Record]] = defaultdict(list)
-    for number, line in enumerate(lines, 1):
-        record = _parsed(line)
-        if record is None:
-            problems.append(f"line {number} is damaged.")
-        else:
-            rows[CaseName(record["scene"], record["num_references"])].append(record)
+    for record in lines:
+        rows[CaseName(record["scene"], record["num_references"])].append(record)
     for name, records in list(rows.items()):
         counts = Counter((record["method"], record["num_views"]) for record in records)
         whole = {(method, records[0]["num_views"]): records[0]["num_views"] for method in METHODS}
@@ -93,6 +88,20 @@ def read_records(path: Path) -> Contents:
             problems.append(f"scene {name.scene_id!r} with N = {name.num_references} is not whole.")
             del rows[name]
     return Contents([record for records in rows.values() for record in records], problems)
+
+
+def read_consistency(path: Path) -> Contents:
+    """The lines of a file that has one a case."""
+    return _read_lines(path, _OF_CASE)
+
+
+def read_all_consistency(folder: Path) -> list[Record]:
+    """The lines of all consistency files of a folder, sorted, each case once."""
+    rows: dict[CaseName, Record] = {}
+    for path in sorted(folder.glob(f"{CONSISTENCY}*.jsonl")):
+        for row in read_consistency(path).records:
+            rows.setdefault(CaseName(row["scene"], row["num_references"]), row)
+    return [rows[name] for name in sorted(rows, key=lambda n: (n.num_references, n.scene_id))]
 
 
 def read_all(folder: Path) -> list[Record]:
@@ -142,14 +151,31 @@ def case_names(records: Iterable[Record]) -> set[CaseName]:
     return {CaseName(record["scene"], record["num_references"]) for record in records}
 
 
-def _parsed(line: bytes) -> Record | None:
+def _read_lines(path: Path, fields: Mapping[str, type]) -> Contents:
+    """The lines of a file that have these fields."""
+    if not path.exists():
+        return Contents([], [])
+    lines = path.read_bytes().split(b"\n")
+    problems, rows = [], []
+    if lines.pop():
+        problems.append(f"line {len(lines) + 1} is half written.")
+    for number, line in enumerate(lines, 1):
+        record = _parsed(line, fields)
+        if record is None:
+            problems.append(f"line {number} is damaged.")
+        else:
+            rows.append(record)
+    return Contents(rows, problems)
+
+
+def _parsed(line: bytes, fields: Mapping[str, type]) -> Record | None:
     try:
         record = json.loads(line)
     except ValueError:
         return None
     if not isinstance(record, dict):
         return None
-    fits = all(type(record.get(name)) is kind for name, kind in FIELDS.items())
+    fits = all(type(record.get(name)) is kind for name, kind in fields.items())
     return record if fits else None
 
 

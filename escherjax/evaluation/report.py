@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from escherjax.evaluation import case_pictures, page, published
+from escherjax.evaluation import case_pictures, consistency_report, page, published
 from escherjax.evaluation.charts import Series, chart, legend
 from escherjax.evaluation.published import Figures
 from escherjax.evaluation.records import NEAREST, SAMPLES
@@ -32,6 +32,7 @@ def write(out: Path, content: dict[str, Any]) -> Path:
         ),
         _results(content),
         _curves(content),
+        consistency_report.section(content),
         _per_scene(content),
         _gallery(content, kept, left_out),
         page.section(
@@ -85,6 +86,7 @@ def as_text(content: dict[str, Any]) -> str:
             rows.append((count, METHOD_TITLES[method], str(values["num_scenes"]), *cells))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines += consistency_report.as_text(content)
     if content["num_skipped"]:
         number = page.counted(content["num_skipped"], "case")
         lines.append(f"{number} could not be used; summary.json says which and why")
@@ -93,6 +95,8 @@ def as_text(content: dict[str, Any]) -> str:
 
 def _results(content: dict[str, Any]) -> str:
     names, rows, styles = metric_names(content), [], []
+    if not names and "consistency" in content:
+        return ""
     if not names:
         return page.section(
             "Results", note="This protocol has no true views: there is nothing to score."

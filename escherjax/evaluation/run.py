@@ -14,11 +14,18 @@ import numpy as np
 
 from escherjax import loading
 from escherjax.errors import UserError, listed
-from escherjax.evaluation import engine, records, report, settings, summary
+from escherjax.evaluation import (
+    case_consistency,
+    engine,
+    records,
+    report,
+    settings,
+    summary,
+)
 from escherjax.evaluation.engine import Job
 from escherjax.evaluation.protocol import Protocol, make_protocol
 from escherjax.evaluation.sampling import Sampling
-from escherjax.evaluation.scoring import Scorer
+from escherjax.evaluation.scoring import CONSISTENCY, Scorer
 from escherjax.pipeline import Pipeline
 from escherjax.training.stopping import Stop
 
@@ -52,6 +59,7 @@ class Request:
     view_devices: int = 1
     shard: tuple[int, int] = (0, 1)
     report_scenes: int = 30
+    save_views: bool = False
 
     def open_protocol(self) -> Protocol:
         return make_protocol(
@@ -132,6 +140,7 @@ def evaluate_pipeline(
         batch_size=request.num_cases_at_once(),
         shard=request.shard,
         shown=frozenset(scene_ids[i] for i in spread.round().astype(int)),
+        save_views=request.save_views,
     )
     if not engine.run(pipe, scorer, job, lambda: stop.heard):
         return False
@@ -148,13 +157,16 @@ def merge(out: Path) -> bool:
     """Writes summary and report of what is in `out`. Raises UserError if nothing is."""
     started = settings.read(out)
     rows, skipped = records.read_all(out), records.read_skipped(out)
+    consistency = records.read_all_consistency(out)
     if not rows:
         reasons = listed([f"{row['scene']} (N = {row['num_references']}): {row['reason']}"
                           for row in skipped], most=5)  # fmt: skip
         raise UserError(f"no scene could be evaluated. {reasons}")
     if list(out.glob(f"{records.PER_VIEW}.*.jsonl")):  # of several processes
         records.write_rows(out / f"{records.PER_VIEW}.jsonl", rows)
-    content = summary.summarize(started, rows, skipped)
+    if list(out.glob(f"{records.CONSISTENCY}.*.jsonl")):
+        records.write_rows(out / f"{records.CONSISTENCY}.jsonl", consistency)
+    content = summary.summarize(started, rows, skipped, consistency)
     summary.write(out, content)
     report.write(out, content)
     print(report.as_text(content), file=sys.stderr)
@@ -167,6 +179,7 @@ def describe(request: Request, protocol: Protocol) -> dict[str, Any]:
         "protocol": protocol.describe(),
         "scenes": {"data": request.data, "hash": settings.scenes_hash(protocol.scene_ids())},
         "metrics": list(request.metrics),
+        **({"consistency": case_consistency.describe()} if CONSISTENCY in request.metrics else {}),
         "sampling": {**dataclasses.asdict(request.sampling()), "dtype": request.dtype},
     }
 

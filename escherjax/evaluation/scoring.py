@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from escherjax.errors import UserError
+from escherjax.evaluation.case_consistency import ConsistencyScorer
 from escherjax.evaluation.protocol import Conventions
 
-METRICS = ("psnr", "ssim", "lpips")
+CONSISTENCY = "consistency"  # of a scene's views with each other, not of each with its truth
+METRICS = ("psnr", "ssim", "lpips", CONSISTENCY)
 _BLOCK = 16  # views scored at a time: one compiled program whatever the number of views
 
 Metric = Callable[[Any, Any], Any]
@@ -20,7 +22,9 @@ Metric = Callable[[Any, Any], Any]
 class Scorer:
     """The metrics `names` under `conventions`, computed on the device.
 
-    Raises UserError for names that are unknown, given twice, or none, and for missing weights.
+    consistency: what scores the views of a case against each other, None if it is not among them.
+    Raises UserError for names that are unknown, given twice, or none, for missing weights, and for
+    a missing OpenCV.
     """
 
     def __init__(self, names: Sequence[str], conventions: Conventions):
@@ -30,7 +34,9 @@ class Scorer:
                 f"metrics {', '.join(names) or '(none)'}: needed some of {', '.join(METRICS)}, "
                 "each of them once."
             )
-        self._metrics = {name: _metric(name, conventions) for name in names}
+        self.consistency = ConsistencyScorer() if CONSISTENCY in names else None
+        of_views = [name for name in names if name != CONSISTENCY]
+        self._metrics = {name: _metric(name, conventions) for name in of_views}
 
     def __call__(self, views: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
         """Values [S] of each metric for views and truth [S, R, R, 3], both uint8."""

@@ -18,6 +18,7 @@ import numpy as np
 from escherjax.data.whole_files import whole_file
 from escherjax.errors import UserError
 from escherjax.evaluation import records
+from escherjax.evaluation.case_consistency import VALUES
 from escherjax.evaluation.records import NEAREST, SAMPLES, Record
 from escherjax.metrics.bootstrap import interval, paired_interval
 
@@ -29,14 +30,19 @@ PerScene = dict[str, dict[str, dict[str, dict[str, float]]]]
 
 
 def summarize(
-    settings: dict[str, Any], rows: Sequence[Record], skipped: Sequence[Record]
+    settings: dict[str, Any],
+    rows: Sequence[Record],
+    skipped: Sequence[Record],
+    consistency: Sequence[Record] = (),
 ) -> dict[str, Any]:
     """The content of summary.json.
 
     `results[method][N][metric]` has mean, low and high of a 95% bootstrap interval over scenes
     (null where there is one scene only), and `num_scenes` and `num_views` beside the metrics;
     `gain_over_nearest_reference[N][metric]` is the paired difference of the two methods;
-    `per_scene[method][N][scene][metric]`.
+    `per_scene[method][N][scene][metric]`. Of consistency, where it was asked for, `consistency` has
+    the same `results` and `per_scene`, with the method `true_views` where there are such. A scene
+    without a value counts in no mean: `num_scenes` of each value says how many do.
     """
     values = scene_means(rows)
     views = collections.Counter(
@@ -65,6 +71,7 @@ def summarize(
         "num_skipped": len(skipped),
         "skipped": list(skipped),
         "per_scene": values,
+        **({"consistency": _consistency(consistency)} if consistency else {}),
     }
 
 
@@ -116,6 +123,34 @@ def _over_scenes(
         mean, low, high = over(*map(np.array, columns), confidence=CONFIDENCE)
         table[name] = {"mean": mean, "low": _finite(low), "high": _finite(high)}
     return table
+
+
+def _consistency(rows: Sequence[Record]) -> dict[str, Any]:
+    per_scene: dict[str, Any] = {}
+    for row in rows:
+        for method in (SAMPLES, records.TRUE_VIEWS):
+            if row.get(method) is not None:
+                by_count = per_scene.setdefault(method, {})
+                by_count.setdefault(str(row["num_references"]), {})[row["scene"]] = row[method]
+    results = {
+        method: {
+            count: {
+                "num_scenes": len(scenes),
+                **{name: _over_known([of[name] for of in scenes.values()]) for name in VALUES},
+            }
+            for count, scenes in by_count.items()
+        }
+        for method, by_count in per_scene.items()
+    }
+    return {"results": results, "per_scene": per_scene}
+
+
+def _over_known(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    known = np.array([value for value in values if value is not None])
+    if not len(known):
+        return {"mean": None, "low": None, "high": None, "num_scenes": 0}
+    mean, low, high = interval(known, confidence=CONFIDENCE)
+    return {"mean": mean, "low": _finite(low), "high": _finite(high), "num_scenes": len(known)}
 
 
 def _finite(value: float) -> float | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from escherjax import cameras, pictures
+from escherjax import pictures
 from escherjax.data import images
 from escherjax.data.transforms import write_transforms
 from escherjax.web.session import Request
@@ -22,10 +22,9 @@ def transforms_json(request: Request, resolution: int) -> bytes:
     """Cameras of the views as transforms.json (nerfstudio) of pictures 000.png, 001.png, ..."""
     c2w = request.target_c2w
     names = [f"{i:03d}.png" for i in range(len(c2w))]
-    K = cameras.intrinsics_from_fov(np.radians(request.fov_deg), resolution, resolution)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "transforms.json"
-        write_transforms(path, c2w, K, resolution, names)
+        write_transforms(path, c2w, request.K(resolution), resolution, names)
         return path.read_bytes()
 
 

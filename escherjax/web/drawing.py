@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from escherjax import pictures
+from escherjax import cameras, pictures
 from escherjax.cameras import Cameras
 from escherjax.pipeline import Pipeline
 from escherjax.web.jobs import Job
 from escherjax.web.preview import LinearDecoder
+from escherjax.web.session import Request
 
 _PREVIEWS = 12  # of one drawing, at most
 
@@ -16,17 +17,20 @@ _PREVIEWS = 12  # of one drawing, at most
 def draw(pipe: Pipeline, job: Job) -> np.ndarray:
     """Views uint8 [M, R, R, 3] of a job's request; reports steps and previews, and stops if told.
 
+    More views than memory holds are drawn in several passes, whose steps are counted together.
     Raises what `Pipeline.generate` does, and `jobs.Cancelled`.
     """
     request, settings = job.request, job.request.settings
     images = request.images.astype(np.float32) / 255
     mean, _ = pipe.encode_latents(images * 2 - 1)
     decoder = LinearDecoder.fit(np.asarray(mean), images)
-    every = -(-settings.num_steps // _PREVIEWS)
 
     def on_step(step: int, num_steps: int, clean_latents: np.ndarray) -> None:
-        due = step % every == 0 or step == num_steps
-        job.report(step, num_steps, decoder(np.asarray(clean_latents)) if due else None)
+        every = -(-num_steps // _PREVIEWS)
+        preview = None
+        if step % every == 0 or step == num_steps:
+            preview = _enlarged(request, decoder(np.asarray(clean_latents)))
+        job.report(step, num_steps, preview)
 
     views = pipe.generate(
         images,
@@ -37,5 +41,13 @@ def draw(pipe: Pipeline, job: Job) -> np.ndarray:
         seed=settings.seed,
         sampler=settings.sampler,
         on_step=on_step,
+        plan="auto",
     )
-    return pictures.to_uint8(views)
+    return _enlarged(request, pictures.to_uint8(views))
+
+
+def _enlarged(request: Request, views: np.ndarray) -> np.ndarray:
+    """Views uint8 [M, R, R, 3] as they are shown, of those that the network drew."""
+    size = views.shape[1]
+    K = cameras.intrinsics_from_fov(np.radians(request.fov_deg), size, size)
+    return pictures.zoom_center(views, np.tile(K, (len(views), 1, 1)), request.zoom)[0]

@@ -76,15 +76,24 @@ class Request:
     """All that a drawing needs; nothing in it changes when the visitor goes on.
 
     images: uint8 [N, R, R, 3]; reference_c2w: [N, 4, 4]; target_c2w: [M, 4, 4], float32; closed:
-    whether the last of these leads on to the first. fov_deg: of all views.
+    whether the last of these leads on to the first. fov_deg: of all views as they are drawn; zoom:
+    [M] >= 1, how much each is enlarged then.
     """
 
     images: np.ndarray
     reference_c2w: np.ndarray
     target_c2w: np.ndarray
+    zoom: np.ndarray
     settings: Settings
     closed: bool = True
     fov_deg: float = PUBLISHED_FOV_DEG
+
+    def K(self, resolution: int) -> np.ndarray:
+        """Intrinsics [M, 3, 3] of the enlarged views, of `resolution` pixels."""
+        K = cameras.intrinsics_from_fov(math.radians(self.fov_deg), resolution, resolution)
+        K = np.tile(K, (len(self.zoom), 1, 1))
+        K[:, [0, 1], [0, 1]] *= self.zoom[:, None]
+        return K
 
 
 class Session:
@@ -242,6 +251,10 @@ class Session:
             math.radians(path.start_azimuth_deg),
         )  # fmt: skip
 
+    def target_zoom(self, c2w: np.ndarray) -> np.ndarray:
+        """How much each of the views [M] is enlarged; 1 but on a dolly zoom."""
+        return trajectories.dolly_zoom(c2w) if self.path.name == "dolly" else np.ones(len(c2w))
+
     def request(self) -> Request:
         """What is to be drawn now. Raises UserError naming everything that is missing."""
         targets = self.target_c2w()
@@ -257,6 +270,7 @@ class Session:
             images=np.stack([reference.image for reference in self.references]),
             reference_c2w=np.stack([reference.c2w for reference in self.references]),
             target_c2w=targets,
+            zoom=self.target_zoom(targets),
             settings=self.settings,
             closed=self.path.leads_back,
             fov_deg=self.fov_deg,

@@ -7,17 +7,20 @@ render_spiral_100, which are for reconstruction and to look at, not for two-dime
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import numpy as np
 
+from escherjax import cameras
 from escherjax.data.gso import AXES, find_objects
 from escherjax.data.images import View
 from escherjax.data.scenes import read_zero123_poses, zero123_views
 from escherjax.errors import UserError
 from escherjax.evaluation.picture_rules import PictureRules, of_renders
 from escherjax.evaluation.protocol import Case, CaseRequest, Protocol, Source
+from escherjax.weights.facts import PUBLISHED_FOV_DEG
 
 REFERENCES = "render_mvs_25"
 NUM_VIEWS = 25
@@ -66,14 +69,16 @@ def _read_scored(request: CaseRequest, folder: Path, rules: PictureRules) -> Cas
     views = _reference_views(request.scene_id, folder)
     count, size = request.num_references, request.resolution
     c2w = np.stack([pose for _, pose, _ in views]).astype(np.float32)
+    truth, target_K = rules.truths(views, size)
     return Case(
         scene_id=request.scene_id,
         num_references=count,
         reference_images=rules.references(views[:count], size),
         reference_c2w=c2w[:count],
         target_c2w=c2w,
-        truth=rules.truths(views, size),
+        truth=truth,
         scored=np.arange(FIRST_SCORED, NUM_VIEWS),
+        target_K=target_K,
     )
 
 
@@ -96,6 +101,12 @@ def _read_unscored(
         target_c2w=np.stack([poses[number] for number in range(num_targets)]).astype(np.float32),
         truth=None,
         scored=np.arange(0),
+        target_K=np.tile(
+            cameras.intrinsics_from_fov(
+                math.radians(PUBLISHED_FOV_DEG), request.resolution, request.resolution
+            ),
+            (num_targets, 1, 1),
+        ),
     )
 
 

@@ -10,6 +10,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -136,22 +137,25 @@ def _read_case(
     if max_radius is not None:
         c2w, _, _ = cameras.normalize_scene(c2w, max_radius)
 
-    def squares(make: Callable[..., np.ndarray], views: np.ndarray) -> np.ndarray:
-        pictures = []
+    def squares(make: Callable[..., Any], views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        made = []
         for view in views.tolist():
             name = f"view {view} of scene '{request.scene_id}'"
             picture = scene.images[view]
             if isinstance(picture, bytes):
                 picture = images.decode_image(picture, name)
-            pictures.append(make(picture, scene.K[view], request.resolution, name))
-        return np.stack(pictures)
+            made.append(make(picture, scene.K[view], request.resolution, name))
+        pictures, intrinsics = zip(*made, strict=True)
+        return np.stack(pictures), np.stack(intrinsics)
 
+    truth, target_K = squares(rules.truth, targets)
     return Case(
         scene_id=request.scene_id,
         num_references=request.num_references,
-        reference_images=squares(rules.reference, references),
+        reference_images=squares(rules.reference, references)[0],
         reference_c2w=c2w[references],
         target_c2w=c2w[targets],
-        truth=squares(rules.truth, targets),
+        truth=truth,
         scored=np.arange(len(targets)),
+        target_K=target_K,
     )

@@ -53,10 +53,10 @@ def make(source: Source) -> Protocol:
     rules = of_renders(source.mode)
 
     @functools.lru_cache(maxsize=1)  # every N of a scene has the same ground truth
-    def read_truth(folder: Path, size: int) -> np.ndarray:
-        truth = rules.truths(transforms.read_views(folder / "transforms_test.json"), size)
+    def read_truth(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
+        truth, K = rules.truths(transforms.read_views(folder / "transforms_test.json"), size)
         truth.setflags(write=False)
-        return truth
+        return truth, K
 
     def read_case(request: CaseRequest, folder: Path) -> Case:
         scale_poses = source.mode == "corrected" or not request.cape.startswith("4dof")
@@ -100,7 +100,7 @@ def _read_case(
     folder: Path,
     index_path: Path,
     rules: PictureRules,
-    read_truth: Callable[[Path, int], np.ndarray],
+    read_truth: Callable[[Path, int], tuple[np.ndarray, np.ndarray]],
     scale_poses: bool,
 ) -> Case:
     files = [folder / f"transforms_{split}.json" for split in ("train", "test")]
@@ -120,14 +120,16 @@ def _read_case(
         c2w[:, :3, 3] *= scale
         return c2w.astype(np.float32)
 
+    truth, target_K = read_truth(folder, request.resolution)
     return Case(
         scene_id=request.scene_id,
         num_references=request.num_references,
         reference_images=rules.references(references, request.resolution),
         reference_c2w=poses(references),
         target_c2w=poses(test),
-        truth=read_truth(folder, request.resolution),
+        truth=truth,
         scored=np.arange(len(test)),
+        target_K=target_K,
     )
 
 

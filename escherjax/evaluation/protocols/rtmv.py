@@ -41,7 +41,7 @@ def make(source: Source) -> Protocol:
                 f"scene '{request.scene_id}': the first frames of {folder} are "
                 f"{', '.join(map(str, numbers))}; needed 0 to {NUM_FRAMES - 1}."
             )
-        pictures = rules.truths(views, request.resolution, read_picture)
+        pictures, target_K = rules.truths(views, request.resolution, read_picture)
         c2w = np.stack([pose for _, pose, _ in views]).astype(np.float32)
         count = request.num_references
         return Case(
@@ -52,6 +52,7 @@ def make(source: Source) -> Protocol:
             target_c2w=c2w,
             truth=pictures,
             scored=np.arange(FIRST_SCORED, NUM_FRAMES),
+            target_K=target_K,
         )
 
     return source.protocol(

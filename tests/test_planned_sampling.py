@@ -139,6 +139,12 @@ def test_the_largest_chunk_fits_and_one_more_does_not(pipe):
         memory_estimate.largest_chunk(estimate_of, 4, 1000)
 
 
+def test_a_device_that_tells_no_memory_draws_all_at_once_and_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(memory_estimate, "free_bytes", lambda: None)
+    assert memory_estimate.largest_chunk(lambda count: None, 7) == 7
+    assert "does not tell how much memory is free: all 7 views" in caplog.text
+
+
 def test_estimates_of_the_full_size_are_near_those_measured():
     """H200, bfloat16 weights, cuDNN attention: 2.5 GiB at (3, 25) and 4.0 at (3, 100) views.
 

@@ -187,8 +187,13 @@ def normalize_scene(
 
     c2w: [V, 4, 4]. recenter: first move the point nearest to all optical axes to the origin.
     Returns (c2w [V, 4, 4] of the same dtype, scale, center [3]); x_new = scale * (x - center).
-    Raises UserError if all cameras stand on one point.
+    Raises UserError if all cameras stand on one point, or for a radius that is not positive.
     """
+    if not (np.isfinite(radius) and radius > 0):
+        raise UserError(
+            f"radius = {radius} (--max-radius); needed a positive number, the farthest camera's "
+            "distance from the origin."
+        )
     positions, forward = c2w[:, :3, 3].astype(np.float64), c2w[:, :3, 2].astype(np.float64)
     center = np.zeros(3)
     if recenter:

@@ -218,18 +218,20 @@ def radius_notes(c2w: np.ndarray, name: str, facts: Facts) -> list[str]:
         return []
     radii = np.linalg.norm(c2w[:, :3, 3], axis=-1)
     stand = f"{WARNING}{name} stand {radii.min():.3g} to {radii.max():.3g} from the origin"
-    advice = "--max-radius 1.5 (max_radius=1.5) scales a scene."
+    advice = ""
+    if radii.max() > cape.MAX_RADIUS:
+        advice = " --max-radius 1.5 (max_radius=1.5) scales a scene."
     clipped = (radii < cape.MIN_RADIUS - 1e-3) | (radii > cape.MAX_RADIUS + 1e-3)
     if facts.cape.startswith("4dof") and clipped.any():
         return [
             f"{stand}; 4DoF clips distances to [{cape.MIN_RADIUS}, {cape.MAX_RADIUS}], so that "
-            f"{clipped.sum()} of {len(radii)} count as standing there. {advice}"
+            f"{clipped.sum()} of {len(radii)} count as standing there.{advice}"
         ]
     if facts.camera_radius is None:
         return []
     low, high = facts.camera_radius
     if radii.min() < low / _FAR_OUTSIDE or radii.max() > high * _FAR_OUTSIDE:
-        return [f"{stand}; the network was trained with {low:g} to {high:g}. {advice}"]
+        return [f"{stand}; the network was trained with {low:g} to {high:g}.{advice}"]
     return []
 
 
@@ -302,5 +304,9 @@ def _indices(references: Sequence[int] | None, count: int, most: int) -> np.ndar
     if indices.min() < 0 or indices.max() >= count:
         raise UserError(
             f"references {indices.tolist()}: there are views 0 to {count - 1}; choose of these."
+        )
+    if len(set(indices.tolist())) < len(indices):
+        raise UserError(
+            f"references {indices.tolist()} name a view more than once; needed different ones."
         )
     return indices

@@ -59,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
         print(target_arguments.save_preview(arguments, scene.c2w, references, scale, targets))
         return 0
     # Wrong settings are refused before weights are read
+    if arguments.plan == "joint" and arguments.chunk is not None:
+        raise UserError("--chunk: means nothing to --plan joint, which draws all views at once.")
     view_plans.make_plan(arguments.plan, scene.c2w[references], target_c2w, chunk=arguments.chunk)
     num_devices = arguments.view_parallel
     if num_devices is None:
@@ -66,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
     pipe = loading.load(
         arguments.weights, arguments.dtype, arguments.cape, view_devices=num_devices
     )
+    if arguments.guidance is None:
+        arguments.guidance = pipe.facts.guidance_scale
     fov_deg = input_arguments.training_fov_deg(arguments, pipe.facts)
     fitted = scene.fit(pipe.resolution, fov_deg, scale=scale)
     images, c2w, K = pictures.to_uint8(fitted.images), fitted.cameras.c2w, fitted.cameras.K
@@ -86,7 +90,8 @@ def main(argv: Sequence[str]) -> int:
     )
     print(f"{plan.describe()}\nmemory: {memory.describe()}", file=sys.stderr)
     print(
-        f"{len(references)} references to {len(target_c2w)} views, {arguments.steps} steps",
+        f"{len(references)} references to {len(target_c2w)} views, {arguments.steps} steps, "
+        f"guidance {arguments.guidance:g}",
         file=sys.stderr,
     )
     started = time.perf_counter()
@@ -151,7 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeat", metavar="RUN.JSON",
         help="the recorded command again, with what else is given in place of its own")  # fmt: skip
     add("--steps", type=int, default=50, help="sampling steps (default %(default)s)")
-    add("--guidance", type=float, default=3.0, help="scale, 1 for none (default %(default)s)")
+    add("--guidance", type=float,
+        help="scale, 1 for none; default: what the weights were trained for, 3 as published")
     add("--seed", type=int, default=0)
     add("--sampler", default="ddim", help="ddim (as published), dpmpp_2m, unipc")
     add("--eta", type=float, default=0.0,

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,7 +87,10 @@ def _decode(data: bytes, name: str, read_orientation: bool = False) -> tuple[np.
 def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
     """The picture behind its header; UserError for one that we do not read, now or when decoded."""
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+            image = Image.open(file, formats=FORMATS)
+        with image:
             problem = refusal(image)
             if problem:
                 raise UserError(f"{name} {problem}")

@@ -65,10 +65,15 @@ def find_folders(
     source = Path(source)
     if not source.is_dir():
         raise UserError(f"--source {source} is no folder.")
-    found = []
-    for parent, folders, files in os.walk(source):
+    found, seen = [], set()
+    for parent, folders, files in os.walk(source, followlinks=True):
         folders.sort()
         path = Path(parent)
+        real = path.resolve()
+        if path.is_symlink() and (real in seen or real in source.resolve().parents):
+            folders.clear()  # a link that leads round in a circle
+            continue
+        seen.add(real)
         if is_scene(path, files):
             folders.clear()
             name = path.resolve().name if path == source else path.relative_to(source).as_posix()

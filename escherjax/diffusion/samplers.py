@@ -5,6 +5,7 @@ Nothing here knows what the latents are: axis 0 is the batch, any axes may follo
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -84,7 +85,15 @@ def _combine(weights: jax.Array, arrays: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def is_guided(guidance_scale: float) -> bool:
-    """Whether a scale, a Python number, asks for guidance: 1 or less means none."""
+    """Whether a scale, a Python number, asks for guidance: 1 or less means none.
+
+    Raises UserError unless it is finite and not negative.
+    """
+    if not isinstance(guidance_scale, numbers.Real) or not 0 <= guidance_scale < float("inf"):
+        raise UserError(
+            f"guidance_scale = {guidance_scale!r} (--guidance); needed a number of at least 0: "
+            "1 for no guidance, 3 as published."
+        )
     return guidance_scale > 1
 
 

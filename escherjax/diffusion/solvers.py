@@ -11,6 +11,7 @@ the network at step i and h_i = lambda_{i+1} - lambda_i.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 
 import numpy as np
 
@@ -67,9 +68,9 @@ def spaced_timesteps(schedule: NoiseSchedule, num_steps: int, spacing: str) -> n
     Both as in diffusers. Raises UserError unless 1 <= num_steps <= T.
     """
     num_train = schedule.num_train_timesteps
-    if not 1 <= num_steps <= num_train:
+    if not isinstance(num_steps, numbers.Integral) or not 1 <= num_steps <= num_train:
         raise UserError(
-            f"The number of sampling steps is {num_steps}; it must be in 1..{num_train}. "
+            f"The number of sampling steps is {num_steps!r}; it must be in 1..{num_train}. "
             f"50 is usual."
         )
     if spacing == "trailing":

@@ -6,11 +6,12 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from escherjax import buckets
 from escherjax.cameras import Cameras
-from escherjax.errors import StoppedError
+from escherjax.errors import StoppedError, UserError
 from escherjax.evaluation.protocol import Case
 from escherjax.pipeline import Pipeline
 
@@ -33,7 +34,8 @@ def sample_cases(
     """Views [M, R, R, 3] float32 in [0, 1] of each case; all targets of a case jointly.
 
     cases: up to `batch_size`, of one number of references; fewer are filled up, so that one
-    program serves all. Raises StoppedError, naming the case, if a view is not finite.
+    program serves all. Raises StoppedError, naming the case, if a view is not finite, and UserError
+    if the cases do not fit the device's memory.
     """
     filled = [*cases, *[cases[-1]] * (batch_size - len(cases))]
     num_targets = np.array([len(case.target_c2w) for case in filled])
@@ -42,7 +44,36 @@ def sample_cases(
         np.concatenate([case.target_c2w, case.target_c2w[-1:].repeat(size - count, axis=0)])
         for case, count in zip(filled, num_targets, strict=True)
     ]
-    views = pipe.generate_batch(
+    try:
+        views = _drawn(pipe, filled, target_c2w, num_targets, sampling)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        one = pipe.estimate_memory(cases[0].num_references, size, sampling.guidance_scale)
+        raise UserError(
+            f"{batch_size} scene(s) of {size} views at once do not fit this device: for one scene "
+            f"{one.describe()}. Lower --batch-size, take --dtype bfloat16, or more devices "
+            "(--view-parallel)."
+        ) from error
+    drawn = [v[:count] for v, count in zip(views[: len(cases)], num_targets, strict=False)]
+    for case, of_case in zip(cases, drawn, strict=True):
+        if not np.isfinite(of_case).all():
+            raise StoppedError(
+                f"scene {case.scene_id!r} with N = {case.num_references} gave views that are not "
+                "finite. The weights are broken, or too large for the compute type; try "
+                "--dtype float32."
+            )
+    return drawn
+
+
+def _drawn(
+    pipe: Pipeline,
+    filled: Sequence[Case],
+    target_c2w: Sequence[np.ndarray],
+    num_targets: np.ndarray,
+    sampling: Sampling,
+) -> np.ndarray:
+    return pipe.generate_batch(
         np.stack([case.reference_images for case in filled]) / np.float32(255),
         Cameras(np.stack([case.reference_c2w for case in filled])),
         Cameras(np.stack(target_c2w)),
@@ -54,15 +85,6 @@ def sample_cases(
         eta=sampling.eta,
         guidance_rescale=sampling.guidance_rescale,
     )
-    drawn = [v[:count] for v, count in zip(views[: len(cases)], num_targets, strict=False)]
-    for case, of_case in zip(cases, drawn, strict=True):
-        if not np.isfinite(of_case).all():
-            raise StoppedError(
-                f"scene {case.scene_id!r} with N = {case.num_references} gave views that are not "
-                "finite. The weights are broken, or too large for the compute type; try "
-                "--dtype float32."
-            )
-    return drawn
 
 
 def case_seed(seed: int, case: Case) -> int:

@@ -72,8 +72,8 @@ class Page:
             self._session.clear()
 
     def tell(self, title: str, text: str, color: str = "red") -> None:
-        """Shows a message until it is clicked away; a good one goes by itself."""
-        seconds = {"green": 8.0, "orange": 30.0}.get(color)
+        """Shows a message for a while, the longer the worse; a click closes it."""
+        seconds = {"green": 8.0, "orange": 30.0, "red": 60.0}.get(color)
         self._client.add_notification(title, text, color=color, auto_close_seconds=seconds)
 
     def refuse_upload(self, name: str, size: int) -> None:

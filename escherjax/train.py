@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from escherjax.errors import run_command
+from escherjax.errors import UserError, run_command
 from escherjax.training.stopping import stop_signals
 
 
@@ -31,10 +31,15 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="config file")
     parser.add_argument(
-        "--workdir", required=True, type=Path, help="where checkpoints, metrics and pictures go"
+        "--workdir", required=True, help="folder where checkpoints, metrics and pictures go"
     )
     arguments, overrides = parser.parse_known_args(argv)
 
+    if "://" in arguments.workdir:
+        raise UserError(
+            f"--workdir {arguments.workdir}: needed a folder of this file system. Mount the bucket "
+            "or a shared disk; only shards (config.data.source) are read from addresses."
+        )
     faulthandler.register(signal.SIGUSR1)
     with stop_signals() as stop:
         # After parsing, so that --help answers at once.
@@ -44,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
         config = load_config(arguments.config, overrides)
         startup.initialize()
-        return train(config, arguments.workdir, stop)
+        return train(config, Path(arguments.workdir), stop)
 
 
 if __name__ == "__main__":

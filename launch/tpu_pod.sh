@@ -5,7 +5,7 @@
 #
 # What follows goes to escherjax.train. The slice exists, and each host has a clone of this
 # repository in ~/escherjax with `pip install -e '.[tpu]'`. Run it again to continue: the newest
-# checkpoint is found in WORKDIR, which every host must reach (gs:// or a shared disk).
+# checkpoint is found in WORKDIR, a folder that every host reaches: a shared disk or a mounted bucket.
 set -euo pipefail
 
 # Edit these three lines.

@@ -199,6 +199,12 @@ def test_guidance_extrapolates_from_the_unconditional_prediction(rng):
     np.testing.assert_allclose(found, uncond + 3.0 * (cond - uncond) + shift, atol=1e-5)  # rounding
 
 
+@pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf"), "3"])
+def test_a_scale_that_is_no_scale_is_refused(scale):
+    with pytest.raises(UserError, match="guidance_scale = .* needed a number of at least 0"):
+        samplers.guide(lambda x, t: x, scale)
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_guidance_of_one_or_less_is_the_prediction_itself(scale):
     def predict(latents, timesteps):

@@ -214,6 +214,15 @@ def test_only_the_references_are_read_and_every_broken_one_is_named(tmp_path):
         open_views(folder)
 
 
+def test_views_named_twice_and_radii_that_are_none_are_refused(tmp_path):
+    folder = write_scene(tmp_path, [drawn()] * 3)
+    with pytest.raises(UserError, match="name a view more than once"):
+        read_inputs(folder, R, references=[1, 0, 1])
+    for radius in (0.0, -1.5, float("nan")):
+        with pytest.raises(UserError, match="needed a positive number"):
+            read_inputs(folder, R, max_radius=radius)
+
+
 def broken(tmp_path):
     """Name of each bad input -> (views, options, what the message says)."""
     scene = write_scene(tmp_path / "scene", [drawn()] * 3)

@@ -167,3 +167,12 @@ def test_real_phone_capture_is_read_without_its_distortion(data_dir, tmp_path):
     assert (straight != original).any()
     source, _ = run(nerf_json, data_dir / "fox", tmp_path / "out", "--recenter")
     assert (source[0].height, source[0].width) == (455, 256)
+
+
+def test_linked_folders_are_scenes_too_and_circles_end(rendered, tmp_path):
+    write_transforms(tmp_path / "kept" / "one", rendered, fl_x=70.0)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "kept" / "one")
+    (tmp_path / "set" / "round").symlink_to(tmp_path / "set")
+    found = scenes.find_scene_folders(tmp_path / "set", "transforms")
+    assert [name for name, _ in found] == ["link"]

@@ -45,6 +45,12 @@ def test_every_size_that_does_not_divide_is_named_with_what_is_needed():
     assert "config.eval.batch_size = 4 does not divide over config.mesh's data x fsdp = 8" in text
 
 
+@pytest.mark.parametrize(("kernel", "where"), [("cudnn", "GPUs"), ("splash", "TPUs")])
+def test_kernels_of_other_devices_are_refused(kernel, where):
+    text = refusal(attention=kernel, mesh__fsdp=8, batch_size=8)
+    assert f"config.attention = '{kernel}' runs on {where}, and the devices are CPUs" in text
+
+
 def test_every_bucket_must_divide_over_the_view_devices():
     text = refusal(mesh__fsdp=1, mesh__view=8, data__buckets=((1, 8, 1.0), (2, 4, 1.0)))
     assert text.startswith("config.data.buckets: M = 4 does not divide over config.mesh's view = 8")

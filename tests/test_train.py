@@ -194,6 +194,13 @@ def test_wrong_configs_are_refused_before_anything_is_written(tmp_path, changes,
     assert not (tmp_path / "run").exists()
 
 
+def test_an_address_is_no_work_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="needed a folder of this file system"):
+        main(["--config", "configs/demo.py", "--workdir", "gs://bucket/run"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_work_directory_of_another_config_is_refused_and_kept(tmp_path):
     workdir = tmp_path / "run"
     checkpoint.prepare_workdir(workdir, tiny_config(**ON_ALL_DEVICES))

@@ -144,8 +144,14 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs across runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
-    if not jax.config.jax_compilation_cache_dir:
+    """Keeps compiled programs across runs, in JAX_COMPILATION_CACHE_DIR or the user's cache.
+
+    Not for several processes on CPUs: only the first one writes the cache, so that at a restart it
+    would be through at once, and its wait for the others, who compile, ends after 30 seconds.
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif not jax.config.jax_compilation_cache_dir:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(cache / "escherjax" / "xla"))
 

@@ -56,7 +56,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     problems = [
         *_host_problems(devices),
         *_link_problems(config.mesh.dcn_data, sizes["data"], devices),
-        *_size_problems(config, sizes),
+        *_size_problems(config, sizes, devices[0].platform),
     ]
     if problems:
         raise UserError("\n".join(problems))
@@ -165,8 +165,8 @@ def _link_problems(dcn_data: int, data: int, devices: Sequence[Any]) -> list[str
     return problems
 
 
-def _size_problems(config: ConfigDict, sizes: dict[str, int]) -> list[str]:
-    """What does not divide over the mesh's axes."""
+def _size_problems(config: ConfigDict, sizes: dict[str, int], platform: str) -> list[str]:
+    """What does not divide over the mesh's axes, or does not run on its devices."""
     shards = sizes["data"] * sizes["fsdp"]
     problems = []
     micro_batch = config.batch_size // config.accumulation_steps
@@ -195,6 +195,12 @@ def _size_problems(config: ConfigDict, sizes: dict[str, int]) -> list[str]:
         for field, value, axis, size in divided
         if value % size
     ]
+    needed = {"cudnn": "gpu", "splash": "tpu"}.get(config.attention, platform)
+    if needed != platform:
+        problems.append(
+            f"config.attention = {config.attention!r} runs on {needed.upper()}s, and the devices "
+            f"are {platform.upper()}s; needed 'auto' or 'xla'."
+        )
     if config.attention_gather not in GATHERS:
         problems.append(
             f"config.attention_gather = {config.attention_gather!r}; needed one of "

@@ -29,6 +29,7 @@ from escherjax.evaluation.protocol import Case, Protocol
 from escherjax.evaluation.records import CaseName, Record, RecordFile
 from escherjax.evaluation.sampling import Sampling, sample_cases
 from escherjax.evaluation.scoring import Scorer
+from escherjax.inputs import WARNING, radius_notes
 from escherjax.pipeline import Pipeline
 from escherjax.weights.facts import PUBLISHED_FOV_DEG
 
@@ -77,7 +78,8 @@ def run(pipe: Pipeline, scorer: Scorer, job: Job, stopped: Callable[[], bool]) -
 
     stopped: asked after each batch. Records go to `records.PER_VIEW`, and before them what else is
     asked for; what a case lacks of it, scored or not, is made up for. Cases that cannot be read go
-    to `records.SKIPPED`, named and counted.
+    to `records.SKIPPED`, named and counted. The first scene whose cameras stand far from those of
+    training is named in a warning.
     """
     files = _Files(job, scorer)
     skipped_path = records.shard_file(job.out, records.SKIPPED, job.shard)
@@ -87,6 +89,7 @@ def run(pipe: Pipeline, scorer: Scorer, job: Job, stopped: Callable[[], bool]) -
     total = sum(map(len, batches))
     progress = _Progress(total, total - sum(map(len, left)))
     skipped: list[Record] = []
+    far: list[str] = []
     try:
         for batch, read in read_ahead(left, lambda name: read_case(job.protocol, pipe, name)):
             cases = [case for case in read if isinstance(case, Case)]
@@ -100,6 +103,12 @@ def run(pipe: Pipeline, scorer: Scorer, job: Job, stopped: Callable[[], bool]) -
                 records.write_rows(skipped_path, skipped)
                 for row in new:
                     log.warning("skipped scene %r with N = %d: %s", *row.values())
+            for case in cases if not far else []:
+                name = f"scene {case.scene_id!r}, maybe not the only one: references"
+                far += radius_notes(case.reference_c2w, name, pipe.facts)
+                if far:
+                    log.warning("%s", far[0].removeprefix(WARNING))
+                    break
             scores = _do_batch(pipe, scorer, job, cases, files) if cases else []
             progress.advance(len(batch), scores)
             if stopped():

@@ -31,11 +31,16 @@ class TrainingError(StoppedError):
     """A training run that cannot go on."""
 
 
+class Preempted(BaseException):  # which no `except Exception` may take
+    """Asked to stop by a signal while nothing is there to save yet; says how to go on."""
+
+
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> None:
     """Runs a command's `main(argv)` and exits: 0 done, 2 for a `UserError`, whatever main returns.
 
-    A `UserError` or `StoppedError` (exit 1) is printed to stderr as one message without a
-    traceback. Any other exception propagates with its traceback, and Python exits with 1.
+    A `UserError`, `StoppedError` (exit 1) or `Preempted` (exit 75) is printed to stderr as one
+    message without a traceback. Any other exception propagates with its traceback, and Python exits
+    with 1.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s")
     for noisy in ("orbax", "jax", "grain", "apache_beam"):
@@ -44,7 +49,7 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         code = main(argv)
-    except (UserError, StoppedError, KeyboardInterrupt) as error:
+    except (UserError, StoppedError, Preempted, KeyboardInterrupt) as error:
         code = report(error)
     sys.exit(EXIT_OK if code is None else code)
 
@@ -57,6 +62,9 @@ def report(error: BaseException) -> int:
     if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    if isinstance(error, Preempted):
+        print(error, file=sys.stderr)
+        return EXIT_PREEMPTED
     if isinstance(error, StoppedError):
         print(f"stopped: {error}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):

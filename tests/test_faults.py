@@ -26,7 +26,9 @@ from escherjax.train import main
 from escherjax.training import checkpoint, sharding, stored_params, verify
 from escherjax.training.loop import train
 from escherjax.training.optimizer import make_optimizer
+from escherjax.training.profiling import ProfileWindow
 from escherjax.training.state import abstract_state
+from escherjax.training.writers import MetricWriter
 
 SHORT = {"num_steps": 12, "checkpoint_every_steps": 4}
 ENDLESS = {"num_steps": 10**6}
@@ -78,8 +80,18 @@ def test_a_stop_while_the_program_still_loads_exits_with_75(tmp_path, environmen
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
-    assert code == 75 and "stopped by a signal at step 0" in output, output
-    assert verify.steps(tmp_path / "run") == []
+    assert code == 75 and "stopped by a signal before the first update" in output, output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_while_scenes_are_rendered_exits_with_75_and_leaves_nothing(tmp_path, environment):
+    workdir = tmp_path / "runs" / "run"
+    process = start(workdir, environment, data__num_scenes=10**6)  # hours
+    wait_for(workdir / "run.lock", process)  # from here on, rendering is what takes time
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 75 and "stopped by a signal before the first update" in output, output
+    assert "Traceback" not in output and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -151,10 +163,42 @@ def test_a_full_disk_ends_the_run_with_a_message(tmp_path, environment, unbroken
     )
 
 
-def test_an_unwritable_place_is_told():
+def test_an_unusable_place_is_told_before_data_is_looked_for(tmp_path):
     """/sys takes no folders, not even from root."""
-    with pytest.raises(TrainingError, match="/sys/run: writing is not allowed there"):
-        train(tiny_config(**ON_ALL_DEVICES), Path("/sys/run"))
+    config = tiny_config(**ON_ALL_DEVICES, data__source="nowhere")
+    with pytest.raises(UserError, match="/sys/run cannot be used: writing is not allowed there"):
+        train(config, Path("/sys/run"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="leads through .*/file, which is a file"):
+        train(config, tmp_path / "file" / "run")
+
+
+def test_a_refused_run_leaves_a_folder_as_it_was(tmp_path):
+    config = tiny_config(**ON_ALL_DEVICES, data__source="nowhere")
+    (tmp_path / "empty").mkdir()
+    for workdir in (tmp_path / "empty", tmp_path / "deep" / "run"):
+        with pytest.raises(UserError, match="nowhere"):
+            train(config, workdir)
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_a_folder_that_vanished_is_told_at_the_next_line_of_the_log(tmp_path):
+    config = tiny_config()
+    checkpoint.prepare_workdir(tmp_path / "run", config)
+    writer = MetricWriter(tmp_path / "run", 0, config)
+    writer.write(1, {"loss": 1.0})
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(TrainingError, match="is gone"):
+        writer.write(2, {"loss": 1.0})
+    writer.close()
+
+
+def test_a_profile_that_cannot_be_written_ends_no_run(tmp_path, caplog):
+    (tmp_path / "profile").touch()  # no folder can be made there
+    window = ProfileWindow(tiny_config(profile__start_step=1, profile__num_steps=1), tmp_path)
+    window.at(0, ())
+    window.at(1, ())
+    assert "the profile could not be written to" in caplog.text
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import importlib.metadata
 import logging
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
@@ -40,8 +40,10 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     Raises UserError if it holds something else, or a checkpoint of a config that differs in more
     than how long it runs and what it reports.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file; name a folder that exists or can be made.")
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        found = "is a file" if there == workdir else f"leads through {there}, which is a file"
+        raise UserError(f"--workdir {workdir} {found}; name a folder that exists or can be made.")
     if (workdir / "config.json").exists():
         if not has_checkpoint(workdir):
             return  # a run that never got anywhere; nothing to protect
@@ -99,21 +101,15 @@ def has_checkpoint(workdir: Path) -> bool:
 
 @contextmanager
 def open_run(workdir: Path, config: ConfigDict) -> Iterator[ocp.CheckpointManager]:
-    """Takes `workdir`, made if need be, for this run alone, and opens its checkpoints.
+    """Writes the config of a run to `workdir`, which is `claim.held`, and opens its checkpoints.
 
-    Raises UserError if another run holds it or left what `check_workdir` refuses; TrainingError if
-    it cannot be written to.
+    Raises TrainingError if it cannot be written to.
     """
-    with ExitStack() as stack:
-        with disk.explained(workdir, "the work directory"):
-            if jax.process_index() == 0:
-                workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(lock.held(workdir))
-            # Again, now that nobody else changes it.
-            hosts.on_first_host(check_workdir, workdir, config)
-            prepare_workdir(workdir, config)
-        keep, keep_every = config.keep_checkpoints, config.keep_every_steps
-        yield stack.enter_context(open_manager(workdir, keep, keep_every))
+    with disk.explained(workdir, "config.json"):
+        prepare_workdir(workdir, config)
+    keep, keep_every = config.keep_checkpoints, config.keep_every_steps
+    with open_manager(workdir, keep, keep_every) as manager:
+        yield manager
 
 
 @contextmanager
@@ -138,7 +134,7 @@ def open_manager(
             post_finalization_callback=lambda: _write_manifest(folder),
         ),
     )
-    with disk.explained(workdir, "the folder of checkpoints"):
+    with disk.explained(workdir, "checkpoints"):
         manager = ocp.CheckpointManager(folder, options=options)
     try:
         yield manager

@@ -14,6 +14,7 @@ from escherjax.errors import TrainingError, UserError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _REFUSED_TEXTS = ("Permission denied", "Read-only file system", "Operation not permitted")
 
 
@@ -36,6 +37,22 @@ def explained(workdir: Path, what: str) -> Iterator[None]:
         raise TrainingError(
             f"{what} could not be written to {workdir}: {reason}. Checkpoints that were whole are "
             "untouched. Mend that, then start the same command again to continue from the newest."
+        ) from error
+
+
+@contextmanager
+def usable(workdir: Path) -> Iterator[None]:
+    """Turns a failure to make or take `workdir` at the start of a run into one message.
+
+    A UserError where another folder, or rights, are needed; a TrainingError where the disk fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        refused = error.errno in _REFUSED | _NO_FOLDER
+        raise (UserError if refused else TrainingError)(
+            f"--workdir {workdir} cannot be used: {_reason(error, workdir) or error}. Nothing was "
+            "started. Mend that or take another --workdir, then start the same command again."
         ) from error
 
 

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -19,6 +18,7 @@ from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet
 from escherjax.training import (
     checkpoint,
+    claim,
     disk,
     hosts,
     perf,
@@ -46,48 +46,51 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
     stop: signals that are listened to already; None listens from here on. Returns the exit code: 0
     done, 75 stopped by SIGTERM or Ctrl-C after saving. Raises UserError for input that cannot work,
     or if another run is in `workdir`; TrainingError if the loss stops being finite, or the disk
-    below `workdir` fails.
+    below `workdir` fails; Preempted if a signal comes before anything could be lost.
     """
     enable_compilation_cache()
-    checkpoint.check_workdir(workdir, config)
-    # What the first host makes there must not meet the check of a slower one.
-    multihost_utils.sync_global_devices("work directory checked")
-    writers.check_available(config)
-    mesh = sharding.make_mesh(config)
-    share = sharding.host_share(mesh)
-    model = eschernet.from_config(config)
-    optimizer = make_optimizer(config.optimizer)
-    abstract = abstract_state(model, optimizer, mesh, config)
-    source = sources.open_training_source(config)
-    heldout = _heldout(model, config, mesh)
-    loaded = None
-    if not checkpoint.has_checkpoint(workdir):
-        loaded, table = starting_points.initial_params(
-            config, model, {**abstract.params, **abstract.frozen}
-        )
-        log.info("starting points:\n%s", starting_points.format_table(table))
-        sources.check_vae(config, loaded["vae"])
-    _log_setup(mesh, abstract)
+    with stop_signals(stop) as listening, claim.held(workdir, config):
+        return _run(config, workdir, listening)
+
+
+def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
+    with stop.leaving_at_once():
+        writers.check_available(config)
+        mesh = sharding.make_mesh(config)
+        share = sharding.host_share(mesh)
+        model = eschernet.from_config(config)
+        optimizer = make_optimizer(config.optimizer)
+        abstract = abstract_state(model, optimizer, mesh, config)
+        source = sources.open_training_source(config)
+        heldout = _heldout(model, config, mesh)
+        loaded = None
+        if not checkpoint.has_checkpoint(workdir):
+            loaded, table = starting_points.initial_params(
+                config, model, {**abstract.params, **abstract.frozen}
+            )
+            log.info("starting points:\n%s", starting_points.format_table(table))
+            sources.check_vae(config, loaded["vae"])
+        _log_setup(mesh, abstract)
 
     train_step = make_train_step(model, optimizer, config, mesh)
     compiled: dict[tuple[int, int], Work] = {}  # by N and M
     with (
-        stop_signals(stop) as stop,
         checkpoint.open_run(workdir, config) as manager,
         Watchdog(workdir, config.stall_seconds) as watchdog,
         logging_redirect_tqdm(),
         hosts.failing_at_once(),
     ):
-        watchdog.note("restoring a checkpoint or making the first state")
-        restored = checkpoint.restore(manager, abstract)
-        if restored:
-            state, position = restored
-            log.info("continuing from checkpoint %d of %s", position, workdir)
-        else:
-            state, position = create_state(model, optimizer, mesh, config, loaded), 0
-        del loaded
-        start = int(state.step)
-        batches = sources.training_batches(source, config, position, share)
+        with stop.leaving_at_once():
+            watchdog.note("restoring a checkpoint or making the first state")
+            restored = checkpoint.restore(manager, abstract)
+            if restored:
+                state, position = restored
+                log.info("continuing from checkpoint %d of %s", position, workdir)
+            else:
+                state, position = create_state(model, optimizer, mesh, config, loaded), 0
+            del loaded
+            start = int(state.step)
+            batches = sources.training_batches(source, config, position, share)
         writer = MetricWriter(workdir, start, config)
         watch = Watch(config, writer, start)
         profile = ProfileWindow(config, workdir)

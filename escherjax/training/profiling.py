@@ -35,8 +35,12 @@ class ProfileWindow:
             self.close()
 
     def close(self) -> None:
-        """Ends the window if it is open."""
+        """Ends the window if it is open; one that cannot be written is told, no failure."""
         if self._open:
             self._open = False
-            jax.profiler.stop_trace()
+            try:
+                jax.profiler.stop_trace()
+            except Exception as error:  # whatever the disk did: the run does not depend on it
+                log.warning("the profile could not be written to %s: %s", self._folder, error)
+                return
             log.info("profile: tensorboard --logdir %s", self._folder)

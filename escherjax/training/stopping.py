@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from escherjax.errors import Preempted
+
 
 class Stop:
     """Whether the run was asked to stop."""
@@ -18,12 +20,34 @@ class Stop:
     def __init__(self) -> None:
         self._noticed = threading.Event()
         self._passed_on = False
+        self._nothing_to_save = False
 
     def notice(self, number: int, _: object) -> None:
         """The signal handler. A second Ctrl-C interrupts at once."""
         if number == signal.SIGINT and self._noticed.is_set():
             raise KeyboardInterrupt
         self._noticed.set()
+        self._leave_if_nothing_is_lost()
+
+    @contextmanager
+    def leaving_at_once(self) -> Iterator[None]:
+        """Inside, where nothing can be lost, a signal (an earlier one too) raises Preempted.
+
+        Not under jax.distributed, where one process that left would break the others: there all
+        stop together, before the first update.
+        """
+        self._nothing_to_save = True
+        try:
+            self._leave_if_nothing_is_lost()
+            yield
+        finally:
+            self._nothing_to_save = False
+
+    def _leave_if_nothing_is_lost(self) -> None:
+        if self._noticed.is_set() and self._nothing_to_save and not _jax_listens():
+            raise Preempted(
+                "stopped by a signal before the first update; start again to continue"
+            )
 
     @property
     def heard(self) -> bool:

@@ -67,6 +67,7 @@ class MetricWriter:
     def write(self, step: int, values: dict[str, float]) -> None:
         if not self._active:
             return
+        disk.check_there(self._workdir)  # an open file takes lines even if its folder is gone
         with disk.explained(self._workdir, "metrics"):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()

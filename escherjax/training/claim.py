@@ -1,0 +1,67 @@
+"""A work directory taken for one run, before the run reads or computes anything."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from escherjax.training import checkpoint, disk, hosts, lock
+
+
+@contextmanager
+def held(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Takes `workdir`, made if need be, for a run of `config` alone while inside.
+
+    If nothing but the lock came into it, the lock goes again, and the folders made for it. Raises
+    UserError if `workdir` cannot be made or written to, another run holds it, or it holds what
+    `checkpoint.check_workdir` refuses; TrainingError if the disk below it fails.
+    """
+    with ExitStack() as stack:
+        with disk.usable(workdir):
+            checkpoint.check_workdir(workdir, config)
+            # What the first host makes there must not meet the check of a slower one.
+            multihost_utils.sync_global_devices("work directory checked")
+            made = hosts.on_first_host(_make, workdir)
+            first = jax.process_index() == 0
+            if first:
+                stack.callback(_remove, made)
+            new = hosts.on_first_host(lambda: not (workdir / lock.FILE_NAME).exists())
+            stack.enter_context(lock.held(workdir))
+            if first and new:
+                stack.callback(_remove_lone_lock, workdir)  # before it is let go, so ours
+            # Again, now that nobody else changes it.
+            hosts.on_first_host(checkpoint.check_workdir, workdir, config)
+        yield
+
+
+def _make(workdir: Path) -> list[str]:
+    """Makes the folder and those above it; returns which were missing, the innermost first."""
+    missing = [str(path) for path in (workdir, *workdir.parents) if not path.exists()]
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not os.access(workdir, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(workdir))
+    except OSError:
+        _remove(missing)
+        raise
+    return missing
+
+
+def _remove(folders: list[str]) -> None:
+    with suppress(OSError):  # one that is in use is not empty
+        for folder in folders:
+            if Path(folder).exists():
+                Path(folder).rmdir()
+
+
+def _remove_lone_lock(workdir: Path) -> None:
+    with suppress(OSError):  # a folder that vanished has been reported
+        if [path.name for path in workdir.iterdir()] == [lock.FILE_NAME]:
+            (workdir / lock.FILE_NAME).unlink()

@@ -30,10 +30,14 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
 
     rows = list_checkpoints(arguments.workdir, arguments.verify)
+    others = list_others(arguments.workdir)
     if arguments.json:
-        print(json.dumps({"workdir": str(arguments.workdir), "checkpoints": rows}, indent=2))
+        content = {
+            "workdir": str(arguments.workdir), "checkpoints": rows, "not_checkpoints": others
+        }  # fmt: skip
+        print(json.dumps(content, indent=2))
     else:
-        print(_table(rows))
+        print("\n".join([_table(rows), *map(_not_a_checkpoint, others)]))
     damaged = [row for row in rows if row["problems"]]
     return EXIT_USER_ERROR if damaged else EXIT_OK
 
@@ -42,19 +46,47 @@ def list_checkpoints(workdir: Path, verify: bool = False) -> list[dict[str, Any]
     """A JSON record of each checkpoint, oldest first, then those set aside as damaged.
 
     Keys: folder (its name), step, saved (ISO 8601, UTC), bytes, config (the first 8 hex digits of
-    the SHA-256 of its JSON), commit, whole (the folder has all its parts), checksums ("hold",
-    "differ", "unread" without `verify`, "none" where it has no manifest), problems. Without
-    `verify` only presence and sizes of files are looked at. Raises UserError if there is none.
+    the SHA-256 of its JSON), commit, whole (the folder has all its parts, and is of the step it is
+    named by), checksums ("hold", "differ", "unread" without `verify`, "none" where it has no
+    manifest), problems. Without `verify` only presence and sizes of files are looked at, and the
+    step in the record. Raises UserError if there is none.
     """
     # After parsing, so that --help answers at once.
     from escherjax.training.verify import steps
 
     checkpoints = workdir / "checkpoints"
-    aside = sorted(path for path in checkpoints.glob("*.damaged*") if path.is_dir())
+    aside = sorted(path for path in checkpoints.glob("*.damaged*") if _is_set_aside(path))
     folders = [checkpoints / str(step) for step in steps(workdir)] + aside
     if not folders:
-        raise UserError(f"{workdir} holds no checkpoints/STEP; needed a training work directory.")
+        others = "".join(f"\n  {_not_a_checkpoint(name)}" for name in list_others(workdir))
+        raise UserError(
+            f"{workdir} holds no checkpoints/STEP; needed a training work directory.{others}"
+        )
     return [_describe(folder, verify) for folder in folders]
+
+
+def list_others(workdir: Path) -> list[str]:
+    """Names of the folders in `workdir/checkpoints` that are no checkpoints, by name, nor a save
+    under way; training reads none of them."""
+    from escherjax.training.verify import UNFINISHED, step_of
+
+    return sorted(
+        path.name
+        for path in (workdir / "checkpoints").glob("*")
+        if path.is_dir() and step_of(path.name) is None
+        and not _is_set_aside(path) and UNFINISHED not in path.name
+    )  # fmt: skip
+
+
+def _is_set_aside(path: Path) -> bool:
+    from escherjax.training.verify import step_of
+
+    step, _, rest = path.name.partition(".")
+    return path.is_dir() and step_of(step) is not None and rest.startswith("damaged")
+
+
+def _not_a_checkpoint(name: str) -> str:
+    return f"not a checkpoint: {name} (a checkpoint is named by its step alone, such as 6)"
 
 
 def _describe(folder: Path, verify: bool) -> dict[str, Any]:
@@ -69,15 +101,14 @@ def _describe(folder: Path, verify: bool) -> dict[str, Any]:
     problems = look(folder)
     whole = not problems
     if verify and whole:
-        problems = read_through(folder).problems
+        problems = read_through(folder)
     checksums = "none"
     if has_checksums:
         checksums = ("differ" if problems else "hold") if verify else "unread"
     try:
         record = read_record(folder)
-    except (OSError, ValueError) as error:
-        record, whole = {}, False
-        problems = problems or [f"{folder / 'record'}: {error}"]
+    except (OSError, ValueError):  # which `look` has said
+        record = {}
     config = record.get("config", "")
     files = [path for path in folder.rglob("*") if path.is_file()]
     newest = max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -134,10 +135,9 @@ def delete_optimizer_and_manifest(folder):
     return folder / "optimizer"
 
 
-def truncate_without_manifest(folder):
+def delete_manifest(folder):
     (folder / manifest.FILE_NAME).unlink()
-    truncate(folder)
-    return folder / "weights"
+    return folder / manifest.FILE_NAME
 
 
 def break_manifest(folder):
@@ -149,7 +149,7 @@ def break_manifest(folder):
 @pytest.mark.parametrize(
     "damage",
     [truncate, flip_one_bit, delete_half, delete_optimizer_and_manifest,
-     truncate_without_manifest, break_manifest],
+     delete_manifest, break_manifest],
 )  # fmt: skip
 def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_taken(
     workdir, damage, caplog
@@ -167,10 +167,35 @@ def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_taken
     assert aside.is_dir()
 
 
-def test_without_a_manifest_a_checkpoint_that_can_be_read_is_used_with_a_warning(workdir, caplog):
-    (workdir / "checkpoints" / "20" / manifest.FILE_NAME).unlink()
-    assert_is_step(restore(workdir), 20)
-    assert "whether its bytes are as they were saved is not known" in caplog.text
+def test_a_renamed_checkpoint_is_set_aside(workdir, caplog):
+    (workdir / "checkpoints" / "20").rename(workdir / "checkpoints" / "100")
+    with pytest.raises(UserError, match=r"record is of step 20(.|\n)*STEP of \[10\]"):
+        stored_params.open_checkpoint(workdir)
+    assert_is_step(restore(workdir), 10)
+    assert "100: its record is of step 20" in caplog.text
+    assert (workdir / "checkpoints" / "100.damaged").is_dir()
+
+
+def test_without_any_manifest_nothing_is_changed(workdir):
+    files = [delete_manifest(workdir / "checkpoints" / step) for step in ("10", "20")]
+    before = sorted(p for p in workdir.rglob("*"))
+    with pytest.raises(UserError, match=r"Not one has a manifest\.json") as raised:
+        restore(workdir)
+    assert all(str(file) in str(raised.value) for file in files)
+    assert sorted(p for p in workdir.rglob("*")) == before
+
+
+def test_the_manifest_is_written_for_the_step_saved_whatever_times_folders_have(workdir):
+    old = workdir / "checkpoints" / "10"
+    delete_manifest(old)
+    ahead = time.time() + 86400  # as a clock that was set back leaves it
+    os.utime(old, (ahead, ahead))
+    with checkpoint.open_manager(workdir) as manager:
+        for step in (30, 40):
+            checkpoint.save(manager, state_on(mesh_of(1), step), CONFIG)
+    assert not manifest.exists(old)
+    for step in (30, 40):
+        assert verify.verify(workdir / "checkpoints" / str(step)) == []
 
 
 def test_when_none_is_whole_nothing_is_changed(workdir):
@@ -277,6 +302,31 @@ def test_the_command_lists_and_verifies(workdir, capsys):
     assert code == 2 and str(file) in text and "NO" in text
     with pytest.raises(UserError, match="holds no checkpoints"):
         command.main([str(workdir / "checkpoints")])
+
+
+def test_the_command_names_what_is_no_whole_checkpoint(workdir, capsys):
+    checkpoints = workdir / "checkpoints"
+    for stray in ("006", "best", "006.damaged", "\u00b2"):
+        shutil.copytree(checkpoints / "10", checkpoints / stray)
+    (checkpoints / "30.orbax-checkpoint-tmp").mkdir()
+    code, text = run_command(capsys, workdir, "--json")
+    others = json.loads(text)["not_checkpoints"]
+    assert code == 0 and others == ["006", "006.damaged", "best", "\u00b2"]
+    code, text = run_command(capsys, workdir, "--verify")
+    assert code == 0 and "not a checkpoint: 006 " in text  # strays are no damage
+    assert checkpoint.locate(checkpoints / "006") is None
+
+    missing = delete_manifest(checkpoints / "20")
+    shutil.copytree(checkpoints / "10", checkpoints / "100")
+    code, text = run_command(capsys, workdir, "--verify")
+    assert code == 2 and f"damaged: {missing}: missing" in text
+    assert f"damaged: {checkpoints / '100'}: its record is of step 10" in text
+    assert [line.split()[-2] for line in text.splitlines()[1:4]] == ["yes", "NO", "NO"]
+
+    for step in ("10", "20", "100"):
+        shutil.rmtree(checkpoints / step)
+    with pytest.raises(UserError, match=r"holds no checkpoints/STEP(.|\n)*not a checkpoint: 006"):
+        command.main([str(workdir)])
 
 
 def test_help_of_the_command_imports_no_jax():

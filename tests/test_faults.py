@@ -158,7 +158,7 @@ def test_a_full_disk_ends_the_run_with_a_message(tmp_path, environment, unbroken
     assert code == 1 and "no space is left there, or a quota or limit" in output, output
     assert verify.steps(workdir) == verify.steps(unbroken)
     assert all(
-        not verify.verify(workdir / "checkpoints" / str(step)).problems
+        not verify.verify(workdir / "checkpoints" / str(step))
         for step in verify.steps(workdir)
     )
 
@@ -290,4 +290,4 @@ def test_a_dead_host_ends_the_others_with_a_message(tmp_path, environment, victi
     assert code not in (0, 75) and ("another host died" in output or "another task" in output)
     hosts[victim].communicate()
     newest = verify.steps(workdir)[-1]
-    assert not verify.verify(workdir / "checkpoints" / str(newest)).problems
+    assert not verify.verify(workdir / "checkpoints" / str(newest))

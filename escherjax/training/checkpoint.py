@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -89,8 +90,9 @@ def locate(path: Path) -> tuple[Path, int | None] | None:
     """
     if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
         return path, None
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        return path.parent.parent, int(path.name)
+    step = verify.step_of(path.name)
+    if path.parent.name == "checkpoints" and step is not None:
+        return path.parent.parent, step
     return None
 
 
@@ -112,6 +114,17 @@ def open_run(workdir: Path, config: ConfigDict) -> Iterator[ocp.CheckpointManage
         yield manager
 
 
+class _Manager(ocp.CheckpointManager):
+    """Knows which step is being saved, which Orbax does not tell its callback."""
+
+    saving: int
+
+    def save(self, step: int, *args: Any, **kwargs: Any) -> bool:
+        self.wait_until_finished()  # the callback of the save before it reads the step too
+        self.saving = step
+        return super().save(step, *args, **kwargs)
+
+
 @contextmanager
 def open_manager(
     workdir: Path, keep: int | None = None, keep_every: int = 0
@@ -131,11 +144,11 @@ def open_manager(
         async_options=ocp.options.AsyncOptions(
             timeout_secs=_SAVE_TIMEOUT_SECONDS,
             create_directories_asynchronously=False,  # waiting for them goes by that clock too
-            post_finalization_callback=lambda: _write_manifest(folder),
+            post_finalization_callback=lambda: _write_manifest(folder, manager.saving),
         ),
     )
     with disk.explained(workdir, "checkpoints"):
-        manager = ocp.CheckpointManager(folder, options=options)
+        manager = _Manager(folder, options=options)
     try:
         yield manager
     except BaseException:
@@ -146,14 +159,11 @@ def open_manager(
         manager.close()
 
 
-def _write_manifest(checkpoints: Path) -> None:
+def _write_manifest(checkpoints: Path, step: int) -> None:
     """In Orbax's saving thread of the first host, when all is written and before it is renamed."""
-    unlisted = [
-        path.parent
-        for path in checkpoints.glob(f"[0-9]*/{RECORD}")
-        if ".damaged" not in path.parent.name and not manifest.exists(path.parent)
-    ]
-    manifest.write(max(unlisted, key=lambda folder: folder.stat().st_mtime), ITEMS)
+    # Some versions of Orbax put a time behind it; what other saves left went before this one.
+    unfinished = checkpoints.glob(f"{step}{verify.UNFINISHED}*")
+    manifest.write(next(unfinished, checkpoints / str(step)), ITEMS)
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict) -> None:
@@ -258,14 +268,16 @@ def _newest_whole(workdir: Path) -> int | None:
     damaged: dict[Path, list[str]] = {}
     for step in reversed(verify.steps(workdir)):
         folder = workdir / "checkpoints" / str(step)
-        verdict = verify.verify(folder)
-        if not verdict.problems:
+        problems = verify.verify(folder)
+        if not problems:
             break
-        damaged[folder] = verdict.problems
+        damaged[folder] = problems
     else:
         if not damaged:
             return None
         listed = "\n  ".join(line for problems in damaged.values() for line in problems)
+        if not any(manifest.exists(folder) for folder in damaged):
+            listed += f"\nNot one has a {manifest.FILE_NAME}, so none can be checked."
         raise UserError(
             f"no checkpoint of {workdir} is whole:\n  {listed}\nNothing was changed. Bring these "
             "files back from a copy, or take another --workdir."
@@ -273,11 +285,6 @@ def _newest_whole(workdir: Path) -> int | None:
     for bad, problems in damaged.items():
         log.error("checkpoint %s is damaged:\n  %s", bad, "\n  ".join(problems))
         log.error("it is kept as %s; going back to checkpoint %d", _set_aside(bad), step)
-    if not verdict.has_checksums:
-        log.warning(
-            "checkpoint %s has no %s; it can be read, but whether its bytes are as they were "
-            "saved is not known", folder, manifest.FILE_NAME
-        )  # fmt: skip
     return step
 
 

@@ -6,7 +6,6 @@ What is read is checked against the checkpoint's checksums first.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,8 @@ from flax import traverse_util
 
 from escherjax.errors import UserError
 from escherjax.models.eschernet import Params
-from escherjax.training import manifest, verify
+from escherjax.training import verify
 from escherjax.training.state import TRAINED, TrainState
-
-log = logging.getLogger("escherjax.checkpoint")
 
 
 def find_step(workdir: Path, step: int | None = None) -> int:
@@ -127,17 +124,15 @@ def _weights_folder(workdir: Path, step: int) -> Path:
 
 
 def _checked_weights(workdir: Path, step: int) -> Path:
-    """The folder of a checkpoint's parameters. Raises UserError if they are damaged."""
+    """The folder of a checkpoint's parameters. Raises UserError if they are damaged, or of another
+    step, as the record shows."""
     folder = workdir / "checkpoints" / str(step)
-    verdict = verify.verify(folder, (verify.WEIGHTS,))
-    if verdict.problems:
-        listed = "\n  ".join(verdict.problems)
+    problems = verify.verify(folder, (verify.WEIGHTS, verify.RECORD))
+    if problems:
+        listed = "\n  ".join(problems)
         others = [other for other in verify.steps(workdir) if other != step]
         raise UserError(
             f"checkpoint {folder} is damaged:\n  {listed}\nName another, such as "
             f"{folder.parent}/STEP with STEP of {others}, or bring these files back from a copy."
         )
-    if not verdict.has_checksums:
-        log.warning("checkpoint %s has no %s, so its bytes are unchecked", folder,
-                    manifest.FILE_NAME)  # fmt: skip
     return _weights_folder(workdir, step)

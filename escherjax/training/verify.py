@@ -1,58 +1,53 @@
-"""Whether a checkpoint can be trusted: by checksums, or, without them, by reading it through."""
+"""Whether a checkpoint can be trusted: by its parts, its checksums and the step of its record."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 
 from escherjax.training import manifest
 
 WEIGHTS, OPTIMIZER, RECORD = ITEMS = ("weights", "optimizer", "record")  # folders of a checkpoint
+UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax puts it behind the step until the checkpoint is whole
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """problems: one line each, none for a checkpoint that can be used; has_checksums: whether
-    there was a manifest to compare with, without which bytes that changed go unseen."""
-
-    problems: list[str]
-    has_checksums: bool
+def step_of(name: str) -> int | None:
+    """The step that a checkpoint's folder of that name holds, None for any other name: "006" too,
+    since a step has one name."""
+    return int(name) if re.fullmatch("0|[1-9][0-9]*", name) else None
 
 
 def steps(workdir: Path) -> list[int]:
     """Steps of the checkpoints of a work directory, rising; a folder takes that name when whole."""
-    folders = (workdir / "checkpoints").glob("*")
-    return sorted(int(f.name) for f in folders if f.name.isdigit() and f.is_dir())
+    folders = [path for path in (workdir / "checkpoints").glob("*") if path.is_dir()]
+    return sorted(step for f in folders if (step := step_of(f.name)) is not None)
 
 
 def look(folder: Path, items: Sequence[str] = ITEMS) -> list[str]:
-    """Problems that show without reading: items, files or bytes of the checkpoint are missing."""
+    """Problems that show at a glance: items, files, bytes or the manifest of the checkpoint are
+    missing, or its record (if among the items) is of another step than the folder's name."""
     missing = [f"{folder / item}: missing" for item in items if not (folder / item).is_dir()]
     if missing and (folder / "state").is_dir():
         return [
             f"{folder}: saved by an older version, whose layout this one does not read; use that "
             "version to export it"
         ]
-    if missing or not manifest.exists(folder):
+    if not manifest.exists(folder):
+        missing.append(f"{folder / manifest.FILE_NAME}: missing, and no whole checkpoint lacks it")
+    if missing:
         return missing
-    return manifest.damage(folder, items, sizes_only=True)
+    problems = manifest.damage(folder, items, sizes_only=True)
+    return problems or (_other_step(folder) if RECORD in items else [])
 
 
-def verify(folder: Path, items: Sequence[str] = ITEMS) -> Verdict:
-    """Reads those items of the checkpoint `folder`; nothing else of it, and changes nothing."""
-    has_checksums = manifest.exists(folder)
-    problems = look(folder, items)
-    if not problems and has_checksums:
-        problems = manifest.damage(folder, items)
-    elif not problems:
-        problems = [line for item in items for line in _unreadable(folder, item)]
-    return Verdict(problems, has_checksums)
+def verify(folder: Path, items: Sequence[str] = ITEMS) -> list[str]:
+    """Problems of those items of the checkpoint `folder`, one line each, none if it can be used.
+
+    Every byte of the items is read; nothing else of it, and nothing is changed.
+    """
+    return look(folder, items) or manifest.damage(folder, items)
 
 
 def read_record(folder: Path) -> dict:
@@ -63,18 +58,12 @@ def read_record(folder: Path) -> dict:
     return record
 
 
-def _unreadable(folder: Path, item: str) -> list[str]:
-    """Why the item cannot be read, if so. Every array of it is read to the memory of this host."""
-    place = (folder / item).resolve()
-    handler = ocp.PyTreeCheckpointHandler()
+def _other_step(folder: Path) -> list[str]:
+    """What speaks against the record being of the step in the folder's name (set aside or not)."""
     try:
-        if item == RECORD:
-            read_record(folder)
-            return []
-        as_numpy = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(place).tree
-        )
-        handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    except Exception as error:  # the libraries below raise what they like for a damaged file
-        return [f"{place}: {type(error).__name__}: {str(error).splitlines()[0][:300]}"]
-    return []
+        found = read_record(folder)["step"]
+    except (OSError, ValueError) as error:
+        return [f"{folder / RECORD}: {error}"]
+    if found == step_of(folder.name.split(".")[0]):
+        return []
+    return [f"{folder}: its record is of step {found}, so it was renamed; needed that step's name"]

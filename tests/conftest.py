@@ -47,3 +47,11 @@ def golden(request, golden_dir):
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def compiled_fast():
+    """Programs as the compiler first makes them, where most of a test's time is its work."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -12,19 +12,13 @@ from escherjax.cameras import Cameras, from_spherical
 from escherjax.models import eschernet
 from escherjax.training import perf
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 # Pairs of scenes are formed in the first transformer: of the first level, or of the middle only.
 NETWORKS = {
     "6dof": {"unet__block_channels": "(32,)", "unet__attention": "(True,)"},
     "4dof": {"unet__block_channels": "(16, 32)", "unet__attention": "(False, False)"},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_fast():
-    """Programs as the compiler first makes them: most of the time of these tests is its work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def network(variant):

@@ -17,6 +17,8 @@ from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import create_state
 from escherjax.training.step import make_train_step
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 NUM_STEPS = 5
 # One transformer, in the middle block: what compiles costs the time here. Epsilon is well above
 # rounding, so that AdamW does not turn the sign of a zero gradient into a step.
@@ -29,14 +31,6 @@ FIELDS = {
     "optimizer__initial_lr": 1e-3,
     "optimizer__max_grad_norm": 1e9,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_fast():
-    """Programs as the compiler first makes them: most of the time of these tests is its work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

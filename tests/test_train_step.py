@@ -17,6 +17,8 @@ from escherjax.training.step import Draws, make_train_step, scene_losses
 from escherjax.weights import names
 from escherjax.weights.pytorch import read_pipeline_folder
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 
 def make_batch(rng, size=8, num_views=4, resolution=16):
     c2w = cameras_lib.from_spherical(

@@ -23,6 +23,9 @@ NUM_SCENES, NUM_VIEWS, TOKENS, WIDTH = 2, 4, 3, 32
 HEADS = 4
 
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
+
 def some_cameras(rng, *shape):
     angles = rng.uniform(0.3, 2.8, shape), rng.uniform(-3, 3, shape)
     return Cameras(cameras_lib.from_spherical(*angles, rng.uniform(1.5, 2.2, shape)))

@@ -1,6 +1,5 @@
 """Padded numbers of views, batches of scenes over devices, and the callback of a step."""
 
-import jax
 import numpy as np
 import pytest
 from random_models import random_params
@@ -13,17 +12,11 @@ from escherjax.models import eschernet
 from escherjax.pipeline import Pipeline
 from escherjax.training import sharding
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 # Two steps of a network of random parameters, pictures in [0, 1]: float32 rounding, which guidance
 # multiplies by five or so. 3e-6 is seen; a view that should not be seen changes them by 0.05.
 SAME = {"rtol": 0, "atol": 3e-5}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_fast():
-    """Programs as the compiler first makes them: most of the time of these tests is its work."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make_pipeline(mesh=None):

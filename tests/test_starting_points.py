@@ -344,6 +344,7 @@ def trained_params(workdir):
     return stored.read(stored.shapes)
 
 
+@pytest.mark.slow
 def test_two_updates_from_parts_and_two_from_that_run_on_one_and_on_eight_devices(tmp_path):
     """Sums in another order: parameters to 2e-5, as for runs from random numbers."""
     fields = {**VAE, "num_steps": 2, "optimizer__eps": 1e-4}

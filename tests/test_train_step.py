@@ -174,6 +174,7 @@ def on_one_device(one_device, two_batches):
     return one_device(two_batches)
 
 
+@pytest.mark.slow  # test_equal_numbers has a smaller case of it
 def test_accumulation_equals_one_large_batch(two_batches, on_one_device):
     state, losses = on_one_device
     run = stepper(tiny_config(**EXACT, accumulation_steps=4), sharding.single_device_mesh())

@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_equal_numbers import compiled_fast  # noqa: F401
 from test_train import final_state
 from tiny import tiny_arguments, tiny_config
 

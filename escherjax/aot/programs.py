@@ -47,9 +47,8 @@ def lower_program(name: str, config: ConfigDict, mesh: Mesh) -> Program:
         batch = _batch(config, mesh, config.batch_size, config.num_references, config.num_targets)
         if config.data.latents:  # the loader then gives moments in the place of pixels
             shape = (*batch.pop("target_images").shape[:2], *eschernet.moments_shape(config))
-            name = "target_moments"
-            batch[name] = jax.ShapeDtypeStruct(
-                shape, jnp.bfloat16, sharding=sharding.entry_sharding(mesh, name)
+            batch["target_moments"] = jax.ShapeDtypeStruct(
+                shape, jnp.bfloat16, sharding=sharding.entry_sharding(mesh, "target_moments")
             )
         jitted, rest = make_train_step(model, optimizer, config, mesh), (batch,)
         flops = perf.train_step_flops(

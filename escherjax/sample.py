@@ -205,6 +205,5 @@ def _num_devices(num_views: int) -> int:
     return count if num_views >= _MIN_VIEWS_PER_DEVICE * count else 1
 
 
-
 if __name__ == "__main__":
     run_command(main, sys.argv[1:])

@@ -55,7 +55,7 @@ class Conditioning:
 def as_pairs(x: jax.Array, num_scenes: int) -> jax.Array:
     """[B*m, ...] -> [B*2*m, ...]: all rows of a scene, and then all of them again."""
     x = x.reshape(num_scenes, 1, -1, *x.shape[1:])
-    twice = jnp.broadcast_to(x, (num_scenes, 2, *x.shape[2:]))
+    twice = jnp.concatenate([x, x], axis=1)  # as in Upsample: scenes stay on their devices
     return twice.reshape(-1, *x.shape[3:])
 
 

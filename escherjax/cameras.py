@@ -210,6 +210,16 @@ def normalize_scene(
     return moved, scale, center
 
 
+def nearest_reference(reference_c2w: np.ndarray, target_c2w: np.ndarray) -> np.ndarray:
+    """The reference whose camera centre lies nearest to each target's, the first of equals.
+
+    reference_c2w: [..., N, 4, 4]; target_c2w: [..., M, 4, 4]. Returns indices [..., M] in [0, N).
+    """
+    refs, targets = reference_c2w[..., :3, 3], target_c2w[..., :3, 3]
+    distance = np.linalg.norm(targets[..., :, None, :] - refs[..., None, :, :], axis=-1)
+    return distance.argmin(axis=-1)  # [..., M]
+
+
 def pose_faults(c2w: np.ndarray, tolerance: float = 1e-3) -> list[tuple[int, str, str]]:
     """Everything that keeps matrices from being finite right-handed rigid transforms.
 

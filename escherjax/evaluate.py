@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     with stop_signals() as stop:
         # After parsing, so that --help answers at once.
         from escherjax.evaluation import follow, run
+        from escherjax.evaluation.sampling import Sampling
         from escherjax.training import startup
 
         if arguments.merge:
@@ -44,12 +45,14 @@ def main(argv: Sequence[str]) -> int:
             metrics=tuple(arguments.metrics.split(",")),
             limit=arguments.limit,
             options={name: getattr(arguments, name) for name in run.PROTOCOL_OPTIONS},
-            steps=arguments.steps,
-            guidance=arguments.guidance,
-            guidance_rescale=arguments.guidance_rescale,
-            sampler=arguments.sampler,
-            eta=arguments.eta,
-            seed=arguments.seed,
+            sampling=Sampling(
+                num_steps=arguments.steps,
+                guidance_scale=arguments.guidance,
+                guidance_rescale=arguments.guidance_rescale,
+                sampler=arguments.sampler,
+                eta=arguments.eta,
+                seed=arguments.seed,
+            ),
             dtype=arguments.dtype,
             cape=arguments.cape,
             params=arguments.params,
@@ -137,7 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     on("--index-path", type=Path, metavar="DIR", help="index lists, for nerf")
     how = parser.add_argument_group("how views are drawn").add_argument
     how("--steps", type=int, default=50, help="(default %(default)s)")
-    how("--guidance", type=float, default=3.0, help="1 for none (default %(default)s)")
+    how("--guidance", type=float,
+        help="scale, 1 for none; default: what the weights were trained for, 3 as published")
     how("--guidance-rescale", type=float, default=0.0, help="(default %(default)s)")
     how("--sampler", default="ddim", help="ddim (as published), dpmpp_2m, unipc")
     how("--eta", type=float, default=0.0,

@@ -54,8 +54,9 @@ def pipe(weights):
 @pytest.fixture
 def request_for(data):
     def make(out, **changes):
-        given = {"protocol": "heldout", "data": str(data), "references": COUNTS, "steps": 2,
-                 "guidance": 1.0, "metrics": METRICS, "batch_size": 1}  # fmt: skip
+        drawing = sampling.Sampling(num_steps=2, guidance_scale=1.0)
+        given = {"protocol": "heldout", "data": str(data), "references": COUNTS,
+                 "sampling": drawing, "metrics": METRICS, "batch_size": 1}  # fmt: skip
         return run.Request(out=out, **{**given, **changes})
 
     return make
@@ -259,7 +260,8 @@ def test_cases_of_unequal_numbers_of_targets_share_a_batch(pipe, request_for, tm
 
 def test_other_settings_are_refused_with_the_list(finished, request_for, evaluated, tmp_path):
     with pytest.raises(UserError) as refusal:
-        evaluated(request_for(finished, steps=3, seed=5))
+        other = sampling.Sampling(num_steps=3, guidance_scale=1.0, seed=5)
+        evaluated(request_for(finished, sampling=other))
     text = str(refusal.value)
     assert "sampling.num_steps: 3 was 2" in text and "sampling.seed: 5 was 0" in text
     assert "guidance" not in text

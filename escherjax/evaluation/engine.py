@@ -22,9 +22,9 @@ import numpy as np
 from tqdm import tqdm
 
 from escherjax import cameras
+from escherjax.cameras import nearest_reference
 from escherjax.errors import UserError
 from escherjax.evaluation import case_pictures, records, saved_views
-from escherjax.evaluation.baselines import nearest_reference
 from escherjax.evaluation.protocol import Case, Protocol
 from escherjax.evaluation.records import CaseName, Record, RecordFile
 from escherjax.evaluation.sampling import Sampling, sample_cases

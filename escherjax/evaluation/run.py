@@ -14,14 +14,7 @@ import numpy as np
 
 from escherjax import loading
 from escherjax.errors import UserError, listed
-from escherjax.evaluation import (
-    case_consistency,
-    engine,
-    records,
-    report,
-    settings,
-    summary,
-)
+from escherjax.evaluation import case_consistency, engine, records, report, settings, summary
 from escherjax.evaluation.engine import Job
 from escherjax.evaluation.protocol import Protocol, make_protocol
 from escherjax.evaluation.sampling import Sampling
@@ -46,12 +39,7 @@ class Request:
     metrics: tuple[str, ...] = ("psnr", "ssim", "lpips")
     limit: int | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    steps: int = 50
-    guidance: float = 3.0
-    guidance_rescale: float = 0.0
-    sampler: str = "ddim"
-    eta: float = 0.0
-    seed: int = 0
+    sampling: Sampling = Sampling()
     dtype: str = "float32"
     cape: str | None = None
     params: str | None = None
@@ -69,11 +57,6 @@ class Request:
             reference_counts=self.references,
             limit=self.limit,
             **self.options,
-        )
-
-    def sampling(self) -> Sampling:
-        return Sampling(
-            self.steps, self.guidance, self.guidance_rescale, self.sampler, self.eta, self.seed
         )
 
     def num_cases_at_once(self) -> int:
@@ -125,6 +108,7 @@ def evaluate_pipeline(
     stop: Stop,
 ) -> bool:
     """Evaluates loaded weights; see `evaluate`. folder: what they were loaded from."""
+    request = dataclasses.replace(request, sampling=request.sampling.settled(pipe))
     settings.start_or_continue(
         request.out,
         {**describe(request, protocol), "weights": describe_weights(pipe, folder)},
@@ -135,7 +119,7 @@ def evaluate_pipeline(
         protocol=protocol,
         scene_ids=scene_ids,
         reference_counts=protocol.reference_counts,
-        sampling=request.sampling(),
+        sampling=request.sampling,
         out=request.out,
         batch_size=request.num_cases_at_once(),
         shard=request.shard,
@@ -180,7 +164,7 @@ def describe(request: Request, protocol: Protocol) -> dict[str, Any]:
         "scenes": {"data": request.data, "hash": settings.scenes_hash(protocol.scene_ids())},
         "metrics": list(request.metrics),
         **({"consistency": case_consistency.describe()} if CONSISTENCY in request.metrics else {}),
-        "sampling": {**dataclasses.asdict(request.sampling()), "dtype": request.dtype},
+        "sampling": {**dataclasses.asdict(request.sampling), "dtype": request.dtype},
     }
 
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from escherjax import buckets
 from escherjax.cameras import Cameras
+from escherjax.diffusion import samplers
 from escherjax.errors import StoppedError, UserError
 from escherjax.evaluation.protocol import Case
 from escherjax.pipeline import Pipeline
@@ -18,14 +18,26 @@ from escherjax.pipeline import Pipeline
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How views are drawn; see `Pipeline.generate`."""
+    """How views are drawn; see `Pipeline.generate`.
+
+    guidance_scale: None for what the weights were trained for, until it is `settled` by those.
+    """
 
     num_steps: int = 50
-    guidance_scale: float = 3.0
+    guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     sampler: str = "ddim"
     eta: float = 0.0
     seed: int = 0
+
+    def settled(self, pipe: Pipeline) -> Sampling:
+        """The same with the scale that None stands for. Raises UserError if the scale is none."""
+        samplers.is_guided(self.scale(pipe))
+        return dataclasses.replace(self, guidance_scale=self.scale(pipe))
+
+    def scale(self, pipe: Pipeline) -> float:
+        """The guidance scale for these weights."""
+        return pipe.facts.guidance_scale if self.guidance_scale is None else self.guidance_scale
 
 
 def sample_cases(
@@ -39,7 +51,7 @@ def sample_cases(
     """
     filled = [*cases, *[cases[-1]] * (batch_size - len(cases))]
     num_targets = np.array([len(case.target_c2w) for case in filled])
-    size = buckets.target_bucket(int(num_targets.max()))
+    size = pipe.target_bucket(int(num_targets.max()))
     target_c2w = [
         np.concatenate([case.target_c2w, case.target_c2w[-1:].repeat(size - count, axis=0)])
         for case, count in zip(filled, num_targets, strict=True)
@@ -49,7 +61,7 @@ def sample_cases(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        one = pipe.estimate_memory(cases[0].num_references, size, sampling.guidance_scale)
+        one = pipe.estimate_memory(cases[0].num_references, size, sampling.scale(pipe))
         raise UserError(
             f"{batch_size} scene(s) of {size} views at once do not fit this device: for one scene "
             f"{one.describe()}. Lower --batch-size, take --dtype bfloat16, or more devices "
@@ -79,7 +91,7 @@ def _drawn(
         Cameras(np.stack(target_c2w)),
         num_targets=num_targets.tolist(),
         num_steps=sampling.num_steps,
-        guidance_scale=sampling.guidance_scale,
+        guidance_scale=sampling.scale(pipe),
         seeds=[case_seed(sampling.seed, case) for case in filled],
         sampler=sampling.sampler,
         eta=sampling.eta,

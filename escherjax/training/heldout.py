@@ -14,8 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from escherjax import pictures
-from escherjax.cameras import Cameras
-from escherjax.evaluation.baselines import nearest_reference
+from escherjax.cameras import Cameras, nearest_reference
 from escherjax.metrics import psnr
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.training import sharding

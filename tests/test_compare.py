@@ -96,6 +96,55 @@ def test_what_means_something_else_is_refused(tmp_path, changes, field):
         comparison.compare([one, other])
 
 
+def consistency_rows(distances):
+    """Records of consistency of {scene: median distance, or None}, with one reference."""
+    return [
+        {"scene": scene, "num_references": 1, "true_views": None,
+         "samples": {"tsed": 0.5, "distance": distance, "track_error": None,
+                     "matches_per_pair": 20.0, "num_pairs": 2, "num_tracks": 0}}
+        for scene, distance in distances.items()
+    ]  # fmt: skip
+
+
+def write_consistency(folder, distances, **rules):
+    """A run of a protocol without true views, where only consistency has values."""
+    content = settings() | {"metrics": ["consistency"], "consistency": {"min_matches": 10} | rules}
+    rows = [
+        {"scene": scene, "num_references": 1, "method": method, "view": 0, "num_views": 1}
+        for scene in distances
+        for method in records.METHODS
+    ]
+    folder.mkdir()
+    summary.write(folder, summary.summarize(content, rows, [], consistency_rows(distances)))
+    return folder
+
+
+def test_consistency_is_paired_over_the_scenes_where_all_runs_know_it(tmp_path, capsys):
+    one = write_consistency(tmp_path / "one", {"a": 1.0, "b": 2.0, "c": 3.0})
+    other = write_consistency(tmp_path / "other", {"a": 0.5, "b": 1.0, "c": None})
+    found = {row.metric: row for row in comparison.compare([one, other]).rows}
+    assert set(found) == {"tsed", "distance", "matches_per_pair"}  # no track in any scene
+    assert found["tsed"].scenes == ["a", "b", "c"] and found["distance"].scenes == ["a", "b"]
+    assert found["distance"].differences[0]["mean"] == -0.75
+    compare.main([str(one), str(other), "--out", str(tmp_path / "page.html")])
+    assert re.search(r"distance +1 +2 +1\.50 +0\.75 +-0\.75", capsys.readouterr().out)
+    assert "-0.75" in (tmp_path / "page.html").read_text()
+    strict = write_consistency(tmp_path / "strict", {"a": 1.0}, min_matches=30)
+    with pytest.raises(UserError, match="consistency.min_matches: A 10, B 30"):
+        comparison.compare([one, strict])
+
+
+def test_consistency_that_one_run_lacks_is_left_out(tmp_path):
+    one = write_run(tmp_path / "one", A)
+    content = summary.read(write_run(tmp_path / "other", A))
+    content["settings"] |= {"metrics": ["psnr", "consistency"], "consistency": {"min_matches": 10}}
+    rows = consistency_rows({"a": 1.0})
+    both = summary.summarize(content["settings"], [], [], rows)["consistency"]
+    summary.write(tmp_path / "other", content | {"consistency": both})
+    found = comparison.compare([one, tmp_path / "other"])
+    assert {row.metric for row in found.rows} == {"psnr"}
+
+
 def test_nothing_to_compare_is_refused(tmp_path):
     one = write_run(tmp_path / "one", A)
     other = write_run(tmp_path / "other", {("z", 1): (1, 2)})

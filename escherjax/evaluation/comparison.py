@@ -13,19 +13,23 @@ import numpy as np
 
 from escherjax.errors import UserError
 from escherjax.evaluation import settings, summary
+from escherjax.evaluation.case_consistency import VALUES
 from escherjax.evaluation.records import SAMPLES
+from escherjax.evaluation.scoring import CONSISTENCY
 from escherjax.metrics.bootstrap import interval, paired_interval
 
 # Settings that must agree for figures to mean the same; a name stands for all below it.
 _MEANING = ("protocol.protocol", "protocol.mode", "protocol.conventions", "protocol.rules",
             "weights.resolution")  # fmt: skip
 
+# Number of references, as text -> scene -> metric -> value.
+SceneValues = dict[str, dict[str, dict[str, float]]]
 Estimate = dict[str, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One metric with N references over the scenes that all runs have.
+    """One metric with N references over the scenes for which all runs have a value.
 
     values: of each run, [S] by scene; means and differences: estimates with mean, low and high, of
     each run, and of each but the first less the first.
@@ -60,7 +64,10 @@ def compare(paths: Sequence[Path]) -> Comparison:
     summaries = [summary.read(path) for path in paths]
     letters = [chr(ord("A") + i) if i < 26 else f"R{i}" for i in range(len(paths))]
     changes = _changes([content["settings"] for content in summaries])
-    clashes = [(name, values) for name, values in changes if _decides_meaning(name)]
+    metrics = [content["settings"]["metrics"] for content in summaries]
+    shared = [name for name in metrics[0] if all(name in other for other in metrics)]
+    meaning = (*_MEANING, CONSISTENCY) if CONSISTENCY in shared else _MEANING
+    clashes = [(name, values) for name, values in changes if _is_below(name, meaning)]
     if clashes:
         lines = "\n  ".join(
             f"{name}: " + ", ".join(map(" ".join, zip(letters, values, strict=True)))
@@ -70,15 +77,14 @@ def compare(paths: Sequence[Path]) -> Comparison:
             f"these evaluations mean different things and are not compared:\n  {lines}\nEvaluate "
             "with one protocol, mode and set of conventions."
         )
-    of_runs = [content["per_scene"][SAMPLES] for content in summaries]
-    names = [content["settings"]["metrics"] for content in summaries]
-    shared = [name for name in names[0] if all(name in other for other in names)]
+    of_runs = [_scene_values(content) for content in summaries]
     counts = [count for count in of_runs[0] if all(count in run for run in of_runs)]
+    names = [part for name in shared for part in (VALUES if name == CONSISTENCY else (name,))]
     rows = []
-    for name in shared:
+    for name in names:
         for count in counts:
-            scenes = sorted(set.intersection(*(set(run[count]) for run in of_runs)))
-            if scenes and name in of_runs[0][count][scenes[0]]:
+            having = [{at for at, of in run[count].items() if name in of} for run in of_runs]
+            if scenes := sorted(set.intersection(*having)):
                 rows.append(_row(name, count, scenes, of_runs))
     if not rows:
         raise UserError(
@@ -88,7 +94,18 @@ def compare(paths: Sequence[Path]) -> Comparison:
     return Comparison(letters, list(paths), summaries, rows, changes)
 
 
-def _row(name: str, count: str, scenes: list[str], of_runs: list[dict[str, Any]]) -> Row:
+def _scene_values(content: dict[str, Any]) -> SceneValues:
+    """Of the samples: the metrics and, where there is such, consistency; without those unknown."""
+    values: SceneValues = {}
+    for part in (content, content.get(CONSISTENCY, {})):
+        for count, scenes in part.get("per_scene", {}).get(SAMPLES, {}).items():
+            for scene, found in scenes.items():
+                of_scene = values.setdefault(count, {}).setdefault(scene, {})
+                of_scene |= {name: value for name, value in found.items() if value is not None}
+    return values
+
+
+def _row(name: str, count: str, scenes: list[str], of_runs: list[SceneValues]) -> Row:
     values = [np.array([run[count][scene][name] for scene in scenes]) for run in of_runs]
     means = [_estimate(interval(of, summary.CONFIDENCE)) for of in values]
     differences = [
@@ -124,5 +141,5 @@ def _value(tree: dict[str, Any], name: str) -> str:
     return json.dumps(tree)
 
 
-def _decides_meaning(name: str) -> bool:
-    return any(name == field or name.startswith(field + ".") for field in _MEANING)
+def _is_below(name: str, fields: Sequence[str]) -> bool:
+    return any(name == field or name.startswith(field + ".") for field in fields)

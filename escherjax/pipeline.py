@@ -13,9 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from escherjax import buckets, extra_targets, memory_estimate, scene_batches, view_plans
-from escherjax import cameras as cameras_lib
 from escherjax.cameras import Cameras
-from escherjax.data import images as images_lib
 from escherjax.errors import UserError
 from escherjax.memory_estimate import MemoryEstimate
 from escherjax.models.eschernet import EscherNet, Params
@@ -93,9 +91,9 @@ class Pipeline:
         Raises UserError for empty or unequal views, bad poses, values outside [0, 1], NaN, and
         settings that the sampler does not know.
         """
-        pixels = self._reference_pixels(images)
-        reference_c2w = _checked_poses(reference_cameras, "reference cameras")
-        target_c2w = _checked_poses(target_cameras, "target cameras")
+        pixels = scene_batches.reference_pixels(images, self.resolution)
+        reference_c2w = scene_batches.checked_poses(reference_cameras, "reference cameras")
+        target_c2w = scene_batches.checked_poses(target_cameras, "target cameras")
         if len(reference_c2w) != len(pixels):
             raise UserError(
                 f"{len(pixels)} reference images but {len(reference_c2w)} reference cameras; "
@@ -106,9 +104,7 @@ class Pipeline:
         if isinstance(plan, str):
             plan = self.plan_views(reference_cameras, target_cameras, plan, None, guidance_scale)
         view_plans.check_plan(plan, len(pixels), len(target_c2w))
-        counts = [
-            (one.num_conditioning, max(len(one.targets), min_targets)) for one in plan.passes
-        ]
+        counts = [(one.num_conditioning, max(len(one.targets), min_targets)) for one in plan.passes]
         num_references, mask_references = _bucket([n for n, _ in counts], self.reference_bucket)
         num_targets, mask_targets = _bucket([m for _, m in counts], self.target_bucket)
         num_views = len(target_c2w)
@@ -166,8 +162,8 @@ class Pipeline:
         else `view_plans.DEFAULT_CHUNK`. Raises UserError as `make_plan` does, for bad poses, and
         if memory holds no single view.
         """
-        reference_c2w = _checked_poses(reference_cameras, "reference cameras")
-        target_c2w = _checked_poses(target_cameras, "target cameras")
+        reference_c2w = scene_batches.checked_poses(reference_cameras, "reference cameras")
+        target_c2w = scene_batches.checked_poses(target_cameras, "target cameras")
         if name == "auto" and chunk is None:
             conditioning = view_plans.conditioning_budget(
                 len(reference_c2w), settings.get("max_conditioning")
@@ -359,39 +355,6 @@ class Pipeline:
         writing.save_pipeline_folder(
             folder, self.model, self.params, self.facts, self.stored, dtype
         )
-
-    def _reference_pixels(self, images: np.ndarray | Sequence[Any]) -> np.ndarray:
-        if not hasattr(images, "ndim"):
-            images = np.stack([self._read(image) for image in images]) if len(images) else images
-        pixels = np.asarray(images, np.float32)
-        scene_batches.check_pixels(pixels)
-        return pixels
-
-    def _read(self, image: Any) -> np.ndarray:
-        if isinstance(image, (str, Path)):
-            try:
-                data = Path(image).read_bytes()
-            except OSError as error:
-                raise UserError(f"cannot read the image {image}: {error}") from error
-            picture, orientation = images_lib.decode_tagged(data, f"the image {image}")
-        else:
-            mode = "RGBA" if image.has_transparency_data else "RGB"
-            picture, orientation = np.asarray(image.convert(mode)), images_lib.orientation_of(image)
-        picture = images_lib.turn_upright(picture, orientation)
-        picture, _ = images_lib.square_crop(picture, np.eye(3))
-        flat = images_lib.on_background(picture, images_lib.WHITE)
-        resized = images_lib.resize_image(flat, self.resolution, self.resolution)
-        return resized / np.float32(255)
-
-
-def _checked_poses(cameras: Cameras, name: str) -> np.ndarray:
-    if not isinstance(cameras, Cameras):
-        raise UserError(f"{name} are a {type(cameras).__name__}; needed Cameras(c2w).")
-    c2w = np.asarray(cameras.c2w, np.float32)
-    cameras_lib.check_poses(c2w, name)
-    if c2w.ndim != 3 or len(c2w) == 0:
-        raise UserError(f"{name} have shape {c2w.shape}; needed [views, 4, 4] with a view at least")
-    return c2w
 
 
 def _bucket(counts: Sequence[int], bucket: Callable[[int], int]) -> tuple[int, bool]:

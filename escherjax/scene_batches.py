@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from escherjax import cameras as cameras_lib
 from escherjax.cameras import Cameras
+from escherjax.data import images as images_lib
 from escherjax.errors import UserError
 
 
@@ -82,6 +84,31 @@ def check_batch(
     return SceneBatch(pixels, reference_c2w, target_c2w, references, targets, seeds)
 
 
+def reference_pixels(images: np.ndarray | Sequence[Any], resolution: int) -> np.ndarray:
+    """The reference images of `Pipeline.generate` as float32 [N, H, H, 3] in [0, 1].
+
+    images: such an array, or PIL images or paths: turned as their EXIF orientation says, composited
+    on white, cut to the central square, H = resolution. Raises UserError as `check_pixels` does,
+    and for files that cannot be read.
+    """
+    if not hasattr(images, "ndim"):
+        images = np.stack([_read(image, resolution) for image in images]) if len(images) else images
+    pixels = np.asarray(images, np.float32)
+    check_pixels(pixels)
+    return pixels
+
+
+def checked_poses(cameras: Cameras, name: str) -> np.ndarray:
+    """c2w float32 [V, 4, 4] of one scene. Raises UserError for bad poses, shapes, and no view."""
+    if not isinstance(cameras, Cameras):
+        raise UserError(f"{name} are a {type(cameras).__name__}; needed Cameras(c2w).")
+    c2w = np.asarray(cameras.c2w, np.float32)
+    cameras_lib.check_poses(c2w, name)
+    if c2w.ndim != 3 or len(c2w) == 0:
+        raise UserError(f"{name} have shape {c2w.shape}; needed [views, 4, 4] with a view at least")
+    return c2w
+
+
 def check_pixels(pixels: np.ndarray) -> None:
     """Raises UserError unless these are N >= 1 square pictures [N, H, H, 3] in [0, 1]."""
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
@@ -98,6 +125,23 @@ def check_pixels(pixels: np.ndarray) -> None:
             f"reference images span [{pixels.min():.3g}, {pixels.max():.3g}]; needed finite "
             "values in [0, 1] (divide 8-bit values by 255)."
         )
+
+
+def _read(image: Any, resolution: int) -> np.ndarray:
+    """One picture, float32 [R, R, 3] in [0, 1]; image: a path or a PIL image."""
+    if isinstance(image, (str, Path)):
+        try:
+            data = Path(image).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read the image {image}: {error}") from error
+        picture, orientation = images_lib.decode_tagged(data, f"the image {image}")
+    else:
+        mode = "RGBA" if image.has_transparency_data else "RGB"
+        picture, orientation = np.asarray(image.convert(mode)), images_lib.orientation_of(image)
+    picture = images_lib.turn_upright(picture, orientation)
+    picture, _ = images_lib.square_crop(picture, np.eye(3))
+    flat = images_lib.on_background(picture, images_lib.WHITE)
+    return images_lib.resize_image(flat, resolution, resolution) / np.float32(255)
 
 
 def _poses_of(cameras: Any, batch: int, role: str, problems: list[str]) -> np.ndarray | None:

@@ -258,6 +258,20 @@ def test_cases_of_unequal_numbers_of_targets_share_a_batch(pipe, request_for, tm
         np.testing.assert_allclose(one, other, atol=2e-5)  # float32, as above
 
 
+def test_guidance_is_what_the_weights_were_trained_for_unless_told(
+    finished, pipe, request_for, evaluated, tmp_path
+):
+    unguided = copy.copy(pipe)
+    unguided.facts = dataclasses.replace(pipe.facts, guidance_scale=1.0)
+    request = request_for(tmp_path / "out", sampling=sampling.Sampling(num_steps=2))
+    assert evaluated(request, pipe=unguided)
+    assert json.loads((tmp_path / "out/settings.json").read_text()) == json.loads(
+        (finished / "settings.json").read_text()
+    )
+    scores = [(out / "per_view.jsonl").read_bytes() for out in (tmp_path / "out", finished)]
+    assert scores[0] == scores[1]
+
+
 def test_other_settings_are_refused_with_the_list(finished, request_for, evaluated, tmp_path):
     with pytest.raises(UserError) as refusal:
         other = sampling.Sampling(num_steps=3, guidance_scale=1.0, seed=5)

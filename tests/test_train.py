@@ -86,7 +86,8 @@ def test_resume_continues_bitwise(tmp_path, environment, unbroken, stop, code):
 def test_work_directory_holds_what_is_promised(unbroken):
     rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
     promised = {"step", "loss", "lr", "grad_norm", "steps_per_sec", "target_views_per_sec",
-                "data_wait_frac"}  # fmt: skip
+                "data_wait_frac", "grad_norm_image_encoder",
+                "grad_norm_unet/mid_block"}  # fmt: skip
     assert all(promised <= row.keys() for row in rows)
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert list(unbroken.glob("events.out.tfevents.*"))

@@ -13,7 +13,7 @@ from escherjax.models import eschernet
 from escherjax.training import perf, sharding
 from escherjax.training.optimizer import learning_rate, make_optimizer, update_ema
 from escherjax.training.state import abstract_state, create_state
-from escherjax.training.step import Draws, make_train_step, scene_losses
+from escherjax.training.step import Draws, gradient_norms, make_train_step, scene_losses
 from escherjax.weights import names
 from escherjax.weights.pytorch import read_pipeline_folder
 
@@ -110,6 +110,20 @@ def test_loss_and_gradients_equal_the_originals_training_step(golden):
         ours = grads[key.removeprefix("train/grad/")]
         np.testing.assert_allclose(ours, arrays[key], atol=1e-5, err_msg=key)
     assert not np.any(grads["unet.conv_in.weight"] == 0)
+
+
+def test_gradient_norms_are_those_of_each_part_and_of_its_blocks():
+    grads = {
+        "unet": {"mid_block": {"a": jnp.array([3.0]), "b": jnp.array([[4.0]])},
+                 "conv_in": {"kernel": jnp.array([12.0])}},
+        "image_encoder": {"stages_0": jnp.array([84.0])},
+    }  # fmt: skip
+    norms = gradient_norms(grads)
+    assert {name: float(norm) for name, norm in norms.items()} == {
+        "grad_norm": 85.0, "grad_norm_unet": 13.0, "grad_norm_unet/mid_block": 5.0,
+        "grad_norm_unet/conv_in": 12.0, "grad_norm_image_encoder": 84.0,
+        "grad_norm_image_encoder/stages_0": 84.0,
+    }  # fmt: skip
 
 
 def test_three_updates_equal_the_originals(golden):

@@ -102,9 +102,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """The jitted step: (state, batch) -> (state, metrics); the old state's memory is reused.
 
-    metrics: scalars "loss", "lr", "grad_norm", "grad_norm_unet", "grad_norm_image_encoder", and
-    "scene_losses" [B], by which a broken scene can be named, and "valid_scenes", how many of them
-    were not left out.
+    metrics: scalars "loss", "lr", those of `gradient_norms`, and "scene_losses" [B], by which a
+    broken scene can be named, and "valid_scenes", how many of them were not left out.
     """
     num_micro = config.accumulation_steps
     schedule = learning_rate(config.optimizer)
@@ -138,8 +137,7 @@ def make_train_step(
         metrics = {
             "loss": total / num_valid,
             "lr": schedule(state.step),
-            "grad_norm": optax.global_norm(grads),
-            **{f"grad_norm_{name}": optax.global_norm(grads[name]) for name in grads},
+            **gradient_norms(grads),
             "scene_losses": jax.lax.with_sharding_constraint(losses, by_scene),
             "valid_scenes": jnp.sum(batch["valid"]),
         }
@@ -151,6 +149,20 @@ def make_train_step(
         return like_state(new_state), metrics
 
     return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options(mesh))
+
+
+def gradient_norms(grads: Params) -> dict[str, jax.Array]:
+    """Euclidean norms before clipping, by name: of all gradients, of each part, and inside it.
+
+    "grad_norm"; "grad_norm_unet", "grad_norm_image_encoder"; "grad_norm_unet/down_blocks_0",
+    "grad_norm_unet/mid_block" and so on, for each module that a part is made of.
+    """
+    norms = {"grad_norm": optax.global_norm(grads)}
+    for part, modules in grads.items():
+        norms[f"grad_norm_{part}"] = optax.global_norm(modules)
+        for name, module in modules.items():
+            norms[f"grad_norm_{part}/{name}"] = optax.global_norm(module)
+    return norms
 
 
 def _draws_shardings(mesh: Mesh) -> Draws:

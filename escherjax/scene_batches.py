@@ -87,12 +87,19 @@ def check_batch(
 def reference_pixels(images: np.ndarray | Sequence[Any], resolution: int) -> np.ndarray:
     """The reference images of `Pipeline.generate` as float32 [N, H, H, 3] in [0, 1].
 
-    images: such an array, or PIL images or paths: turned as their EXIF orientation says, composited
-    on white, cut to the central square, H = resolution. Raises UserError as `check_pixels` does,
-    and for files that cannot be read.
+    images: such an array, or a list of such [H, H, 3], of PIL images or of paths. The latter two
+    are turned as their EXIF orientation says, composited on white, cut to the central square, and
+    H = resolution. Raises UserError as `check_pixels` does, and for what is none of these or cannot
+    be read.
     """
+    if isinstance(images, (str, Path)) or hasattr(images, "getbands"):
+        raise UserError(f"images = {images}; needed a list, also of a single picture.")
     if not hasattr(images, "ndim"):
-        images = np.stack([_read(image, resolution) for image in images]) if len(images) else images
+        pictures = [_read(image, resolution) for image in images]
+        if shapes := sorted({picture.shape for picture in pictures}):
+            if len(shapes) > 1:
+                raise UserError(f"reference images have shapes {shapes}; needed one for all.")
+            images = np.stack(pictures)
     pixels = np.asarray(images, np.float32)
     check_pixels(pixels)
     return pixels
@@ -128,13 +135,19 @@ def check_pixels(pixels: np.ndarray) -> None:
 
 
 def _read(image: Any, resolution: int) -> np.ndarray:
-    """One picture, float32 [R, R, 3] in [0, 1]; image: a path or a PIL image."""
+    """One picture, float32 [R, R, 3] in [0, 1], of a path or a PIL image; arrays as they are."""
+    if hasattr(image, "ndim"):
+        return np.asarray(image, np.float32)
     if isinstance(image, (str, Path)):
         try:
             data = Path(image).read_bytes()
         except OSError as error:
             raise UserError(f"cannot read the image {image}: {error}") from error
         picture, orientation = images_lib.decode_tagged(data, f"the image {image}")
+    elif not hasattr(image, "getbands"):
+        raise UserError(
+            f"a reference image is a {type(image).__name__}; needed an array, path or PIL image."
+        )
     else:
         mode = "RGBA" if image.has_transparency_data else "RGB"
         picture, orientation = np.asarray(image.convert(mode)), images_lib.orientation_of(image)

@@ -104,6 +104,18 @@ def test_opaque_scenes_are_cut_but_nothing_is_added(tmp_path):
     assert (alike.images < 1).all()
 
 
+def test_pictures_elsewhere_are_read_and_named_by_their_whole_path(tmp_path):
+    write_scene(tmp_path / "there", [drawn()] * 3)
+    content = json.loads((tmp_path / "there/transforms.json").read_text())
+    for frame in content["frames"]:
+        frame["file_path"] = str(tmp_path / "there" / frame["file_path"])
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/transforms.json").write_text(json.dumps(content))
+    here, there = (read_inputs(tmp_path / name, R) for name in ("here", "there"))
+    np.testing.assert_array_equal(here.images, there.images)
+    assert f"{tmp_path}/there/0.png: 120 x 80" in here.notes[0]
+
+
 def test_objects_that_are_cut_off_are_named(tmp_path):
     cut = read_inputs(write_scene(tmp_path / "a", [drawn(box=(0, 0, 120, 30))], 90), R)
     assert "that the training field of view cuts off" in warnings_of(cut.notes)[0]

@@ -133,6 +133,7 @@ def test_paths_and_pictures_are_read_like_arrays(tiny_pipe, tmp_path):
     expected = tiny_pipe.generate(eight_bit / np.float32(255), cameras, targets, num_steps=2)
     from_paths = tiny_pipe.generate(paths, cameras, targets, num_steps=2)
     np.testing.assert_array_equal(from_paths, expected)
+    np.testing.assert_array_equal(scene_batches.reference_pixels(list(images), 16), images)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter, clockwise
     for path, image in zip(paths, eight_bit, strict=True):
@@ -168,6 +169,10 @@ def test_wrong_input_is_refused_with_the_reason(tiny_pipe, tmp_path):
         ((images, cameras, targets[:0]), "a view at least"),
         (([broken, broken], cameras, targets), "broken.png cannot be decoded"),
         (([tmp_path / "none"] * 2, cameras, targets), "cannot read the image"),
+        ((str(broken), cameras, targets), "needed a list, also of a single picture"),
+        ((Image.new("RGB", (16, 16)), cameras, targets), "needed a list, also of a single picture"),
+        (([images[0], images[1, :8]], cameras, targets), "needed one for all"),
+        (([b"bytes"] * 2, cameras, targets), "a bytes; needed an array, path"),
     ]:
         with pytest.raises(UserError, match=reason):
             tiny_pipe.generate(*arguments)

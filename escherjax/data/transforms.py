@@ -34,7 +34,7 @@ def read_cameras(path: Path) -> np.ndarray:
 
 
 def write_transforms(
-    path: Path, c2w: np.ndarray, K: np.ndarray, size: int, file_names: Sequence[str]
+    path: str | Path, c2w: np.ndarray, K: np.ndarray, size: int, file_names: Sequence[str]
 ) -> None:
     """Writes a transforms.json (nerfstudio) for square pictures of `size` pixels.
 
@@ -61,7 +61,7 @@ def write_transforms(
         **(lens(intrinsics[0]) if shared else {}),
         "frames": frames,
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    Path(path).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def read_views(path: Path) -> list[images.View]:

@@ -102,7 +102,8 @@ def scene_views(folder: Path, cutouts: Cutouts) -> tuple[np.ndarray, Callable[[i
 
     def read(index: int) -> Picture:
         path, _, pinhole = views[index]
-        stored = Picture(str(path.relative_to(folder)), scenes.read_picture(path)[1])
+        name = path.relative_to(folder) if path.is_relative_to(folder) else path
+        stored = Picture(str(name), scenes.read_picture(path)[1])
         picture = cutouts.cut(stored, index, path.name)
         pixels, K = pinhole(picture.pixels)
         if not (np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0):

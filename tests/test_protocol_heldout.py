@@ -89,7 +89,7 @@ def soft_scene():
 @pytest.fixture(scope="module")
 def soft(tmp_path_factory):
     folder = tmp_path_factory.mktemp("soft")
-    records.write_scenes(folder, [soft_scene()], "train")
+    records.write_scenes(folder, [soft_scene()], "heldout")
     return folder
 
 
@@ -188,7 +188,10 @@ def test_the_held_out_split_is_taken_and_no_other_one_guessed(tmp_path):
     other = dataclasses.replace(scene, scene_id="training")
     records.write_shard(records.shard_path(folder, "train", 0, 1), [other])
     assert open_heldout(folder, counts=(1,)).scene_ids() == ["soft"]
-    assert open_heldout(folder, counts=(1,), split="train").scene_ids() == ["training"]
-    folder = write_splits(tmp_path / "neither", scene, "train", "val")
-    with pytest.raises(UserError, match="splits train, val and none called 'heldout'"):
-        open_heldout(folder, counts=(1,))
+    assert open_heldout(folder, counts=(1,)).describe()["rules"]["split"] == "heldout"
+    trained = open_heldout(folder, counts=(1,), split="train")
+    assert trained.scene_ids() == ["training"] and trained.describe()["rules"]["split"] == "train"
+    for splits in (("train", "val"), ("train",)):
+        folder = write_splits(tmp_path / "-".join(splits), scene, *splits)
+        with pytest.raises(UserError, match=f"no scenes held out .*{', '.join(splits)}.*--split"):
+            open_heldout(folder, counts=(1,))

@@ -51,7 +51,7 @@ def make(source: Source) -> Protocol:
         raise UserError(" ".join(problems))
     rules = PictureRules("zero123" if source.mode == "faithful" else "white", fov_deg)
     reserved = max(source.reference_counts or DEFAULT_COUNTS)
-    scenes = _find_scenes(source)
+    scenes, split = _find_scenes(source)
     return source.protocol(
         scenes,
         functools.partial(
@@ -64,6 +64,7 @@ def make(source: Source) -> Protocol:
         DEFAULT_COUNTS,
         rules={
             **rules.describe(),
+            "split": split,
             "references": "first N views in an order drawn from the scene's id",
             "targets": f"views {reserved}.. of that order"
             + ("" if num_targets is None else f", at most {num_targets}"),
@@ -80,18 +81,20 @@ def view_order(scene_id: str, num_views: int) -> np.ndarray:
     return np.random.RandomState(np.frombuffer(digest, np.uint32)).permutation(num_views)
 
 
-def _find_scenes(source: Source) -> dict[str, Callable[[], Scene]]:
-    """Scene id -> a function that reads it."""
+def _find_scenes(source: Source) -> tuple[dict[str, Callable[[], Scene]], str]:
+    """({scene id: a function that reads it}, which split of the data they are)."""
     path, split = source.data_path, source.options["split"]
     if is_remote(path) or (Path(path) / COMPLETE_FILE).exists():
-        shards = open_shards(path, split or _heldout_split(path))
+        split = split or _heldout_split(path)
+        shards = open_shards(path, split)
         count = len(shards) if source.limit is None else min(source.limit, len(shards))
         ids = [shards.read_unchecked(index).scene_id for index in range(count)]
         check_unique(ids)
-        return {
+        readers = {
             scene_id: functools.partial(shards.__getitem__, index)
             for scene_id, index in sorted(zip(ids, range(count), strict=True))
         }
+        return readers, split
     split = split or "train"
     found = find_folders(
         Path(path),
@@ -99,20 +102,20 @@ def _find_scenes(source: Source) -> dict[str, Callable[[], Scene]]:
         f"shards, or folders with transforms_{split}.json or transforms.json, 000.png with "
         "000.npy, or a COLMAP model",
     )
-    return {
+    readers = {
         scene_id: functools.partial(read_scene_folder, folder, scene_id, split)
         for scene_id, folder in found
     }
+    return readers, f"transforms_{split}.json, where a folder has it"
 
 
 def _heldout_split(path: Path | str) -> str:
     names = split_names(path)
     if "heldout" in names:
         return "heldout"
-    if len(names) == 1:
-        return names[0]
     raise UserError(
-        f"{path} has the splits {', '.join(sorted(names))} and none called 'heldout'; say which."
+        f"{path} has no scenes held out (its splits: {', '.join(sorted(names))}). Import with "
+        "--heldout, or name a split with --split, knowing whether it was trained on."
     )
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from escherjax import config as config_lib
-from escherjax.data import procedural
+from escherjax.data import training_cameras
 from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.models.pixels import PixelCodec
@@ -94,7 +94,7 @@ def _load_workdir(
     params = stored_params.restore_sampling_params(workdir, abstract, step, weights)
     references, targets = zip(*config_lib.view_counts(config), strict=True)
     fewest = min(references)
-    is_procedural = config.data.source == "procedural" and not config.data.zoom
+    seen = training_cameras.read(workdir, config)
     facts = dataclasses.replace(
         facts_of_model(model, config.resolution),
         translation_unit="that of the scenes it was trained on",
@@ -103,8 +103,8 @@ def _load_workdir(
         weights=weights,
         trained_steps=step,
         guidance_scale=config.guidance_scale,
-        fov_deg=procedural.FOV_DEG if is_procedural else None,
-        camera_radius=procedural.RADIUS_RANGE if is_procedural else None,
+        fov_deg=seen and seen.fov_deg,
+        camera_radius=seen and seen.radius,
     )
     return Pipeline(model, params, config.resolution, facts, mesh=mesh)
 

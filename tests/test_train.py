@@ -14,6 +14,7 @@ from training_process import LONG_RUN, finish, one_device_environment, start, wa
 
 import escherjax
 from escherjax import config as config_lib
+from escherjax.data import procedural
 from escherjax.data.images import encode_png
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.data.procedural import ProceduralSource
@@ -91,6 +92,8 @@ def test_work_directory_holds_what_is_promised(unbroken):
     assert all(promised <= row.keys() for row in rows)
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert list(unbroken.glob("events.out.tfevents.*"))
+    kept = json.loads((unbroken / "training_cameras.json").read_text())
+    assert kept["radius"] == list(procedural.RADIUS_RANGE)
     assert Image.open(unbroken / "loss.png").size == (640, 360)
     config = checkpoint.read_config(unbroken)
     assert config_lib.differences(config, tiny_config(**LONG)) == []

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from escherjax import errors
-from escherjax.data import sources
+from escherjax.data import sources, training_cameras
 from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet
 from escherjax.training import (
@@ -90,6 +90,9 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
                 state, position = create_state(model, optimizer, mesh, config, loaded), 0
             del loaded
             start = int(state.step)
+            if jax.process_index() == 0:
+                with disk.explained(workdir, training_cameras.FILE_NAME):
+                    training_cameras.keep(workdir, source, config)
             batches = sources.training_batches(source, config, position, share)
         writer = MetricWriter(workdir, start, config)
         watch = Watch(config, writer, start)

@@ -103,8 +103,8 @@ def _load_workdir(
         weights=weights,
         trained_steps=step,
         guidance_scale=config.guidance_scale,
-        fov_deg=seen and seen.fov_deg,
-        camera_radius=seen and seen.radius,
+        fov_deg=None if seen is None else seen.fov_deg,
+        camera_radius=None if seen is None else seen.radius,
     )
     return Pipeline(model, params, config.resolution, facts, mesh=mesh)
 

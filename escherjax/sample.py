@@ -47,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
 
     from escherjax import cameras, inputs, loading, pictures, sample_outputs, view_plans
     from escherjax.cameras import Cameras
+    from escherjax.evaluation import settings
+    from escherjax.training import checkpoint
 
     scene = input_arguments.open_views(arguments)
     references = scene.references
@@ -65,9 +67,14 @@ def main(argv: Sequence[str]) -> int:
     num_devices = arguments.view_parallel
     if num_devices is None:
         num_devices = _num_devices(len(target_c2w))
+    folder = settings.resolve_weights(arguments.weights)
+    if checkpoint.locate(folder) is not None:  # training may save another one meanwhile
+        arguments.weights = folder
     pipe = loading.load(
         arguments.weights, arguments.dtype, arguments.cape, view_devices=num_devices
     )
+    weights = settings.describe_weights(pipe, folder)
+    run_record.check_weights(arguments.weights_hash, weights)
     if arguments.guidance is None:
         arguments.guidance = pipe.facts.guidance_scale
     fov_deg = input_arguments.training_fov_deg(arguments, pipe.facts)
@@ -124,16 +131,16 @@ def main(argv: Sequence[str]) -> int:
         "targets": targets.settings,
         "num_views": len(views),
         "view_parallel": num_devices,
-        "resolution": pipe.resolution,
-        "cape": pipe.model.cape,
+        "weights": weights,
         "scene_scale": scale,
         "inputs": notes,
         "plan": dataclasses.asdict(plan),
         "memory_estimate": dataclasses.asdict(memory),
         "min_targets": arguments.min_targets,
         "seconds": round(elapsed, 2),
+        "versions": checkpoint.versions(),
         **{name: getattr(arguments, name) for name in (
-            "steps", "guidance", "guidance_rescale", "seed", "sampler", "eta"
+            "steps", "guidance", "guidance_rescale", "seed", "sampler", "eta", "dtype"
         )},
     }
     run_record.write_record(arguments.out, argv, record)
@@ -151,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--weights",
         help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")  # fmt: skip
+    add("--weights-hash", metavar="HASH", help="refuse other weights; run.json has it")
     input_arguments.add_arguments(parser)
     add("--out", required=True, type=Path)
     add("--repeat", metavar="RUN.JSON",

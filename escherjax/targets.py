@@ -202,7 +202,7 @@ def _preset(name: str, options: PathOptions, reference_c2w: np.ndarray) -> Targe
         "radius": radius,
         "elevation_deg": float(np.degrees(elevation)),
         "start_azimuth_deg": float(np.degrees(azimuth)),
-        "turns": options.turns,
+        "turns": options.turns or trajectories.TURNS.get(name),
     }
     settings = {key: value for key, value in settings.items() if key == "name" or takes(name, key)}
     zoom = trajectories.dolly_zoom(c2w) if name == "dolly" else np.ones(len(c2w))
@@ -216,7 +216,7 @@ def takes(name: str, option: str) -> bool:
     if option == "elevation_deg":
         return name in trajectories.WITH_ELEVATION
     if option == "turns":
-        return name in trajectories.WITH_TURNS
+        return name in trajectories.TURNS
     return name in trajectories.PRESETS
 
 

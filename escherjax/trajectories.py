@@ -14,14 +14,13 @@ from escherjax import splines
 from escherjax.errors import UserError, listed
 
 PRESETS = ("orbit", "spiral", "archimedean", "dolly", "lemniscate")
-WITH_TURNS = ("orbit", "spiral", "archimedean")  # the others turn no number of times
+TURNS = {"orbit": 1.0, "spiral": 2.0, "archimedean": 40 / (2 * np.pi)}  # the others make none
 WITH_ELEVATION = ("orbit", "spiral", "dolly", "lemniscate")
 POLE_MARGIN_RAD = 1e-3
 SPIRAL_CLIMB_RAD = np.radians(30.0)  # below and above the spiral's middle
 LEMNISCATE_REACH_RAD = np.radians(45.0)  # to either side
 # The published networks know 1.5 to 2.2: from their geometric mean, a factor of 1.2 either way.
 DOLLY_REACH = 1.2
-ARCHIMEDEAN_TURNS = 40 / (2 * np.pi)
 _DENSE = 2049  # points at which the length of a path is measured
 
 
@@ -57,16 +56,17 @@ def trajectory(
         problems.append(f"a start azimuth of {start_azimuth_rad:g}; needed a finite number.")
     if turns is not None and not (np.isfinite(turns) and turns != 0):
         problems.append(f"{turns:g} turns; needed a finite number other than 0.")
-    if turns is not None and name in PRESETS and name not in WITH_TURNS:
+    if turns is not None and name in PRESETS and name not in TURNS:
         problems.append(f"{name} makes no turns; leave them out.")
     if problems:
         raise UserError(listed(problems))
+    turns = turns or TURNS.get(name, 0.0)
     if name == "archimedean":
-        return archimedean(num_views, radius, start_azimuth_rad, turns or ARCHIMEDEAN_TURNS)
+        return archimedean(num_views, radius, start_azimuth_rad, turns)
     if name == "orbit":
-        return orbit(num_views, radius, elevation_rad, start_azimuth_rad, turns or 1.0)
+        return orbit(num_views, radius, elevation_rad, start_azimuth_rad, turns)
     if name == "spiral":
-        return spiral(num_views, radius, elevation_rad, start_azimuth_rad, turns or 2.0)
+        return spiral(num_views, radius, elevation_rad, start_azimuth_rad, turns)
     if name == "dolly":
         return dolly(num_views, radius, elevation_rad, start_azimuth_rad)
     return lemniscate(num_views, radius, elevation_rad, start_azimuth_rad)
@@ -77,7 +77,7 @@ def orbit(
     radius: float,
     elevation_rad: float,
     start_azimuth_rad: float = 0.0,
-    turns: float = 1.0,
+    turns: float = TURNS["orbit"],
 ) -> np.ndarray:
     """Around the z axis at one elevation, in equal steps, c2w [num_views, 4, 4].
 
@@ -92,7 +92,7 @@ def spiral(
     radius: float,
     elevation_rad: float,
     start_azimuth_rad: float = 0.0,
-    turns: float = 2.0,
+    turns: float = TURNS["spiral"],
 ) -> np.ndarray:
     """A climb around the object at one distance and constant speed, c2w [num_views, 4, 4].
 
@@ -115,7 +115,7 @@ def archimedean(
     num_views: int,
     radius: float,
     start_azimuth_rad: float = 0.0,
-    turns: float = ARCHIMEDEAN_TURNS,
+    turns: float = TURNS["archimedean"],
 ) -> np.ndarray:
     """From the north to the south pole in 6.4 turns clockwise, c2w [num_views, 4, 4].
 
@@ -123,7 +123,7 @@ def archimedean(
     `turns` other than 40 / (2 pi) stretch the azimuth.
     """
     i = 0.01 + 40.0 * np.arange(num_views) / num_views
-    azimuth = start_azimuth_rad - i * turns / ARCHIMEDEAN_TURNS
+    azimuth = start_azimuth_rad - i * turns / TURNS["archimedean"]
     return cameras_lib.from_spherical(np.pi * i / 40.0, azimuth, np.full(num_views, radius))
 
 

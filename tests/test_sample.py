@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import tiny_config
 
 from data_prep import procedural as procedural_importer
-from escherjax import sample, trajectories
+from escherjax import run_record, sample, trajectories
 from escherjax.cameras import to_spherical
 from escherjax.data.scenes import read_scene_folder
 from escherjax.data.transforms import read_cameras
@@ -77,6 +77,7 @@ def test_sampling_a_path_writes_everything_needed_to_repeat_it(workdir, scene, t
         assert animation.size == (16, 16)
     record = json.loads((out / "run.json").read_text())
     assert record["references"] == [0, 1, 2] and record["steps"] == 2 and record["num_views"] == 4
+    assert record["weights"]["path"] == str(workdir / "checkpoints" / "7")
     assert record["plan"]["name"] == "joint" and record["memory_estimate"]["parameters"] > 0
 
     read = read_scene_folder(scene)
@@ -101,6 +102,29 @@ def test_sampling_a_path_writes_everything_needed_to_repeat_it(workdir, scene, t
         assert Image.open(tmp_path / name / "cameras.png").size == (1320, 498)
     one, other = ((tmp_path / name / "cameras.png").read_bytes() for name in ("out", "again"))
     assert one == other
+
+
+def test_a_run_is_repeated_with_the_weights_that_it_had(workdir, tmp_path):
+    """Not with a checkpoint that was saved since, nor with others that lie in its place."""
+    command = [*run_record.COMMAND, "--weights", str(workdir), "--out=views", "--seed", "3"]
+    weights = {"path": "run/checkpoints/7", "hash": "abc"}
+    (tmp_path / "run.json").write_text(json.dumps({"command": command, "weights": weights}))
+    repeat = ["--repeat", str(tmp_path / "run.json"), "--out", "again"]
+    assert run_record.repeated(repeat) == [
+        "--weights", "run/checkpoints/7", "--weights-hash", "abc", "--seed", "3", "--out", "again"
+    ]  # fmt: skip
+    others = run_record.repeated([*repeat, "--weights=others"])
+    assert others == ["--weights", str(workdir), "--seed", "3", "--out", "again",
+                      "--weights=others"]  # fmt: skip
+    run_record.check_weights("abc", weights)
+    with pytest.raises(UserError, match="have the hash abc; needed those of --weights-hash def"):
+        run_record.check_weights("def", weights)
+
+
+def test_other_weights_than_those_asked_for_draw_nothing(workdir, scene, tmp_path):
+    with pytest.raises(UserError, match="needed those of --weights-hash 0123"):
+        run(workdir, scene, tmp_path / "out", "--weights-hash", "0123")
+    assert not (tmp_path / "out" / "000.png").exists()
 
 
 def test_a_preview_needs_no_weights_and_does_not_stand_in_the_way(workdir, scene, tmp_path):

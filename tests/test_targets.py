@@ -26,6 +26,7 @@ def test_paths_default_to_the_references_and_take_options():
     expected = trajectories.orbit(7, radius, elevation, azimuth)
     np.testing.assert_allclose(chosen.c2w, expected, atol=1e-6)
     assert chosen.is_path and chosen.closed and (chosen.zoom == 1).all()
+    assert chosen.settings["turns"] == 1.0
     options = {"radius": 1.5, "elevation_deg": 10, "start_azimuth_deg": 90, "turns": 0.5}
     chosen = choose("spiral", scale=2.0, num_views=7, **options)
     expected = trajectories.spiral(7, 1.5, np.radians(10), np.pi / 2, 0.5)

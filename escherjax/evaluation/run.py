@@ -111,7 +111,7 @@ def evaluate_pipeline(
     request = dataclasses.replace(request, sampling=request.sampling.settled(pipe))
     settings.start_or_continue(
         request.out,
-        {**describe(request, protocol), "weights": describe_weights(pipe, folder)},
+        {**describe(request, protocol), "weights": settings.describe_weights(pipe, folder)},
     )
     scene_ids = protocol.scene_ids()
     spread = np.linspace(0, len(scene_ids) - 1, min(request.report_scenes, len(scene_ids)))
@@ -165,16 +165,4 @@ def describe(request: Request, protocol: Protocol) -> dict[str, Any]:
         "metrics": list(request.metrics),
         **({"consistency": case_consistency.describe()} if CONSISTENCY in request.metrics else {}),
         "sampling": {**dataclasses.asdict(request.sampling), "dtype": request.dtype},
-    }
-
-
-def describe_weights(pipe: Pipeline, folder: Path) -> dict[str, Any]:
-    """Which weights they are, wherever they lie, and what they were made for."""
-    return {
-        "path": str(folder),
-        "hash": settings.weights_hash(folder),
-        "params": pipe.facts.weights,
-        "trained_steps": pipe.facts.trained_steps,
-        "cape": pipe.model.cape,
-        "resolution": pipe.resolution,
     }

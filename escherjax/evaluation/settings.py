@@ -10,6 +10,7 @@ from typing import Any
 
 from escherjax.data.whole_files import whole_file
 from escherjax.errors import UserError
+from escherjax.pipeline import Pipeline
 from escherjax.training import checkpoint, manifest, stored_params, verify
 from escherjax.weights import hub
 
@@ -48,6 +49,18 @@ def weights_hash(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def describe_weights(pipe: Pipeline, folder: Path) -> dict[str, Any]:
+    """Which weights they are, wherever they lie, and what they were made for."""
+    return {
+        "path": str(folder),
+        "hash": weights_hash(folder),
+        "params": pipe.facts.weights,
+        "trained_steps": pipe.facts.trained_steps,
+        "cape": pipe.model.cape,
+        "resolution": pipe.resolution,
+    }
 
 
 def scenes_hash(scene_ids: Sequence[str]) -> str:

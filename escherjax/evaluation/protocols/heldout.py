@@ -84,8 +84,9 @@ def view_order(scene_id: str, num_views: int) -> np.ndarray:
 def _find_scenes(source: Source) -> tuple[dict[str, Callable[[], Scene]], str]:
     """({scene id: a function that reads it}, which split of the data they are)."""
     path, split = source.data_path, source.options["split"]
+    readers: dict[str, Callable[[], Scene]]
     if is_remote(path) or (Path(path) / COMPLETE_FILE).exists():
-        split = split or _heldout_split(path)
+        split = str(split or _heldout_split(path))
         shards = open_shards(path, split)
         count = len(shards) if source.limit is None else min(source.limit, len(shards))
         ids = [shards.read_unchecked(index).scene_id for index in range(count)]

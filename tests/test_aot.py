@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -139,6 +140,17 @@ def test_a_machine_without_libtpu_is_told_what_to_install():
     assert "pip install 'escherjax[tpu]'" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--hlo", "--json"])
+def test_files_that_cannot_be_written_are_refused_before_anything_is_compiled(option, tmp_path):
+    (tmp_path / "file").touch()
+    for name, reason in (("file/x.txt", "exists|Not a directory"), (".", "Is a directory")):
+        done = run_compile("--topology", "v5e:2x2", option, str(tmp_path / name))
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 1
+        assert re.search(f"{option} .* cannot be written \\(.*({reason})", done.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 VAE = {
     "latents__kind": "vae",
     "latents__vae__block_channels": (8, 8),
@@ -227,3 +239,16 @@ def test_the_command_compiles_a_small_network_and_keeps_the_result(v5e_devices, 
     second = run_compile(*arguments)
     assert "compiled before" in second.stderr
     assert second.stdout == first.stdout
+
+
+@pytest.mark.slow
+def test_a_compilation_is_kept_though_its_hlo_cannot_be_written(v5e_devices, tmp_path):
+    arguments = ["--topology", "v5e:2x2", "--program", "sample", "--cache", str(tmp_path / "cache"),
+                 *tiny_arguments(mesh__fsdp=4, dtype="bfloat16")]  # fmt: skip
+    first = run_compile(*arguments, "--hlo", "/dev/full")
+    assert first.returncode == 2, first.stderr
+    assert "could not be written to /dev/full (No space left" in first.stderr
+    assert "Traceback" not in first.stderr
+    second = run_compile(*arguments, "--json", str(tmp_path / "new" / "out.json"))
+    assert "compiled before" in second.stderr
+    assert (tmp_path / "new" / "out.json").is_file()

@@ -39,6 +39,7 @@ def compile_for_topology(
     """
     chip, _ = topology.parse_topology(name)
     devices = topology.topology_devices(name)
+    folder = _make_cache(cache or _default_cache())
     mesh = sharding.make_mesh(config, devices)
     log.info("%s: %d x %s, mesh %s", name, len(devices), chip.device_kind, dict(mesh.shape))
     started = time.monotonic()
@@ -47,7 +48,7 @@ def compile_for_topology(
     versions = {package: importlib.metadata.version(package) for package in ("jax", "libtpu")}
     text = json.dumps([name, versions, program.lowered.as_text()])
     key = hashlib.sha256(text.encode()).hexdigest()[:20]
-    kept = (cache or _default_cache()) / f"{key}.json"
+    kept = folder / f"{key}.json"
     if kept.is_file() and hlo is None:
         log.info("compiled before: %s", kept)
         return json.loads(kept.read_text())
@@ -58,8 +59,6 @@ def compile_for_topology(
     started = time.monotonic()
     compiled = _compile(program.lowered)
     compile_sec = time.monotonic() - started
-    if hlo is not None:
-        hlo.write_text(compiled.as_text())
     result = {
         "topology": name,
         "program": program_name,
@@ -75,11 +74,33 @@ def compile_for_topology(
         "compile_sec": compile_sec,
         **estimate.analyze(program, compiled, chip, len(devices)),
     }
-    kept.parent.mkdir(parents=True, exist_ok=True)
     partial = kept.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(result, indent=2) + "\n")
     partial.replace(kept)
+    if hlo is not None:
+        try:
+            hlo.write_text(compiled.as_text())
+        except OSError as error:
+            raise UserError(
+                f"the HLO text could not be written to {hlo} ({error.strerror}). The figures are "
+                "kept: the same command without --hlo prints them at once."
+            ) from error
     return result
+
+
+def _make_cache(folder: Path) -> Path:
+    """The folder of kept results, made and tried before there is one to lose."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"the results cannot be kept in {folder} ({error.strerror}: {error.filename}); needed "
+            "a folder that can be made and written to. Name one with --cache."
+        ) from error
+    return folder
 
 
 def _compile(lowered: Any) -> Any:

@@ -114,6 +114,19 @@ def test_slurm_requeues_a_run_that_saved_at_a_signal(tmp_path, code, requeued):
     assert done.stdout == ("requeue 9\n" if requeued else "")
 
 
+def test_slurm_leaves_tasks_that_are_still_ending_alone(tmp_path):
+    # Slurm 22.05 with --kill-on-bad-exit=1: a task ending 3 s after the first one's 75 is killed,
+    # srun's code is 143 and the job FAILED; with 0 it is 75. A site's slurm.conf may say 1, or a
+    # WaitTime of seconds, so that both must be named.
+    stand_in(tmp_path, "srun", 'printf "%s\\n" "$@"')
+    done = run("slurm.sbatch", tmp_path, "--config", "a.py",
+               SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID="9")  # fmt: skip
+    assert done.returncode == 0
+    options = done.stdout.split("python3")[0].split()
+    assert "--kill-on-bad-exit=0" in options
+    assert "--wait=600" in options
+
+
 def test_slurm_starts_a_task_for_each_gpu():
     options = " ".join(
         line.removeprefix("#SBATCH ")

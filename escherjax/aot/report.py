@@ -147,8 +147,8 @@ def format_report(result: dict[str, Any]) -> str:
     ]
     lines += ["largest"] * bool(result["largest_collectives"])
     lines += [
-        f"  {row['kind']} {row['shape']} x {row['calls']} over {row['chips']} chips: "
-        f"{row['source']}"
+        f"  {row['kind']} {row['shape']}{_more(row)} x {row['calls']} over {row['chips']} chips: "
+        f"{row['source'] or 'an operation that the compiler does not name'}"
         for row in result["largest_collectives"]
     ]
     if times is None:
@@ -167,6 +167,11 @@ def format_report(result: dict[str, Any]) -> str:
     ]
     lines += [f"warning: {text}" for text in result["warnings"]]
     return "\n".join(lines)
+
+
+def _more(row: dict[str, Any]) -> str:
+    others = row.get("arrays", 1) - 1  # results that were kept before do not say
+    return f" and {others} smaller" if others else ""
 
 
 def _default_cache() -> Path:

@@ -11,13 +11,15 @@ is kept by what was compiled, so that the same command again only prints it.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from escherjax.errors import run_command
+from escherjax.errors import UserError, run_command
 
 log = logging.getLogger("escherjax.compile")
 
@@ -49,6 +51,9 @@ def main(argv: Sequence[str]) -> None:
     from escherjax.aot import topology
 
     topology.parse_topology(arguments.topology)
+    for option, file in (("--json", arguments.json), ("--hlo", arguments.hlo)):
+        if file is not None:
+            _check_output(option, file)
     topology.prepare_environment()
 
     # After parsing, so that --help answers at once.
@@ -62,9 +67,29 @@ def main(argv: Sequence[str]) -> None:
     result["config"] = {"file": arguments.config, "overrides": list(overrides)}
     print(report.format_report(result))
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
         print(arguments.json)
+
+
+def _check_output(option: str, file: Path) -> None:
+    """Makes the folder of a file that is written after the compilation, and tries to write there.
+
+    Raises UserError if that cannot be done.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
+        if not file.exists():
+            file.touch()
+            file.unlink()
+        elif not os.access(file, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+    except OSError as error:
+        raise UserError(
+            f"{option} {file} cannot be written ({error.strerror}: {error.filename}); needed a "
+            "file in a folder that can be made and written to. Name another one."
+        ) from error
 
 
 if __name__ == "__main__":

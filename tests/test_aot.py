@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -25,7 +26,7 @@ HLO = """HloModule jit_step
 }
 
 %all-reduce-scatter.1 (p: f32[64,8]) -> f32[16,8] {
-  %all-reduce.9 = f32[64,8]{1,0} all-reduce(%p), channel_id=5, replica_groups=[2,4]<=[8], to_apply=%add, metadata={op_name="jit(step)/transpose(jvp(A))/x"}
+  %all-reduce.9 = (f32[64,8]{1,0}, f32[4]{0}) all-reduce(%p, %q), channel_id=5, replica_groups=[2,4]<=[8], to_apply=%add
   ROOT %slice = f32[16,8]{1,0} dynamic-slice(%all-reduce.9)
 }
 
@@ -46,7 +47,7 @@ ENTRY %main (p: f32[64,8]) -> f32[16,8] {
   %loop = s32[] while(%p), condition=%condition, body=%body
   %splash_mha_fwd_residuals.2 = bf16[2,8,3072,40]{3,2,1,0} custom-call(%q), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,6,6]{2,1,0}, bf16[2,8,3072,40]{3,2,1,0}, bf16[2,8,256,40]{3,2,1,0}, bf16[2,8,256,40]{3,2,1,0}}, frontend_attributes={kernel_metadata={
 }}
-  ROOT %fusion = f32[16,8]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %fusion = f32[16,8]{1,0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1, metadata={op_name="jit(step)/transpose(jvp(A))/y/dot_general"}
 }
 """  # noqa: E501
 
@@ -59,7 +60,8 @@ def test_collectives_count_each_channel_once_and_loops_as_often_as_they_run():
     assert gather.source == "jit(step)/jvp(A)/to_q/convert_element_type"
     assert found["all-gatherf32[64]"].group == 8
     scatter = found["reduce-scatterf32[64,8]"]
-    assert (scatter.num_bytes, scatter.group) == (2048, 4)
+    assert (scatter.num_bytes, scatter.group, scatter.arrays) == (2048 + 16, 4, 2)
+    assert scatter.source == "jit(step)/transpose(jvp(A))/y/dot_general"  # of the fusion around it
     permute = found["collective-permutebf16[4,4]"]
     assert (permute.num_bytes, permute.calls, permute.sent_bytes) == (32, 7, 7 * 32)
     assert len(found) == 4  # a group of one chip sends nothing
@@ -95,20 +97,29 @@ def test_warnings_name_what_is_held_whole_and_what_is_gathered_twice():
         "odd": abstract(mesh, (1023, 1023)),
         "split": abstract(mesh, (4096, 1024), "fsdp"),
         "small": abstract(mesh, (8,)),
-    }
+        "params": {"a": {"to_k": {"kernel": abstract(mesh, (2048, 1024), "fsdp")},
+                         "to_v": {"kernel": abstract(mesh, (2048, 1024), "fsdp")}}},
+        "ema": {"a": {"to_k": {"kernel": abstract(mesh, (2048, 1024), "fsdp")}}},
+    }  # fmt: skip
     (warning,) = estimate.replicated(arguments)
     assert warning.startswith("odd: float32[1023, 1023] is held whole")
 
     line = (
-        "  %g.{0} = f32[4096,{1}]{{1,0}} all-gather(%p), channel_id={0}, "
-        'replica_groups=[1,8]<=[8], metadata={{op_name="jit(f)/{2}/to_q/{3}"}}\n'
+        "  %g.{0} = f32[{1}]{{1,0}} all-gather(%p), channel_id={0}, "
+        'replica_groups=[1,8]<=[8], metadata={{op_name="jit(f)/{2}{3}"}}\n'
     )
-    gathers = [line.format(n, 1024, "jvp(A)" if n % 2 else "transpose(jvp(A))", "dot")
-               for n in range(1, 5)] + [line.format(9, 512, "jvp(A)", "act")]  # fmt: skip
+    passes = {n: "jvp(A)" if n % 2 else "transpose(jvp(A))" for n in range(1, 5)}
+    gathers = [line.format(9, "4096,256", "jvp(A)", "/to_q/act")]
+    gathers += [line.format(n, "1024,2048", name, "/a/to_k/dot") for n, name in passes.items()]
+    gathers += [line.format(10 + n, "2048,1024", "", "div") for n in passes]
+    gathers += [line.format(20 + n, "2048,1024", "jvp(A)", "/a/to_v/dot") for n in range(3)]
     found = find_collectives("ENTRY %main (p: f32[]) -> f32[] {\n" + "".join(gathers) + "}\n", 8)
     assert estimate.gathered_twice(found, arguments) == [
-        "jit(f)/jvp(A)/to_q/act: f32[4096,512], no parameter, is gathered.",
-        "to_q/dot: f32[4096,1024] is gathered at 4 places.",
+        "an array f32[4096,256], no parameter, is gathered for the operation act in "
+        "jit(f)/jvp(A)/to_q.",
+        "params/a/to_k/kernel: f32[1024,2048] is gathered at 4 places.",
+        "arrays f32[2048,1024] are gathered at 4 places for the operation div in jit(f); the "
+        "compiler does not say of which tensors.",
     ]
 
 
@@ -117,7 +128,8 @@ def test_warnings_name_what_is_held_whole_and_what_is_gathered_twice():
     [
         ("v5e-16", "is no topology; needed GENERATION:AxB"),
         ("v3:4x4", "unknown generation 'v3'; known: v4, v5e, v5p, v6e"),
-        ("v5p:4x4", "torus of 3 dimensions; needed v5p:2x2x2"),
+        ("v5p:4x4", "torus of 3 dimensions; needed v5p:2x2x1, which is one host"),
+        ("v4:2x2", "torus of 3 dimensions; needed v4:2x2x1, which is one host, or a multiple"),
     ],
 )
 def test_names_that_are_no_topology(name, message):
@@ -137,6 +149,17 @@ def test_a_machine_without_libtpu_is_told_what_to_install():
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "pip install 'escherjax[tpu]'" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--hlo", "--json"])
+def test_files_that_cannot_be_written_are_refused_before_anything_is_compiled(option, tmp_path):
+    (tmp_path / "file").touch()
+    for name, reason in (("file/x.txt", "exists|Not a directory"), (".", "Is a directory")):
+        done = run_compile("--topology", "v5e:2x2", option, str(tmp_path / name))
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 1
+        assert re.search(f"{option} .* cannot be written \\(.*({reason})", done.stderr)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 VAE = {
@@ -174,6 +197,13 @@ def v5e_devices():
     pytest.importorskip("libtpu", reason="the TPU compiler, extra `tpu`, is not installed")
     topology.prepare_environment()
     return topology.topology_devices("v5e:2x2")
+
+
+@pytest.mark.parametrize("generation", CHIPS)
+def test_a_chip_is_one_device_of_the_kind_with_data_sheet_figures(v5e_devices, generation):
+    name = f"{generation}:2x2" + "x1" * (generation in ("v4", "v5p"))
+    devices = topology.topology_devices(name)
+    assert [device.device_kind for device in devices] == [CHIPS[generation].device_kind] * 4
 
 
 def test_a_topology_that_libtpu_does_not_have(v5e_devices):
@@ -227,3 +257,16 @@ def test_the_command_compiles_a_small_network_and_keeps_the_result(v5e_devices, 
     second = run_compile(*arguments)
     assert "compiled before" in second.stderr
     assert second.stdout == first.stdout
+
+
+@pytest.mark.slow
+def test_a_compilation_is_kept_though_its_hlo_cannot_be_written(v5e_devices, tmp_path):
+    arguments = ["--topology", "v5e:2x2", "--program", "sample", "--cache", str(tmp_path / "cache"),
+                 *tiny_arguments(mesh__fsdp=4, dtype="bfloat16")]  # fmt: skip
+    first = run_compile(*arguments, "--hlo", "/dev/full")
+    assert first.returncode == 2, first.stderr
+    assert "could not be written to /dev/full (No space left" in first.stderr
+    assert "Traceback" not in first.stderr
+    second = run_compile(*arguments, "--json", str(tmp_path / "new" / "out.json"))
+    assert "compiled before" in second.stderr
+    assert (tmp_path / "new" / "out.json").is_file()

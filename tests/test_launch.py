@@ -42,6 +42,7 @@ def run(script, folder, *arguments, **environment):
         capture_output=True,
         text=True,
         env={"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder), **environment},
+        timeout=60,
     )
 
 
@@ -59,6 +60,50 @@ def test_tpu_pod_passes_arguments_whole_to_every_host(tmp_path):
                       "<--config.unet.attention=(True,)>")  # fmt: skip
 
 
+RUN = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+print("up", flush=True)
+signal.pause()
+"""
+
+
+def test_tpu_pod_stops_the_run_of_its_work_directory_and_waits_for_its_end(tmp_path):
+    if shutil.which("pkill") is None:
+        pytest.skip("pkill is not installed")
+    # In place of gcloud: a shell for the host, as ssh starts one. In place of training: a program
+    # of that name, started by the script itself, that ends at SIGTERM as a saved run does.
+    stand_in(tmp_path, "gcloud", 'exec bash -c "${@: -1}"')
+    package = tmp_path / "escherjax" / "escherjax"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text(RUN)
+    runs = {
+        name: subprocess.Popen(
+            ["bash", LAUNCH / "tpu_pod.sh", "--config", "a.py"], stdout=subprocess.PIPE, text=True,
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path),
+                 "WORKDIR": str(tmp_path / name)},
+        )
+        for name in ("my run (1)", "my run (1) too")
+    }  # fmt: skip
+    try:
+        assert [run.stdout.readline() for run in runs.values()] == ["up\n", "up\n"]
+        workdir = str(tmp_path / "my run (1)")
+        done = run("tpu_pod.sh", tmp_path, "--stop", WORKDIR=workdir)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.endswith(": stopped\n")
+        assert runs["my run (1)"].wait(10) == 75
+        again = run("tpu_pod.sh", tmp_path, "--stop", WORKDIR=workdir)
+        assert again.stdout.endswith(f": no run in {workdir}\n")
+        assert runs["my run (1) too"].poll() is None
+    finally:
+        other = run("tpu_pod.sh", tmp_path, "--stop", WORKDIR=str(tmp_path / "my run (1) too"))
+        for process in runs.values():
+            process.kill()
+    assert other.stdout.endswith(": stopped\n")
+    assert run("tpu_pod.sh", tmp_path, "--stop", "now").returncode == 2
+
+
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (75, True), (2, False)])
 def test_slurm_requeues_a_run_that_saved_at_a_signal(tmp_path, code, requeued):
     stand_in(tmp_path, "srun", f"exit {code}")
@@ -67,6 +112,19 @@ def test_slurm_requeues_a_run_that_saved_at_a_signal(tmp_path, code, requeued):
                SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID="9")  # fmt: skip
     assert done.returncode == code
     assert done.stdout == ("requeue 9\n" if requeued else "")
+
+
+def test_slurm_leaves_tasks_that_are_still_ending_alone(tmp_path):
+    # Slurm 22.05 with --kill-on-bad-exit=1: a task ending 3 s after the first one's 75 is killed,
+    # srun's code is 143 and the job FAILED; with 0 it is 75. A site's slurm.conf may say 1, or a
+    # WaitTime of seconds, so that both must be named.
+    stand_in(tmp_path, "srun", 'printf "%s\\n" "$@"')
+    done = run("slurm.sbatch", tmp_path, "--config", "a.py",
+               SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID="9")  # fmt: skip
+    assert done.returncode == 0
+    options = done.stdout.split("python3")[0].split()
+    assert "--kill-on-bad-exit=0" in options
+    assert "--wait=600" in options
 
 
 def test_slurm_starts_a_task_for_each_gpu():

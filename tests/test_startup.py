@@ -73,6 +73,21 @@ def test_a_tpu_machine_asks_the_cloud_unless_another_platform_is_wanted():
         assert detect(variables, has_tpu=True).arguments is None
 
 
+ONE_GKE_HOST = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
+                "TPU_SKIP_MDS_QUERY": "true", "JOB_COMPLETION_INDEX": "0",
+                "KUBERNETES_SERVICE_HOST": "10.0.0.1"}  # fmt: skip
+
+
+def test_a_tpu_slice_of_one_host_is_no_job_that_kubernetes_must_be_asked_about(monkeypatch):
+    monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: None)
+    for has_tpu in (True, False):
+        assert detect(ONE_GKE_HOST, has_tpu) == Launch("GKE on TPU", None, 1)
+    unnamed = {k: v for k, v in ONE_GKE_HOST.items() if k != "TPU_WORKER_HOSTNAMES"}
+    assert detect(unnamed, has_tpu=True) == Launch("itself, on one TPU host", None, 1)
+    with pytest.raises(UserError, match="pip install"):  # processes on CPUs are not the slice
+        detect({**unnamed, "JAX_PLATFORMS": "cpu"}, has_tpu=True)
+
+
 def test_promised_devices_are_slurms_or_ours():
     assert detect({**SLURM, "SLURM_GPUS_ON_NODE": "8"}).num_devices == 16
     assert detect({"ESCHERJAX_EXPECTED_DEVICES": "4"}).num_devices == 4

@@ -13,6 +13,7 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2,
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{\s*$")
 _COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%[\w.\-]+ = (.+?) ({'|'.join(KINDS)})(-start)?\((.*)$")
 _SHAPE = re.compile(r"\b(\w+)\[([\d,]*)\]")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CALLS = re.compile(r"(?:calls|to_apply|body|condition)=%([\w.\-]+)|(?:branch_computations|"
                     r"called_computations)=\{([^}]*)\}")  # fmt: skip
 
@@ -23,7 +24,8 @@ class Collective:
 
     kind: of KINDS; shape: of its largest array, such as "bf16[1280,320]"; num_bytes: of all its
     arrays before they are cut up or after they are put together; group: how many chips take part;
-    calls: how often it runs in one call of the program; source: the JAX operation it is for.
+    calls: how often it runs in one call of the program; source: the JAX operation it is for, by the
+    compiler's metadata; arrays: how many are sent together, of which `source` is for one.
     """
 
     kind: str
@@ -32,6 +34,7 @@ class Collective:
     group: int
     calls: int
     source: str
+    arrays: int = 1
 
     @property
     def sent_bytes(self) -> float:
@@ -49,6 +52,7 @@ def find_collectives(hlo: str, num_devices: int) -> list[Collective]:
     """
     computations = _computations(hlo)
     calls = _calls(computations, hlo)
+    callers = _callers(hlo)
     found: dict[str, Collective] = {}
     for name, lines in computations.items():
         for line in lines:
@@ -67,14 +71,15 @@ def find_collectives(hlo: str, num_devices: int) -> list[Collective]:
             if not shapes or group == 1:
                 continue
             channel = re.search(r"channel_id=(\d+)", line)
-            source = re.search(r'op_name="([^"]*)"', line)
+            source = _OP_NAME.search(line)
             one = Collective(
                 kind=kind,
                 shape=max(shapes, key=lambda shape: shape[1])[0],
                 num_bytes=sum(size for _, size in shapes),
                 group=group,
                 calls=calls.get(name, 1),
-                source=source[1] if source else "",
+                source=source[1] if source else callers.get(name, ""),
+                arrays=len(shapes),
             )
             key = channel[1] if channel else f"{name} {line}"
             if key not in found or one.num_bytes > found[key].num_bytes:
@@ -112,6 +117,12 @@ def _computations(hlo: str) -> dict[str, list[str]]:
         else:
             lines.append(line)
     return computations
+
+
+def _callers(hlo: str) -> dict[str, str]:
+    """The JAX operation of the fusion that each fused computation is the body of."""
+    fusions = re.findall(r"calls=%([\w.\-]+).*?op_name=\"([^\"]*)\"", hlo)
+    return dict(fusions)
 
 
 def _calls(computations: dict[str, list[str]], hlo: str) -> dict[str, int]:

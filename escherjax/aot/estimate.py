@@ -38,7 +38,7 @@ def analyze(program: Program, compiled: Any, chip: Chip, num_chips: int) -> dict
         "collectives": summarize(found),
         "largest_collectives": [
             {"kind": one.kind, "shape": one.shape, "bytes": one.num_bytes, "calls": one.calls,
-             "chips": one.group, "source": one.source}
+             "chips": one.group, "source": one.source, "arrays": one.arrays}
             for one in sorted(found, key=lambda one: -one.num_bytes * one.calls)[:8]
         ],
     }  # fmt: skip
@@ -134,29 +134,72 @@ def replicated(arguments: Any) -> list[str]:
 
 
 def gathered_twice(found: list[Collective], arguments: Any) -> list[str]:
-    """Warnings that name tensors gathered more often than forward and backward pass need.
+    """Warnings of tensors gathered more often than forward and backward pass need.
 
     A parameter is gathered once forward and once backward; with `remat` also once when the forward
     pass is repeated, which is counted here as part of the backward pass. Anything that is not as
     large as a parameter is an activation, which a data-parallel step has no need to gather. The
-    compiler names the source of most gathers, not of all; those without are left out.
+    compiler names the operation of most gathers; which parameter that means, its module and the
+    shape tell. Where they do not, one operation's gathers may be of several tensors.
     """
-    sizes = {math.prod(leaf.shape) for leaf in jax.tree.leaves(arguments)}
-    times: dict[tuple[str, str], int] = collections.Counter()
+    leaves = _named_leaves(arguments)
+    sizes = {math.prod(shape) for shape in leaves.values()}
+    places: dict[tuple[str | None, str, str], list[str]] = collections.defaultdict(list)
     warnings = []
     for one in found:
         if one.kind != "all-gather":
             continue
-        elements = math.prod(int(n) for n in one.shape.split("[")[1].rstrip("]").split(",") if n)
-        if elements not in sizes and one.num_bytes >= _LARGE:
-            source = one.source or "unnamed by the compiler"
-            warnings.append(f"{source}: {one.shape}, no parameter, is gathered.")
-        times[_plain(one.source), one.shape] += 1
-    return warnings + [
-        f"{source}: {shape} is gathered at {count} places."
-        for (source, shape), count in sorted(times.items())
-        if count > 3 and source
-    ]
+        dims = tuple(int(n) for n in one.shape.split("[")[1].rstrip("]").split(",") if n)
+        if math.prod(dims) not in sizes and one.num_bytes >= _LARGE:
+            warnings.append(
+                f"an array {one.shape}, no parameter, is gathered {_operation(one.source)}."
+            )
+        parameter = _parameter(one.source, dims, leaves)
+        places[parameter, "" if parameter else _plain(one.source), one.shape].append(one.source)
+    for (parameter, plain, shape), sources in places.items():
+        if len(sources) > 3 and parameter:
+            warnings.append(f"{parameter}: {shape} is gathered at {len(sources)} places.")
+        elif len(sources) > 3 and plain:
+            warnings.append(
+                f"arrays {shape} are gathered at {len(sources)} places {_operation(sources[0])}; "
+                "the compiler does not say of which tensors."
+            )
+    return warnings
+
+
+def _named_leaves(arguments: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes by path, without the average and the optimizer's moments, which mirror parameters."""
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arguments)
+    }
+    return {
+        name: shape for name, shape in names.items() if not name.startswith(("ema/", "opt_state/"))
+    }
+
+
+def _parameter(
+    source: str, dims: tuple[int, ...], leaves: dict[str, tuple[int, ...]]
+) -> str | None:
+    """The one parameter of this shape, axes in any order, whose module `source` names best."""
+    within = f"/{_plain(source)}/"
+    found: dict[int, list[str]] = collections.defaultdict(list)
+    for name, shape in leaves.items():
+        if sorted(n for n in shape if n > 1) != sorted(n for n in dims if n > 1):
+            continue
+        module = name.split("/")[:-1]
+        common = [n for n in range(1, len(module) + 1) if f"/{'/'.join(module[-n:])}/" in within]
+        if common:
+            found[max(common)].append(name)
+    names = found[max(found)] if found else []
+    return names[0] if len(names) == 1 else None
+
+
+def _operation(source: str) -> str:
+    scope, _, operation = source.rpartition("/")
+    if not operation:
+        return "for an operation that the compiler does not name"
+    return f"for the operation {operation}" + (f" in {scope}" if scope else "")
 
 
 def _plain(source: str) -> str:

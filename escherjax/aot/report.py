@@ -39,6 +39,7 @@ def compile_for_topology(
     """
     chip, _ = topology.parse_topology(name)
     devices = topology.topology_devices(name)
+    folder = _make_cache(cache or _default_cache())
     mesh = sharding.make_mesh(config, devices)
     log.info("%s: %d x %s, mesh %s", name, len(devices), chip.device_kind, dict(mesh.shape))
     started = time.monotonic()
@@ -47,7 +48,7 @@ def compile_for_topology(
     versions = {package: importlib.metadata.version(package) for package in ("jax", "libtpu")}
     text = json.dumps([name, versions, program.lowered.as_text()])
     key = hashlib.sha256(text.encode()).hexdigest()[:20]
-    kept = (cache or _default_cache()) / f"{key}.json"
+    kept = folder / f"{key}.json"
     if kept.is_file() and hlo is None:
         log.info("compiled before: %s", kept)
         return json.loads(kept.read_text())
@@ -58,8 +59,6 @@ def compile_for_topology(
     started = time.monotonic()
     compiled = _compile(program.lowered)
     compile_sec = time.monotonic() - started
-    if hlo is not None:
-        hlo.write_text(compiled.as_text())
     result = {
         "topology": name,
         "program": program_name,
@@ -75,11 +74,33 @@ def compile_for_topology(
         "compile_sec": compile_sec,
         **estimate.analyze(program, compiled, chip, len(devices)),
     }
-    kept.parent.mkdir(parents=True, exist_ok=True)
     partial = kept.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(result, indent=2) + "\n")
     partial.replace(kept)
+    if hlo is not None:
+        try:
+            hlo.write_text(compiled.as_text())
+        except OSError as error:
+            raise UserError(
+                f"the HLO text could not be written to {hlo} ({error.strerror}). The figures are "
+                "kept: the same command without --hlo prints them at once."
+            ) from error
     return result
+
+
+def _make_cache(folder: Path) -> Path:
+    """The folder of kept results, made and tried before there is one to lose."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f"probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"the results cannot be kept in {folder} ({error.strerror}: {error.filename}); needed "
+            "a folder that can be made and written to. Name one with --cache."
+        ) from error
+    return folder
 
 
 def _compile(lowered: Any) -> Any:
@@ -126,8 +147,8 @@ def format_report(result: dict[str, Any]) -> str:
     ]
     lines += ["largest"] * bool(result["largest_collectives"])
     lines += [
-        f"  {row['kind']} {row['shape']} x {row['calls']} over {row['chips']} chips: "
-        f"{row['source']}"
+        f"  {row['kind']} {row['shape']}{_more(row)} x {row['calls']} over {row['chips']} chips: "
+        f"{row['source'] or 'an operation that the compiler does not name'}"
         for row in result["largest_collectives"]
     ]
     if times is None:
@@ -146,6 +167,11 @@ def format_report(result: dict[str, Any]) -> str:
     ]
     lines += [f"warning: {text}" for text in result["warnings"]]
     return "\n".join(lines)
+
+
+def _more(row: dict[str, Any]) -> str:
+    others = row.get("arrays", 1) - 1  # results that were kept before do not say
+    return f" and {others} smaller" if others else ""
 
 
 def _default_cache() -> Path:

@@ -28,9 +28,11 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
         )
     needed = 3 if generation in ("v4", "v5p") else 2
     if len(shape) != needed or 0 in shape:
+        host = f"{generation}:{'x'.join('221'[:needed])}"
         raise UserError(
             f"--topology {name!r}: {generation} is a torus of {needed} dimensions; needed "
-            f"{generation}:{'x'.join('2' * needed)} or larger."
+            f"{host}, which is one host, or a multiple of it along each, such as "
+            f"{generation}:{'x'.join('444'[:needed])}."
         )
     return CHIPS[generation], shape
 
@@ -53,11 +55,13 @@ def topology_devices(name: str) -> Sequence[Any]:
 
     Raises UserError if libtpu is missing or does not know the topology.
     """
-    parse_topology(name)
+    chip, _ = parse_topology(name)
     from jax.experimental import topologies
 
+    # Both cores of a v4 chip are one device, as on the real ones; by default libtpu makes them two.
+    options = {"chip_config_name": "megacore"} if chip is CHIPS["v4"] else {}
     try:
-        return topologies.get_topology_desc(name, platform="tpu").devices
+        return topologies.get_topology_desc(name, platform="tpu", **options).devices
     except Exception as error:  # jaxlib raises several kinds, of which none is public
         if "TPU support not installed" in str(error):
             raise UserError(

@@ -183,12 +183,14 @@ def _tpu(environment: Mapping[str, str], numbers: _Numbers, has_tpu: bool) -> La
     hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     if hosts:
         count = len(hosts.split(",")) * slices
-        return Launch("GKE on TPU", {}, count) if count > 1 else None
-    if not has_tpu or "TPU_SKIP_MDS_QUERY" in environment:
-        return None
+        return Launch("GKE on TPU", {} if count > 1 else None, count)
     platforms = environment.get("JAX_PLATFORMS", "")
+    if not has_tpu or (platforms and "tpu" not in platforms.split(",")):
+        return None
+    if "TPU_SKIP_MDS_QUERY" in environment:  # and no other hosts are named
+        return Launch("itself, on one TPU host", num_processes=1)
     # How many hosts there are, only the cloud's metadata server knows; JAX asks it.
-    return Launch("Cloud TPU", {}) if not platforms or "tpu" in platforms.split(",") else None
+    return Launch("Cloud TPU", {})
 
 
 def _kubernetes(environment: Mapping[str, str], numbers: _Numbers) -> Launch | None:

@@ -92,7 +92,7 @@ def _check(arguments: argparse.Namespace) -> None:
             problems.append("--data is missing.")
         if arguments.protocol is None:
             problems.append("--protocol is missing, such as heldout.")
-    for name, lowest in (("steps", 1), ("batch_size", 1), ("limit", 1), ("report_scenes", 0)):
+    for name, lowest in (("batch_size", 1), ("limit", 1), ("report_scenes", 0)):
         value = getattr(arguments, name)
         if value is not None and value < lowest:
             option = "--" + name.replace("_", "-")

@@ -43,6 +43,17 @@ def main(argv: Sequence[str]) -> int:
     if arguments.weights is None and not arguments.preview:
         raise UserError("--weights is missing; only --preview does without.")
 
+    from escherjax.diffusion import samplers
+
+    samplers.check_settings(
+        arguments.steps,
+        arguments.guidance,
+        arguments.guidance_rescale,
+        arguments.sampler,
+        arguments.eta,
+        arguments.seed,
+    )
+
     import numpy as np
 
     from escherjax import cameras, inputs, loading, pictures, sample_outputs, view_plans

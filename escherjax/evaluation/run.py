@@ -80,6 +80,7 @@ def evaluate(request: Request, weights: str | Path, stop: Stop) -> bool:
 
     Raises UserError for whatever the request asks that cannot be, and if no scene can be used.
     """
+    request.sampling.check()
     protocol = request.open_protocol()
     scorer = Scorer(request.metrics, protocol.conventions)
     folder = settings.resolve_weights(weights)

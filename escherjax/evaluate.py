@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from escherjax.errors import EXIT_OK, EXIT_PREEMPTED, UserError, listed, run_command
+from escherjax.training import disk
 from escherjax.training.stopping import Stop, stop_signals
 
 
@@ -62,13 +63,15 @@ def main(argv: Sequence[str]) -> int:
             report_scenes=arguments.report_scenes,
             save_views=arguments.save_views,
         )
-        if arguments.follow is not None:
-            finished = follow.follow(
-                request, arguments.follow, stop,
-                until_step=arguments.follow_until_step, poll_sec=arguments.follow_poll_sec,
-            )  # fmt: skip
-        else:
-            finished = run.evaluate(request, arguments.weights, stop)
+        request.sampling.check()
+        with disk.output_folder(arguments.out):
+            if arguments.follow is not None:
+                finished = follow.follow(
+                    request, arguments.follow, stop,
+                    until_step=arguments.follow_until_step, poll_sec=arguments.follow_poll_sec,
+                )  # fmt: skip
+            else:
+                finished = run.evaluate(request, arguments.weights, stop)
         return _finish(finished, arguments.out, stop)
 
 

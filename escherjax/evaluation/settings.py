@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from escherjax.data.whole_files import whole_file
-from escherjax.errors import UserError
+from escherjax.errors import UserError, in_words
 from escherjax.training import checkpoint, manifest, stored_params, verify
 from escherjax.weights import hub
 
@@ -91,7 +91,8 @@ def read(out: Path) -> dict[str, Any]:
         return json.loads((out / FILE_NAME).read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{out / FILE_NAME} cannot be read ({error}); needed the --out of an evaluation."
+            f"{out / FILE_NAME} cannot be read ({in_words(error)}); needed the --out of an "
+            "evaluation."
         ) from error
 
 

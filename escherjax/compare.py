@@ -11,11 +11,13 @@ refused, for their figures mean different things.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from escherjax.errors import UserError, run_command
+from escherjax.training import disk
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,12 +36,15 @@ def main(argv: Sequence[str]) -> None:
     # After parsing, so that --help answers at once.
     from escherjax.evaluation import compare_report, comparison
 
-    found = comparison.compare(arguments.runs)
-    print(compare_report.as_text(found))
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        compare_report.write(arguments.out, found)
-        print(arguments.out)
+    page = arguments.out
+    if page is not None and page.is_dir():
+        raise UserError(f"--out {page} is a folder; name a file in it, as {page / 'compare.html'}.")
+    with contextlib.nullcontext() if page is None else disk.output_folder(page.parent):
+        found = comparison.compare(arguments.runs)
+        print(compare_report.as_text(found))
+        if page is not None:
+            compare_report.write(page, found)
+            print(page)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,6 +14,9 @@ EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 75
+
+TRACEBACK_VARIABLE = "ESCHERJAX_TRACEBACK"  # set, failures of the file system show where
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class UserError(Exception):
@@ -21,6 +27,19 @@ def listed(problems: Sequence[str], most: int = 10) -> str:
     """The first problems in a row, and how many more there are; each is a sentence or more."""
     more = f" ... and {len(problems) - most} more." if len(problems) > most else ""
     return " ".join(problems[:most]) + more
+
+
+def in_words(error: Exception) -> str:
+    """What was wrong with a file of JSON, of the failure to read it or to find a field in it."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if isinstance(error, KeyError):
+        return f"it has no field {error.args[0]!r}"
+    if isinstance(error, TypeError):
+        return "its content has another form"
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return f"it is no JSON: {error}"
+    return str(error)
 
 
 class StoppedError(Exception):
@@ -39,8 +58,8 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
     """Runs a command's `main(argv)` and exits: 0 done, 2 for a `UserError`, whatever main returns.
 
     A `UserError`, `StoppedError` (exit 1) or `Preempted` (exit 75) is printed to stderr as one
-    message without a traceback. Any other exception propagates with its traceback, and Python exits
-    with 1.
+    message without a traceback, and so are failures of the file system that `report` knows. Any
+    other exception propagates with its traceback, and Python exits with 1.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(name)s: %(message)s")
     for noisy in ("orbax", "jax", "grain", "apache_beam"):
@@ -51,14 +70,24 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
         code = main(argv)
     except (UserError, StoppedError, Preempted, KeyboardInterrupt) as error:
         code = report(error)
+    except OSError as error:
+        if _file_trouble(error) is None:
+            raise
+        code = report(error)
     sys.exit(EXIT_OK if code is None else code)
 
 
 def report(error: BaseException) -> int:
     """Prints what ended a command to stderr, with a traceback only if it is none of ours.
 
-    Returns the exit code.
+    Ours are also a path that may not be used, or as what it is not, and a full disk; but no missing
+    file, which may well be a bug: whoever reads a file that the user names says so if it is not
+    there. Returns the exit code.
     """
+    if isinstance(error, OSError) and (trouble := _file_trouble(error)) is not None:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            traceback.print_exception(error)
+        error = trouble
     if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -72,3 +101,29 @@ def report(error: BaseException) -> int:
     else:
         traceback.print_exception(error)
     return EXIT_ERROR
+
+
+def _file_trouble(error: OSError) -> UserError | StoppedError | None:
+    """What the file system refused, in words; None if that may be a fault of the program."""
+    where = f" ({TRACEBACK_VARIABLE}=1 shows where that was met.)"
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+    if error.errno in DISK_FULL:
+        at = "" if path is None else f"{path}: "
+        return StoppedError(
+            f"{at}{error.strerror}. Make room, or name another place, then start the same command "
+            f"again.{where}"
+        )
+    if path is None:
+        return None
+    if isinstance(error, PermissionError):
+        return UserError(
+            f"{path} may not be read or written by this user ({error.strerror}). Change its "
+            f"permissions, or name another place.{where}"
+        )
+    if error.errno == errno.EROFS:
+        return UserError(f"{path} is on a read-only file system; name another place.{where}")
+    if isinstance(error, NotADirectoryError):
+        return UserError(f"{path} leads through a file; needed a folder there.{where}")
+    if isinstance(error, IsADirectoryError):
+        return UserError(f"{path} is a folder; needed a file.{where}")
+    return None

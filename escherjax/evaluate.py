@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from escherjax.errors import EXIT_OK, EXIT_PREEMPTED, UserError, listed, run_command
+from escherjax.training import disk
 from escherjax.training.stopping import Stop, stop_signals
 
 
@@ -62,13 +63,15 @@ def main(argv: Sequence[str]) -> int:
             report_scenes=arguments.report_scenes,
             save_views=arguments.save_views,
         )
-        if arguments.follow is not None:
-            finished = follow.follow(
-                request, arguments.follow, stop,
-                until_step=arguments.follow_until_step, poll_sec=arguments.follow_poll_sec,
-            )  # fmt: skip
-        else:
-            finished = run.evaluate(request, arguments.weights, stop)
+        request.sampling.check()
+        with disk.output_folder(arguments.out):
+            if arguments.follow is not None:
+                finished = follow.follow(
+                    request, arguments.follow, stop,
+                    until_step=arguments.follow_until_step, poll_sec=arguments.follow_poll_sec,
+                )  # fmt: skip
+            else:
+                finished = run.evaluate(request, arguments.weights, stop)
         return _finish(finished, arguments.out, stop)
 
 
@@ -92,7 +95,7 @@ def _check(arguments: argparse.Namespace) -> None:
             problems.append("--data is missing.")
         if arguments.protocol is None:
             problems.append("--protocol is missing, such as heldout.")
-    for name, lowest in (("steps", 1), ("batch_size", 1), ("limit", 1), ("report_scenes", 0)):
+    for name, lowest in (("batch_size", 1), ("limit", 1), ("report_scenes", 0)):
         value = getattr(arguments, name)
         if value is not None and value < lowest:
             option = "--" + name.replace("_", "-")

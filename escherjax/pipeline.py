@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from escherjax import buckets, extra_targets, memory_estimate, scene_batches, view_plans
 from escherjax.cameras import Cameras
+from escherjax.diffusion import samplers
 from escherjax.errors import UserError
 from escherjax.memory_estimate import MemoryEstimate
 from escherjax.models.eschernet import EscherNet, Params
@@ -295,8 +296,7 @@ class Pipeline:
 
     def _noise(self, seed: int, num_views: int) -> jax.Array:
         """Standard normal [V, h, w, C]; a view's does not depend on how many there are."""
-        if not 0 <= seed < 2**32:
-            raise UserError(f"seed = {seed}; needed a whole number from 0 to {2**32 - 1}.")
+        samplers.check_seed(seed)
         shape = (num_views, *self.model.latent_shape(self.resolution))
         return jax.random.normal(jax.random.key(seed), shape)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from escherjax.errors import UserError
+from escherjax.errors import UserError, in_words
 
 FILE_NAME = "run.json"
 COMMAND = ["python", "-m", "escherjax.sample"]
@@ -44,7 +44,7 @@ def repeated(argv: Sequence[str]) -> list[str]:
         ]  # fmt: skip
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"--repeat {known.repeat}: {error!r}; needed the {FILE_NAME} that a run of "
+            f"--repeat {known.repeat}: {in_words(error)}; needed the {FILE_NAME} that a run of "
             f"'{' '.join(COMMAND)}' wrote."
         ) from error
     again = _without(command[len(COMMAND) :], ("--out", "--weights-hash"))

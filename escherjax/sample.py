@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from escherjax import input_arguments, run_record, target_arguments
 from escherjax.errors import UserError, run_command
+from escherjax.training import disk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,10 +40,25 @@ _MIN_VIEWS_PER_DEVICE = 4  # with fewer, devices are not shared unless asked for
 def main(argv: Sequence[str]) -> int:
     argv = run_record.repeated(argv)
     arguments = _parser().parse_args(argv)
-    target_arguments.check_out(arguments)
     if arguments.weights is None and not arguments.preview:
         raise UserError("--weights is missing; only --preview does without.")
 
+    from escherjax.diffusion import samplers
+
+    samplers.check_settings(
+        arguments.steps,
+        arguments.guidance,
+        arguments.guidance_rescale,
+        arguments.sampler,
+        arguments.eta,
+        arguments.seed,
+    )
+    with disk.output_folder(arguments.out):
+        target_arguments.check_out(arguments)
+        return _sample(arguments, argv)
+
+
+def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     import numpy as np
 
     from escherjax import cameras, inputs, loading, pictures, sample_outputs, view_plans

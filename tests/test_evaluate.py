@@ -312,7 +312,7 @@ def test_a_scene_that_cannot_be_read_is_named_and_counted(
         (["--references", "0"], "at least 1"),
         (["--protocol", "gso26"], "gso25"),
         (["--mode", "lenient"], "faithful, corrected"),
-        (["--steps", "0", "--limit", "0"], "--steps 0.*--limit 0"),
+        (["--batch-size", "0", "--limit", "0"], "--batch-size 0.*--limit 0"),
         (["--follow", "runs/x"], "one of --weights W and --follow"),
         (["--merge"], "--merge takes no weights"),
         (["--weights", "nowhere"], "nowhere"),

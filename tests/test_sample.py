@@ -200,7 +200,7 @@ def test_cameras_from_a_file(workdir, scene, tmp_path):
         (["--dtype", "float64"], "bfloat16"),
         (["--cameras", "above"], "'above' is not understood"),
         (["--cape", "4dof"], "trained with '6dof'"),
-        (["--steps", "0"], "1..1000"),
+        (["--steps", "1001"], "1..1000"),
         (["--plan", "pyramid"], "joint, anchors"),
         (["--chunk", "0"], "chunk = 0"),
     ],
@@ -209,6 +209,22 @@ def test_wrong_arguments_are_refused(workdir, scene, tmp_path, arguments, reason
     with pytest.raises(UserError, match=reason):
         run(workdir, scene, tmp_path / "out", *arguments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
+        (["--eta", "2"], "eta = 2"),
+        (["--guidance", "nan"], "guidance_scale = nan"),
+        (["--sampler", "foo"], "known: ddim"),
+        (["--guidance-rescale", "2"], "guidance rescale = 2"),
+        (["--seed", "-1"], "seed = -1"),
+    ],
+)
+def test_wrong_sampling_is_refused_before_anything_is_read(tmp_path, arguments, reason):
+    with pytest.raises(UserError, match=reason):
+        run("nowhere", "nowhere", tmp_path / "out", *arguments)
 
 
 def test_nothing_is_written_over(workdir, scene, tmp_path):

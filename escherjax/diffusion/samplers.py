@@ -84,6 +84,39 @@ def _combine(weights: jax.Array, arrays: tuple[jax.Array, ...]) -> jax.Array:
     return sum(weights[k] * array for k, array in enumerate(arrays))
 
 
+def check_settings(
+    num_steps: int,
+    guidance_scale: float | None = None,
+    guidance_rescale: float = 0.0,
+    sampler: str = "ddim",
+    eta: float = 0.0,
+    seed: int = 0,
+    schedule: NoiseSchedule | None = None,
+) -> None:
+    """Raises UserError for settings with which nothing can be drawn.
+
+    guidance_scale, schedule: None where the weights, which say them, are not read yet.
+    """
+    most = None if schedule is None else schedule.num_train_timesteps
+    solvers.check_settings(num_steps, sampler, eta, most)
+    if guidance_scale is not None:
+        is_guided(guidance_scale)
+    check_rescale(guidance_rescale)
+    check_seed(seed)
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError unless noise can be drawn from the seed."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed = {seed}; needed a whole number from 0 to {2**32 - 1}.")
+
+
+def check_rescale(rescale: float) -> None:
+    """Raises UserError unless guidance can be rescaled so far; see `guide`."""
+    if not 0 <= rescale <= 1:
+        raise UserError(f"guidance rescale = {rescale}; needed a number from 0 to 1.")
+
+
 def is_guided(guidance_scale: float) -> bool:
     """Whether a scale, a Python number, asks for guidance: 1 or less means none.
 
@@ -108,8 +141,7 @@ def guide(predict: Predict, guidance_scale: float, rescale: float = 0.0) -> Pred
     back to that of the conditional one (arXiv 2305.08891, eq. 15 and 16). Raises UserError if it is
     outside.
     """
-    if not 0 <= rescale <= 1:
-        raise UserError(f"guidance rescale = {rescale}; needed a number from 0 to 1.")
+    check_rescale(rescale)
     if not is_guided(guidance_scale):
         return predict
 

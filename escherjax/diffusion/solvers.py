@@ -49,15 +49,36 @@ def make_table(
     last timestep and end without noise, whatever the schedule says.
     Raises UserError for unknown names, steps outside 1..T, or an eta that cannot be had.
     """
+    check_settings(num_steps, sampler, eta, schedule.num_train_timesteps)
+    if sampler == "ddim":
+        return _ddim(schedule, num_steps, eta)
+    return _multistep(schedule, num_steps, corrected=sampler == "unipc")
+
+
+def check_settings(
+    num_steps: int, sampler: str, eta: float, num_train_timesteps: int | None = None
+) -> None:
+    """Raises UserError for what `make_table` refuses.
+
+    num_train_timesteps: T, the most steps there can be; None where the weights are not read yet.
+    """
     if sampler not in SAMPLERS:
         raise UserError(f"sampler = {sampler!r}; known: {', '.join(SAMPLERS)}.")
     if not 0 <= eta <= 1:
         raise UserError(f"eta = {eta}; needed a number from 0 (no noise) to 1.")
     if eta and sampler != "ddim":
         raise UserError(f"eta = {eta} with sampler {sampler!r}; only 'ddim' can add noise.")
-    if sampler == "ddim":
-        return _ddim(schedule, num_steps, eta)
-    return _multistep(schedule, num_steps, corrected=sampler == "unipc")
+    check_num_steps(num_steps, num_train_timesteps)
+
+
+def check_num_steps(num_steps: int, num_train_timesteps: int | None) -> None:
+    """Raises UserError unless a run can have so many steps; arguments as in `check_settings`."""
+    most = float("inf") if num_train_timesteps is None else num_train_timesteps
+    if not isinstance(num_steps, numbers.Integral) or not 1 <= num_steps <= most:
+        needed = "at least 1" if num_train_timesteps is None else f"in 1..{num_train_timesteps}"
+        raise UserError(
+            f"The number of sampling steps is {num_steps!r}; it must be {needed}. 50 is usual."
+        )
 
 
 def spaced_timesteps(schedule: NoiseSchedule, num_steps: int, spacing: str) -> np.ndarray:
@@ -68,11 +89,7 @@ def spaced_timesteps(schedule: NoiseSchedule, num_steps: int, spacing: str) -> n
     Both as in diffusers. Raises UserError unless 1 <= num_steps <= T.
     """
     num_train = schedule.num_train_timesteps
-    if not isinstance(num_steps, numbers.Integral) or not 1 <= num_steps <= num_train:
-        raise UserError(
-            f"The number of sampling steps is {num_steps!r}; it must be in 1..{num_train}. "
-            f"50 is usual."
-        )
+    check_num_steps(num_steps, num_train)
     if spacing == "trailing":
         steps = np.round(num_train - np.arange(num_steps) * (num_train / num_steps)) - 1
     else:

@@ -73,23 +73,31 @@ class Job:
         ]
 
 
-def run(pipe: Pipeline, scorer: Scorer, job: Job, stopped: Callable[[], bool]) -> bool:
+def run(
+    pipe: Pipeline,
+    scorer: Scorer,
+    job: Job,
+    stopped: Callable[[], bool],
+    start: Callable[[], None],
+) -> bool:
     """Does this process's part of a job, or what is left of it; False if stopped before its end.
 
-    stopped: asked after each batch. Records go to `records.PER_VIEW`, and before them what else is
+    stopped: asked after each batch. start: called once, before the first record is written; what it
+    raises ends the job. Records go to `records.PER_VIEW`, and before them what else is
     asked for; what a case lacks of it, scored or not, is made up for. Cases that cannot be read go
     to `records.SKIPPED`, named and counted. The first scene whose cameras stand far from those of
     training is named in a warning.
     """
     files = _Files(job, scorer)
     skipped_path = records.shard_file(job.out, records.SKIPPED, job.shard)
-    skipped_path.unlink(missing_ok=True)  # tried again
+    records.forget_skipped(job.out, job.shard)  # tried again
     batches = job.batches()
     left = [batch for batch in batches if any(map(files.lacking, batch))]
     total = sum(map(len, batches))
     progress = _Progress(total, total - sum(map(len, left)))
     skipped: list[Record] = []
     far: list[str] = []
+    started = False
     try:
         for batch, read in read_ahead(left, lambda name: read_case(job.protocol, pipe, name)):
             cases = [case for case in read if isinstance(case, Case)]
@@ -109,7 +117,13 @@ def run(pipe: Pipeline, scorer: Scorer, job: Job, stopped: Callable[[], bool]) -
                 if far:
                     log.warning("%s", far[0].removeprefix(WARNING))
                     break
-            scores = _do_batch(pipe, scorer, job, cases, files) if cases else []
+            scores: list[Record] = []
+            if cases:
+                drawn = sample_cases(pipe, cases, job.sampling, job.batch_size)
+                if not started:
+                    start()
+                    started = True
+                scores = _score_batch(pipe, scorer, job, cases, drawn, files)
             progress.advance(len(batch), scores)
             if stopped():
                 return batch is left[-1]
@@ -182,11 +196,15 @@ def read_ahead(
                     future.cancel()
 
 
-def _do_batch(
-    pipe: Pipeline, scorer: Scorer, job: Job, cases: list[Case], files: _Files
+def _score_batch(
+    pipe: Pipeline,
+    scorer: Scorer,
+    job: Job,
+    cases: list[Case],
+    drawn: list[np.ndarray],
+    files: _Files,
 ) -> list[Record]:
-    """Draws cases, writes what they lack, and returns the new scores."""
-    drawn = sample_cases(pipe, cases, job.sampling, job.batch_size)
+    """Writes what cases, of which these views were drawn, lack, and returns the new scores."""
     rows: list[Record] = []
     consistency: list[Record] = []
     for case, views in zip(cases, drawn, strict=True):

@@ -19,7 +19,7 @@ from escherjax.training import checkpoint, verify
 from escherjax.training.stopping import Stop
 
 FILE_NAME = "follow.jsonl"
-_STEP_FOLDER = "step_{:08d}"
+_STEP_FOLDER = settings.STEP_PREFIX + "{:08d}"
 
 log = logging.getLogger("escherjax.evaluate")
 
@@ -35,6 +35,7 @@ def follow(
     parts of the last one to do.
     Raises UserError if `workdir` is no training work directory.
     """
+    request.sampling.check()
     config = checkpoint.read_config(workdir)  # also says what is wrong with the folder
     last = int(config.num_steps) if until_step is None else until_step
     follower = _Follower(request, workdir, stop)
@@ -65,7 +66,8 @@ class _Follower:
         self._scorer = Scorer(request.metrics, self._protocol.conventions)
         self._pipe: Pipeline | None = None
         # Of all steps alike, so that no curve joins figures of different settings.
-        settings.start_or_continue(request.out, run.describe(request, self._protocol))
+        self._settings = run.describe(request, self._protocol)
+        settings.check(request.out, self._settings)
 
     def evaluate(self, step: int) -> bool:
         """Whether the checkpoint of `step` is now evaluated, in whole."""
@@ -81,8 +83,9 @@ class _Follower:
                 self._pipe.params, self._pipe.facts = loaded.params, loaded.facts
             request = dataclasses.replace(self._request, out=out)
             return run.evaluate_pipeline(
-                request, self._protocol, self._scorer, self._pipe, folder, self._stop
-            )
+                request, self._protocol, self._scorer, self._pipe, folder, self._stop,
+                lambda: settings.start_or_continue(self._request.out, self._settings),
+            )  # fmt: skip
         except Exception as error:  # Orbax raises what it likes when files vanish under it
             if folder.is_dir() and not verify.look(folder):
                 raise
@@ -93,7 +96,7 @@ class _Follower:
     def write_curve(self) -> bool:
         """Writes follow.jsonl and the report over steps from the summaries there are."""
         rows = [curve_row(path.parent) for path in sorted(
-            self._request.out.glob(f"step_*/{summary.FILE_NAME}"))]  # fmt: skip
+            self._request.out.glob(f"{settings.STEP_PREFIX}*/{summary.FILE_NAME}"))]  # fmt: skip
         records.write_rows(self._request.out / FILE_NAME, rows)
         if rows:
             curve_report.write(self._request.out, rows, settings.read(self._request.out))
@@ -104,7 +107,7 @@ def curve_row(folder: Path) -> dict[str, Any]:
     """One line of follow.jsonl: the step, and of its summary all but scenes."""
     content = summary.read(folder)
     return {
-        "step": int(folder.name.removeprefix("step_")),
+        "step": int(folder.name.removeprefix(settings.STEP_PREFIX)),
         "folder": folder.name,
         "results": content["results"],
         "num_skipped": content["num_skipped"],

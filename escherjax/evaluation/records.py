@@ -121,14 +121,31 @@ def read_all(folder: Path) -> list[Record]:
     )
 
 
-def read_skipped(folder: Path) -> list[Record]:
-    """`scene`, `num_references` and `reason` of every case that could not be read, sorted."""
+def read_skipped(folder: Path, scored: Iterable[Record]) -> list[Record]:
+    """`scene`, `num_references` and `reason` of every case that could not be read, sorted.
+
+    scored: `read_all` of the folder; what stands there was read after all.
+    """
+    known = case_names(scored)
     rows: dict[CaseName, Record] = {}
     for path in sorted(folder.glob(f"{SKIPPED}*.jsonl")):
         for line in path.read_text().splitlines():
             row = json.loads(line)
             rows.setdefault(CaseName(row["scene"], row["num_references"]), row)
-    return [rows[name] for name in sorted(rows, key=lambda n: (n.num_references, n.scene_id))]
+    names = sorted(rows.keys() - known, key=lambda n: (n.num_references, n.scene_id))
+    return [rows[name] for name in names]
+
+
+def forget_skipped(folder: Path, shard: tuple[int, int]) -> None:
+    """Removes what was skipped by this shard before, and in jobs of another number of shards.
+
+    What other shards of this job skip stays.
+    """
+    mine = shard_file(folder, SKIPPED, shard)
+    others = {shard_file(folder, SKIPPED, (index, shard[1])) for index in range(shard[1])} - {mine}
+    for path in folder.glob(f"{SKIPPED}*.jsonl"):
+        if path not in others:
+            path.unlink(missing_ok=True)
 
 
 def write_rows(path: Path, rows: Iterable[Record]) -> None:

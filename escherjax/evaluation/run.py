@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ def evaluate(request: Request, weights: str | Path, stop: Stop) -> bool:
 
     Raises UserError for whatever the request asks that cannot be, and if no scene can be used.
     """
+    request.sampling.check()
     protocol = request.open_protocol()
     scorer = Scorer(request.metrics, protocol.conventions)
     folder = settings.resolve_weights(weights)
@@ -106,13 +107,16 @@ def evaluate_pipeline(
     pipe: Pipeline,
     folder: Path,
     stop: Stop,
+    on_start: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Evaluates loaded weights; see `evaluate`. folder: what they were loaded from."""
+    """Evaluates loaded weights; see `evaluate`. folder: what they were loaded from.
+
+    on_start: called before anything is recorded, if anything is.
+    """
     request = dataclasses.replace(request, sampling=request.sampling.settled(pipe))
-    settings.start_or_continue(
-        request.out,
-        {**describe(request, protocol), "weights": settings.describe_weights(pipe, folder)},
-    )
+    described = {**describe(request, protocol), "weights": settings.describe_weights(pipe, folder)}
+    settings.check(request.out, described)
+    request.out.mkdir(parents=True, exist_ok=True)
     scene_ids = protocol.scene_ids()
     spread = np.linspace(0, len(scene_ids) - 1, min(request.report_scenes, len(scene_ids)))
     job = Job(
@@ -126,9 +130,15 @@ def evaluate_pipeline(
         shown=frozenset(scene_ids[i] for i in spread.round().astype(int)),
         save_views=request.save_views,
     )
-    if not engine.run(pipe, scorer, job, lambda: stop.heard):
+
+    def start() -> None:
+        on_start()
+        settings.start_or_continue(request.out, described)
+
+    if not engine.run(pipe, scorer, job, lambda: stop.heard, start):
         return False
-    rows, skipped = records.read_all(request.out), records.read_skipped(request.out)
+    rows = records.read_all(request.out)
+    skipped = records.read_skipped(request.out, rows)
     known = records.case_names(rows) | records.case_names(skipped)
     left = len(set(job.cases()) - known)
     if left:
@@ -139,13 +149,16 @@ def evaluate_pipeline(
 
 def merge(out: Path) -> bool:
     """Writes summary and report of what is in `out`. Raises UserError if nothing is."""
-    started = settings.read(out)
-    rows, skipped = records.read_all(out), records.read_skipped(out)
-    consistency = records.read_all_consistency(out)
-    if not rows:
+    rows = records.read_all(out)
+    skipped = records.read_skipped(out, rows)
+    if not rows and skipped:
         reasons = listed([f"{row['scene']} (N = {row['num_references']}): {row['reason']}"
                           for row in skipped], most=5)  # fmt: skip
         raise UserError(f"no scene could be evaluated. {reasons}")
+    started = settings.read(out)
+    if not rows:
+        raise UserError(f"no scene is evaluated in {out} yet.")
+    consistency = records.read_all_consistency(out)
     if list(out.glob(f"{records.PER_VIEW}.*.jsonl")):  # of several processes
         records.write_rows(out / f"{records.PER_VIEW}.jsonl", rows)
     if list(out.glob(f"{records.CONSISTENCY}.*.jsonl")):

@@ -11,6 +11,7 @@ import numpy as np
 
 from escherjax.cameras import Cameras
 from escherjax.diffusion import samplers
+from escherjax.diffusion.schedule import NoiseSchedule
 from escherjax.errors import StoppedError, UserError
 from escherjax.evaluation.protocol import Case
 from escherjax.pipeline import Pipeline
@@ -30,10 +31,15 @@ class Sampling:
     eta: float = 0.0
     seed: int = 0
 
+    def check(self, schedule: NoiseSchedule | None = None) -> None:
+        """Raises UserError for what cannot be drawn with; see `samplers.check_settings`."""
+        samplers.check_settings(**dataclasses.asdict(self), schedule=schedule)
+
     def settled(self, pipe: Pipeline) -> Sampling:
-        """The same with the scale that None stands for. Raises UserError if the scale is none."""
-        samplers.is_guided(self.scale(pipe))
-        return dataclasses.replace(self, guidance_scale=self.scale(pipe))
+        """The same with the scale that None stands for, checked for these weights."""
+        settled = dataclasses.replace(self, guidance_scale=self.scale(pipe))
+        settled.check(pipe.model.schedule)
+        return settled
 
     def scale(self, pipe: Pipeline) -> float:
         """The guidance scale for these weights."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from escherjax.data.whole_files import whole_file
-from escherjax.errors import UserError
+from escherjax.errors import UserError, in_words
 from escherjax.evaluation import records
 from escherjax.evaluation.case_consistency import VALUES
 from escherjax.evaluation.records import NEAREST, SAMPLES, Record
@@ -105,7 +105,7 @@ def read(out: Path) -> dict[str, Any]:
         _ = summary["results"], summary["settings"]["protocol"], summary["per_scene"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no summary of an evaluation ({error!r}); needed the --out of "
+            f"{path} is no summary of an evaluation ({in_words(error)}); needed the --out of "
             "escherjax.evaluate, once it has finished."
         ) from error
     return summary

@@ -41,10 +41,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     Raises UserError if it holds something else, or a checkpoint of a config that differs in more
     than how long it runs and what it reports.
     """
-    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-    if not there.is_dir():
-        found = "is a file" if there == workdir else f"leads through {there}, which is a file"
-        raise UserError(f"--workdir {workdir} {found}; name a folder that exists or can be made.")
+    disk.check_no_file(workdir)
     if (workdir / "config.json").exists():
         if not has_checkpoint(workdir):
             return  # a run that never got anywhere; nothing to protect

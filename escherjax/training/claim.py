@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -28,10 +26,10 @@ def held(workdir: Path, config: ConfigDict) -> Iterator[None]:
             checkpoint.check_workdir(workdir, config)
             # What the first host makes there must not meet the check of a slower one.
             multihost_utils.sync_global_devices("work directory checked")
-            made = hosts.on_first_host(_make, workdir)
+            made = hosts.on_first_host(disk.make, workdir)
             first = jax.process_index() == 0
             if first:
-                stack.callback(_remove, made)
+                stack.callback(disk.remove, made)
             new = hosts.on_first_host(lambda: not (workdir / lock.FILE_NAME).exists())
             stack.enter_context(lock.held(workdir))
             if first and new:
@@ -39,26 +37,6 @@ def held(workdir: Path, config: ConfigDict) -> Iterator[None]:
             # Again, now that nobody else changes it.
             hosts.on_first_host(checkpoint.check_workdir, workdir, config)
         yield
-
-
-def _make(workdir: Path) -> list[str]:
-    """Makes the folder and those above it; returns which were missing, the innermost first."""
-    missing = [str(path) for path in (workdir, *workdir.parents) if not path.exists()]
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if not os.access(workdir, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(workdir))
-    except OSError:
-        _remove(missing)
-        raise
-    return missing
-
-
-def _remove(folders: list[str]) -> None:
-    with suppress(OSError):  # one that is in use is not empty
-        for folder in folders:
-            if Path(folder).exists():
-                Path(folder).rmdir()
 
 
 def _remove_lone_lock(workdir: Path) -> None:

@@ -1,17 +1,17 @@
-"""Failures of the disk below a work directory, told as such."""
+"""Folders that results go to: made before the work, and failures of the disk told as such."""
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from escherjax.errors import TrainingError, UserError
+from escherjax.errors import DISK_FULL, TrainingError, UserError
 
-# By errno, and by what the libraries below Orbax write instead of one.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# By errno, and by what the libraries below Orbax write instead of one; DISK_FULL likewise.
 _FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -41,8 +41,8 @@ def explained(workdir: Path, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def usable(workdir: Path) -> Iterator[None]:
-    """Turns a failure to make or take `workdir` at the start of a run into one message.
+def usable(workdir: Path, option: str = "--workdir") -> Iterator[None]:
+    """Turns a failure to make or take the folder of `option` at the start into one message.
 
     A UserError where another folder, or rights, are needed; a TrainingError where the disk fails.
     """
@@ -51,9 +51,56 @@ def usable(workdir: Path) -> Iterator[None]:
     except OSError as error:
         refused = error.errno in _REFUSED | _NO_FOLDER
         raise (UserError if refused else TrainingError)(
-            f"--workdir {workdir} cannot be used: {_reason(error, workdir) or error}. Nothing was "
-            "started. Mend that or take another --workdir, then start the same command again."
+            f"{option} {workdir} cannot be used: {_reason(error, workdir) or error}. Nothing was "
+            f"started. Mend that or take another {option}, then start the same command again."
         ) from error
+
+
+@contextmanager
+def output_folder(folder: Path, option: str = "--out") -> Iterator[None]:
+    """Makes the folder that results will go to inside; one that stays empty goes again.
+
+    Raises UserError if it cannot be made or written to; TrainingError if the disk below it fails.
+    """
+    with usable(folder, option):
+        check_no_file(folder, option)
+        made = make(folder)
+    try:
+        yield
+    finally:
+        remove(made)
+
+
+def check_no_file(folder: Path, option: str = "--workdir") -> None:
+    """Raises UserError if the folder of `option`, or one above it, is a file."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        found = "is a file" if there == folder else f"leads through {there}, which is a file"
+        raise UserError(f"{option} {folder} {found}; name a folder that exists or can be made.")
+
+
+def make(folder: Path) -> list[str]:
+    """Makes the folder and those above it; returns which were missing, the innermost first.
+
+    Raises OSError if it cannot be made or written to, and then leaves none behind.
+    """
+    missing = [str(path) for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except OSError:
+        remove(missing)
+        raise
+    return missing
+
+
+def remove(folders: list[str]) -> None:
+    """Removes what `make` made, as far as it is empty."""
+    with suppress(OSError):  # one that is in use is not empty
+        for folder in folders:
+            if Path(folder).exists():
+                Path(folder).rmdir()
 
 
 def check_there(workdir: Path) -> None:
@@ -74,7 +121,7 @@ def _reason(error: BaseException | None, workdir: Path) -> str:
     """What the disk did, "" if the error (or what caused it) does not say."""
     while error is not None:
         number, text = getattr(error, "errno", None), str(error)
-        if number in _FULL or any(words in text for words in _FULL_TEXTS):
+        if number in DISK_FULL or any(words in text for words in _FULL_TEXTS):
             return f"no space is left there, or a quota or limit is reached ({_free(workdir)} free)"
         if number in _REFUSED or any(words in text for words in _REFUSED_TEXTS):
             return f"writing is not allowed there ({text.splitlines()[0]})"

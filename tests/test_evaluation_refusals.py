@@ -1,0 +1,117 @@
+"""What the evaluation command refuses, when, and what a refusal leaves behind."""
+
+import json
+
+import pytest
+from noise_scenes import write_scene
+from tiny_workdir import write_workdir
+
+from escherjax import evaluate, loading
+from escherjax.errors import UserError
+from escherjax.evaluation import records, run, sampling, settings
+from escherjax.evaluation.scoring import Scorer
+from escherjax.training.stopping import Stop
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("refusals") / "scenes"
+    write_scene(folder / "ball", 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("refusals") / "run"
+    write_workdir(folder, latents__kind="pixels", latents__patch=4)
+    return folder
+
+
+def arguments(weights, data, out, *more):
+    return ["--weights", str(weights), "--data", str(data), "--protocol", "heldout",
+            "--references", "1", "--metrics", "psnr", "--steps", "1", "--guidance", "1",
+            "--batch-size", "1", "--out", str(out), *more]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--sampler", "foo"], "known: ddim"),
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
+        (["--eta", "2"], "eta = 2"),
+        (["--guidance", "nan"], "guidance_scale = nan"),
+        (["--guidance-rescale", "2"], "guidance rescale = 2"),
+        (["--seed", "-1"], "seed = -1"),
+    ],
+)
+def test_wrong_sampling_is_refused_before_data_and_weights(tmp_path, more, reason):
+    with pytest.raises(UserError, match=reason):
+        evaluate.main(arguments("nowhere", "nowhere", tmp_path / "out", *more))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shards", [["0/1"], ["0/2", "1/2"]])
+def test_an_evaluation_that_scored_nothing_blocks_no_other(workdir, data, tmp_path, shards):
+    out = tmp_path / "out"
+    given = arguments(workdir / "checkpoints" / "4", data, out)
+    with pytest.raises(UserError, match=r"no scene could be evaluated.*has 5 views"):
+        for shard in shards:
+            evaluate.main([*given, "--references", "8,9", "--shard", shard])
+    assert evaluate.main(given) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["num_skipped"] == 0 and list(summary["results"]["samples"]) == ["1"]
+    with pytest.raises(UserError, match="other settings"):  # now there is a score to protect
+        evaluate.main([*given, "--seed", "1"])
+
+
+def test_a_followed_run_that_scored_nothing_blocks_no_other(workdir, data, tmp_path):
+    given = arguments("", data, tmp_path / "out", "--follow-until-step", "4")[2:]
+    given += ["--follow", str(workdir)]
+    with pytest.raises(UserError, match="no scene could be evaluated"):
+        evaluate.main([*given, "--references", "9"])
+    assert evaluate.main(given) == 0
+    with pytest.raises(UserError, match="other settings"):
+        evaluate.main([*given, "--seed", "1"])
+
+
+def test_of_two_that_start_together_with_other_settings_one_scores(workdir, data, tmp_path):
+    """The other wrote its settings while this one drew its first views."""
+    out, weights = tmp_path / "out", workdir / "checkpoints" / "4"
+    request = run.Request("heldout", str(data), out, references=(1,), metrics=("psnr",),
+                          sampling=sampling.Sampling(num_steps=1, guidance_scale=1.0),
+                          batch_size=1, shard=(0, 2))  # fmt: skip
+    protocol = request.open_protocol()
+    scorer = Scorer(request.metrics, protocol.conventions)
+    with pytest.raises(UserError, match="other settings"):
+        run.evaluate_pipeline(
+            request, protocol, scorer, loading.load(weights), weights, Stop(),
+            lambda: settings.start_or_continue(out, {"metrics": ["ssim"]}),
+        )  # fmt: skip
+    assert settings.read(out) == {"metrics": ["ssim"]} and records.read_all(out) == []
+
+
+def test_a_folder_of_something_else_is_not_taken(tmp_path):
+    for name, content in (("per_view.jsonl", "a score"), ("photo.png", ""), ("step_1/x", "")):
+        path = tmp_path / name.replace("/", "-") / name
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+        out = tmp_path / name.replace("/", "-")
+        with pytest.raises(UserError, match="not an evaluation to continue"):
+            settings.check(out, {"seed": 0})
+        path.write_text("")
+        if path.name == "per_view.jsonl":
+            settings.check(out, {"seed": 0})
+
+
+def test_what_was_skipped_is_forgotten_but_for_other_shards_of_the_job(tmp_path):
+    for name in ("skipped", "skipped.0", "skipped.1", "skipped.2"):
+        records.write_rows(tmp_path / f"{name}.jsonl", [])
+    records.forget_skipped(tmp_path, (0, 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["skipped.1.jsonl"]
+
+
+def test_a_case_that_was_scored_after_all_is_not_skipped(tmp_path):
+    rows = [{"scene": name, "num_references": 1, "reason": "broken"} for name in ("a", "b")]
+    records.write_rows(tmp_path / "skipped.0.jsonl", rows)
+    scored = [{"scene": "b", "num_references": 1}]
+    assert records.read_skipped(tmp_path, scored) == rows[:1]

@@ -25,7 +25,8 @@ from escherjax.data.loader_config import (
 )
 from escherjax.errors import UserError
 
-# Fields that may change when a run continues: they do not change what a step computes.
+# Fields that may change when a run continues: they say how long it runs, what it reports, on what it
+# runs and how fast, and not what a step computes (beyond rounding).
 RESUMABLE_FIELDS = (
     "num_steps",
     "log_every_steps",
@@ -38,11 +39,19 @@ RESUMABLE_FIELDS = (
     "profile",
     "wandb",
     "eval",
+    "guidance_scale",
+    "data.heldout_split",
     "data.num_threads",
     "data.prefetch",
     "mesh",
+    "accumulation_steps",
+    "remat",
+    "attention",
     "attention_gather",
 )
+# These change what a step computes, and nothing in the shape of what is saved. A run that broke is
+# mended by them, so they may change too, which is told (`adjustments`).
+ADJUSTABLE_FIELDS = ("optimizer", "data.on_bad_record")
 
 
 def load_config(file_and_arg: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -227,18 +236,34 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
     A field that one of them lacks, being of another version, counts as switched off there.
     """
+    return [
+        line
+        for key, line in _changes(old, new)
+        if not _is_among(key, RESUMABLE_FIELDS + ADJUSTABLE_FIELDS)
+    ]
+
+
+def adjustments(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Lines as of `differences`, of the fields by which a run goes on, but otherwise than before."""
+    return [line for key, line in _changes(old, new) if _is_among(key, ADJUSTABLE_FIELDS)]
+
+
+def _changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, str]]:
+    """(field, 'field: old -> new') of all fields that differ."""
     before, after = (_flat(json.loads(to_json(c))) for c in (old, new))
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        if any(key == f or key.startswith(f + ".") for f in RESUMABLE_FIELDS):
-            continue
         if key in before and key in after:
             differ = before[key] != after[key]
         else:
             differ = bool(before.get(key) or after.get(key))
         if differ:
-            lines.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
+            lines.append((key, f"{key}: {before.get(key)!r} -> {after.get(key)!r}"))
     return lines
+
+
+def _is_among(key: str, fields: Sequence[str]) -> bool:
+    return any(key == field or key.startswith(field + ".") for field in fields)
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

@@ -39,7 +39,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Checks that a run of `config` may start or continue in `workdir`; changes nothing.
 
     Raises UserError if it holds something else, or a checkpoint of a config that differs in more
-    than how long it runs and what it reports.
+    than the fields that may change (`config.differences`).
     """
     there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not there.is_dir():
@@ -105,8 +105,11 @@ def has_checkpoint(workdir: Path) -> bool:
 def open_run(workdir: Path, config: ConfigDict) -> Iterator[ocp.CheckpointManager]:
     """Writes the config of a run to `workdir`, which is `claim.held`, and opens its checkpoints.
 
-    Raises TrainingError if it cannot be written to.
+    Logs what it changes in how a run goes on. Raises TrainingError if it cannot be written to.
     """
+    if jax.process_index() == 0 and has_checkpoint(workdir):
+        for line in config_lib.adjustments(read_config(workdir), config):
+            log.warning("this run goes on with another value of config.%s", line)
     with disk.explained(workdir, "config.json"):
         prepare_workdir(workdir, config)
     keep, keep_every = config.keep_checkpoints, config.keep_every_steps

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny import tiny_arguments, tiny_config
+from tiny_workdir import write_workdir
 from training_process import LONG_RUN, finish, one_device_environment, start, wait_for
 
 import escherjax
@@ -266,3 +267,14 @@ def test_a_stopped_run_goes_on_with_another_rate_and_other_ways_to_fit_the_devic
     assert config_lib.from_json(record["config"]).optimizer.peak_lr == 1e-5
     before = verify.read_record(tmp_path / "run" / "checkpoints" / "2")
     assert config_lib.from_json(before["config"]).optimizer.peak_lr == 1e-3
+
+
+def test_a_run_beyond_the_steps_asked_for_is_told_and_left_as_it_is(tmp_path, caplog):
+    workdir = tmp_path / "run"
+    write_workdir(workdir, **ON_ALL_DEVICES)  # checkpoints 2 and 4
+    before = (workdir / "config.json").read_text()
+    with caplog.at_level("INFO"):
+        assert train(tiny_config(**{**ON_ALL_DEVICES, "num_steps": 3}), workdir) == 0
+    assert "already at step 4, and config.num_steps = 3" in caplog.text
+    assert (workdir / "config.json").read_text() == before
+    assert verify.steps(workdir) == [2, 4]

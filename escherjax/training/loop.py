@@ -24,6 +24,7 @@ from escherjax.training import (
     perf,
     sharding,
     starting_points,
+    verify,
     writers,
 )
 from escherjax.training.heldout import HeldOut
@@ -56,6 +57,14 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
 def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
     with stop.leaving_at_once():
         writers.check_available(config)
+        beyond = hosts.on_first_host(_step_beyond, workdir, config.num_steps)
+        if beyond is not None:
+            log.info(
+                "nothing to do: %s is already at step %d, and config.num_steps = %d; set it above "
+                "%d to train on",
+                *(workdir, beyond, config.num_steps, beyond),
+            )
+            return errors.EXIT_OK
         mesh = sharding.make_mesh(config)
         share = sharding.host_share(mesh)
         model = eschernet.from_config(config)
@@ -144,6 +153,14 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
         return errors.EXIT_PREEMPTED
     log.info("done: %s", workdir)
     return errors.EXIT_OK
+
+
+def _step_beyond(workdir: Path, num_steps: int) -> int | None:
+    """The step from which the run would continue, if that is above `num_steps`."""
+    if max(verify.steps(workdir), default=0) <= num_steps:
+        return None  # nothing to read
+    newest = verify.newest_whole(workdir)
+    return newest if newest is not None and newest > num_steps else None
 
 
 def enable_compilation_cache() -> None:

@@ -25,8 +25,8 @@ from escherjax.data.loader_config import (
 )
 from escherjax.errors import UserError
 
-# Fields that may change when a run continues: they say how long it runs, what it reports, on what it
-# runs and how fast, and not what a step computes (beyond rounding).
+# Fields that may change when a run continues: they say how long it runs, what it reports, on what
+# and how fast, and not what a step computes (beyond rounding).
 RESUMABLE_FIELDS = (
     "num_steps",
     "log_every_steps",
@@ -244,7 +244,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 
 def adjustments(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Lines as of `differences`, of the fields by which a run goes on, but otherwise than before."""
+    """Lines as of `differences`, of the fields that may change, but change what is computed."""
     return [line for key, line in _changes(old, new) if _is_among(key, ADJUSTABLE_FIELDS)]
 
 

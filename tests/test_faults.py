@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -161,6 +162,38 @@ def test_a_full_disk_ends_the_run_with_a_message(tmp_path, environment, unbroken
         not verify.verify(workdir / "checkpoints" / str(step))
         for step in verify.steps(workdir)
     )
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes a file system of 16 MiB on which so many are free."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    if subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+
+    def fill(free_mib):
+        with (folder / "fill").open("wb") as file:
+            file.write(bytes(shutil.disk_usage(folder).free - int(free_mib * 2**20)))
+        return folder
+
+    yield fill
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_by_one_message(small_disk, environment):
+    workdir = small_disk(3) / "run"
+    code, output = finish(start(workdir, environment, num_steps=12, checkpoint_every_steps=1))
+    assert code == 1 and output.count("no space is left there") == 1, output
+    assert output.count("Traceback") == output.count("RESOURCE_EXHAUSTED") == 0, output
+
+
+def test_a_run_refused_by_a_full_disk_leaves_nothing(small_disk):
+    folder = small_disk(0)
+    with pytest.raises(TrainingError, match="no space is left there"):
+        train(tiny_config(**ON_ALL_DEVICES), folder / "run")
+    assert [path.name for path in folder.iterdir()] == ["fill"]
 
 
 def test_an_unusable_place_is_told_before_data_is_looked_for(tmp_path):

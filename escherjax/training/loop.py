@@ -50,6 +50,7 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
     below `workdir` fails; Preempted if a signal comes before anything could be lost.
     """
     enable_compilation_cache()
+    disk.tell_failed_saves_once()
     with stop_signals(stop) as listening, claim.held(workdir, config):
         return _run(config, workdir, listening)
 

@@ -99,7 +99,7 @@ def check_config(config: ConfigDict) -> None:
     ):
         if config[name] < 1:
             raise UserError(f"config.{name} = {config[name]}; needed at least 1.")
-    for name in ("keep_every_steps", "stall_seconds"):
+    for name in ("keep_every_steps", "stall_seconds", "eval_every_steps", "sample_every_steps"):
         if config[name] < 0:
             raise UserError(f"config.{name} = {config[name]}; needed 0 (off) or more.")
     if config.profile.start_step < 0 or config.profile.num_steps < 1:
@@ -147,6 +147,7 @@ def check_config(config: ConfigDict) -> None:
             f"config.resolution = {config.resolution} is not a multiple of {reduction}, by which "
             f"the {config.latents.kind} latents shrink an image; take the next multiple."
         )
+    _check_eval(config)
     _check_data(config)
     _check_init(config)
 
@@ -176,9 +177,35 @@ def view_counts(config: ConfigDict) -> tuple[tuple[int, int], ...]:
     return tuple((n, m) for n, m, _ in buckets) or ((config.num_references, config.num_targets),)
 
 
+def _check_eval(config: ConfigDict) -> None:
+    """Checks what is first used at an evaluation, hours into a run; lists all that cannot be."""
+    sizes, problems = config.eval, []
+    for name in ("num_scenes", "num_targets", "num_sampling_steps", "batch_size"):
+        if sizes[name] < 1:
+            problems.append(f"config.eval.{name} = {sizes[name]}; needed at least 1")
+    steps = config.diffusion.num_train_timesteps
+    reports = config.eval_every_steps or config.sample_every_steps
+    if reports and sizes.num_sampling_steps > steps:
+        problems.append(
+            f"config.eval.num_sampling_steps = {sizes.num_sampling_steps} is above "
+            f"config.diffusion.num_train_timesteps = {steps}; lower it"
+        )
+    counts = sizes.num_references
+    if not counts or any(type(count) is not int or count < 1 for count in counts):
+        problems.append(
+            f"config.eval.num_references = {counts}; needed one or more whole numbers from 1 on, "
+            "such as (1, 3)"
+        )
+    if problems:
+        raise UserError("; ".join(problems) + ".")
+
+
 def _check_data(config: ConfigDict) -> None:
     """Checks mixture, buckets and augmentation; lists all that cannot be used."""
     data, problems = config.data, []
+    for name, least in (("num_threads", 1), ("prefetch", 0), ("num_scenes", 1), ("num_views", 1)):
+        if data[name] < least:
+            problems.append(f"config.data.{name} = {data[name]}; needed at least {least}")
     num_sources = len(source_names(config)) if data.source else max(1, len(data.weights))
     problems += [f"config.data.{text}" for text in weight_problems(data.weights, num_sources)]
     problems += [f"config.data.{text}" for text in bucket_problems(data.buckets)]

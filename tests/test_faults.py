@@ -226,6 +226,27 @@ def test_a_folder_that_vanished_is_told_at_the_next_line_of_the_log(tmp_path):
     writer.close()
 
 
+def test_lines_of_the_log_that_cannot_be_read_are_dropped_and_counted(tmp_path, caplog):
+    config = tiny_config()
+    checkpoint.prepare_workdir(tmp_path, config)
+    whole = [
+        {"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 2, "heldout/psnr_n2": 9.0}
+    ]  # fmt: skip
+    lines = [json.dumps(row).encode() for row in whole]
+    broken = [b'{"loss": 3.0}', b'{"step": 1, "lo\xff": 1', b"", b"7", b'{"step": "1"}', b'{"st']
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([lines[0], *broken[:5], *lines[1:], b'{"step": 3}', broken[5]]))
+    writer = MetricWriter(tmp_path, 2, config)
+    assert "6 lines of" in caplog.text and len(caplog.records) == 1
+    assert rows_of(tmp_path) == whole
+    with path.open("ab") as file:  # while the run is on
+        file.write(b"\xff\n[]\n")
+    assert writer.has_heldout(2) and not writer.has_heldout(1)
+    writer.draw_loss()
+    assert (tmp_path / "loss.png").is_file()
+    writer.close()
+
+
 def test_a_profile_that_cannot_be_written_ends_no_run(tmp_path, caplog):
     (tmp_path / "profile").touch()  # no folder can be made there
     window = ProfileWindow(tiny_config(profile__start_step=1, profile__num_steps=1), tmp_path)

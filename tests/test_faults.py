@@ -255,6 +255,14 @@ def test_a_profile_that_cannot_be_written_ends_no_run(tmp_path, caplog):
     assert "the profile could not be written to" in caplog.text
 
 
+def test_a_profile_whose_updates_are_done_already_is_told(tmp_path, caplog):
+    ProfileWindow(tiny_config(profile__start_step=5), tmp_path, done=4)
+    ProfileWindow(tiny_config(profile__start_step=0), tmp_path, done=4)
+    assert not caplog.records
+    ProfileWindow(tiny_config(profile__start_step=4), tmp_path, done=4)
+    assert "4 updates are done already; needed at least 5" in caplog.text
+
+
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory, environment):
     """A run whose wall clock jumps by days at every look, with all there is to watch."""

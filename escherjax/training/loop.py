@@ -103,7 +103,7 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
             batches = sources.training_batches(source, config, position, share)
         writer = MetricWriter(workdir, start, config)
         watch = Watch(config, writer, start)
-        profile = ProfileWindow(config, workdir)
+        profile = ProfileWindow(config, workdir, start)
 
         num_bad = 0
         try:

@@ -25,7 +25,8 @@ from escherjax.data.loader_config import (
 )
 from escherjax.errors import UserError
 
-# Fields that may change when a run continues: they do not change what a step computes.
+# Fields that may change when a run continues: they say how long it runs, what it reports, on what
+# and how fast, and not what a step computes (beyond rounding).
 RESUMABLE_FIELDS = (
     "num_steps",
     "log_every_steps",
@@ -38,11 +39,19 @@ RESUMABLE_FIELDS = (
     "profile",
     "wandb",
     "eval",
+    "guidance_scale",
+    "data.heldout_split",
     "data.num_threads",
     "data.prefetch",
     "mesh",
+    "accumulation_steps",
+    "remat",
+    "attention",
     "attention_gather",
 )
+# These change what a step computes, and nothing in the shape of what is saved. A run that broke is
+# mended by them, so they may change too, which is told (`adjustments`).
+ADJUSTABLE_FIELDS = ("optimizer", "data.on_bad_record")
 
 
 def load_config(file_and_arg: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -90,7 +99,7 @@ def check_config(config: ConfigDict) -> None:
     ):
         if config[name] < 1:
             raise UserError(f"config.{name} = {config[name]}; needed at least 1.")
-    for name in ("keep_every_steps", "stall_seconds"):
+    for name in ("keep_every_steps", "stall_seconds", "eval_every_steps", "sample_every_steps"):
         if config[name] < 0:
             raise UserError(f"config.{name} = {config[name]}; needed 0 (off) or more.")
     if config.profile.start_step < 0 or config.profile.num_steps < 1:
@@ -138,6 +147,7 @@ def check_config(config: ConfigDict) -> None:
             f"config.resolution = {config.resolution} is not a multiple of {reduction}, by which "
             f"the {config.latents.kind} latents shrink an image; take the next multiple."
         )
+    _check_eval(config)
     _check_data(config)
     _check_init(config)
 
@@ -167,9 +177,35 @@ def view_counts(config: ConfigDict) -> tuple[tuple[int, int], ...]:
     return tuple((n, m) for n, m, _ in buckets) or ((config.num_references, config.num_targets),)
 
 
+def _check_eval(config: ConfigDict) -> None:
+    """Checks what is first used at an evaluation, hours into a run; lists all that cannot be."""
+    sizes, problems = config.eval, []
+    for name in ("num_scenes", "num_targets", "num_sampling_steps", "batch_size"):
+        if sizes[name] < 1:
+            problems.append(f"config.eval.{name} = {sizes[name]}; needed at least 1")
+    steps = config.diffusion.num_train_timesteps
+    reports = config.eval_every_steps or config.sample_every_steps
+    if reports and sizes.num_sampling_steps > steps:
+        problems.append(
+            f"config.eval.num_sampling_steps = {sizes.num_sampling_steps} is above "
+            f"config.diffusion.num_train_timesteps = {steps}; lower it"
+        )
+    counts = sizes.num_references
+    if not counts or any(type(count) is not int or count < 1 for count in counts):
+        problems.append(
+            f"config.eval.num_references = {counts}; needed one or more whole numbers from 1 on, "
+            "such as (1, 3)"
+        )
+    if problems:
+        raise UserError("; ".join(problems) + ".")
+
+
 def _check_data(config: ConfigDict) -> None:
     """Checks mixture, buckets and augmentation; lists all that cannot be used."""
     data, problems = config.data, []
+    for name, least in (("num_threads", 1), ("prefetch", 0), ("num_scenes", 1), ("num_views", 1)):
+        if data[name] < least:
+            problems.append(f"config.data.{name} = {data[name]}; needed at least {least}")
     num_sources = len(source_names(config)) if data.source else max(1, len(data.weights))
     problems += [f"config.data.{text}" for text in weight_problems(data.weights, num_sources)]
     problems += [f"config.data.{text}" for text in bucket_problems(data.buckets)]
@@ -227,18 +263,34 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
     A field that one of them lacks, being of another version, counts as switched off there.
     """
+    return [
+        line
+        for key, line in _changes(old, new)
+        if not _is_among(key, RESUMABLE_FIELDS + ADJUSTABLE_FIELDS)
+    ]
+
+
+def adjustments(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Lines as of `differences`, of the fields that may change, but change what is computed."""
+    return [line for key, line in _changes(old, new) if _is_among(key, ADJUSTABLE_FIELDS)]
+
+
+def _changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, str]]:
+    """(field, 'field: old -> new') of all fields that differ."""
     before, after = (_flat(json.loads(to_json(c))) for c in (old, new))
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        if any(key == f or key.startswith(f + ".") for f in RESUMABLE_FIELDS):
-            continue
         if key in before and key in after:
             differ = before[key] != after[key]
         else:
             differ = bool(before.get(key) or after.get(key))
         if differ:
-            lines.append(f"{key}: {before.get(key)!r} -> {after.get(key)!r}")
+            lines.append((key, f"{key}: {before.get(key)!r} -> {after.get(key)!r}"))
     return lines
+
+
+def _is_among(key: str, fields: Sequence[str]) -> bool:
+    return any(key == field or key.startswith(field + ".") for field in fields)
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

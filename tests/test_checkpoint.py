@@ -146,10 +146,24 @@ def break_manifest(folder):
     return file
 
 
+def empty_manifest(folder):
+    file = folder / manifest.FILE_NAME
+    file.write_text('{"algorithm": "crc32", "files": {}}')
+    return file
+
+
+def drop_the_optimizer_from_the_manifest(folder):
+    file = folder / manifest.FILE_NAME
+    listed = json.loads(file.read_text())["files"]
+    kept = {name: entry for name, entry in listed.items() if not name.startswith("optimizer/")}
+    file.write_text(json.dumps({"algorithm": "crc32", "files": kept}))
+    return file
+
+
 @pytest.mark.parametrize(
     "damage",
     [truncate, flip_one_bit, delete_half, delete_optimizer_and_manifest,
-     delete_manifest, break_manifest],
+     delete_manifest, break_manifest, empty_manifest, drop_the_optimizer_from_the_manifest],
 )  # fmt: skip
 def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_taken(
     workdir, damage, caplog
@@ -196,6 +210,23 @@ def test_the_manifest_is_written_for_the_step_saved_whatever_times_folders_have(
     assert not manifest.exists(old)
     for step in (30, 40):
         assert verify.verify(workdir / "checkpoints" / str(step)) == []
+
+
+def test_a_config_that_is_lost_comes_back_from_a_checkpoint_as_the_message_says(workdir):
+    file = workdir / "config.json"
+    whole = file.read_text()
+    file.write_text(whole[:100])
+    with pytest.raises(UserError, match="not readable JSON") as cut:
+        checkpoint.check_workdir(workdir, CONFIG)
+    file.unlink()
+    with pytest.raises(UserError, match=r"holds no config\.json") as gone:
+        checkpoint.check_workdir(workdir, CONFIG)
+    for raised in (cut, gone):
+        file.unlink(missing_ok=True)
+        command_line = str(raised.value).split("get it back by\n  ")[1].splitlines()[0]
+        subprocess.run(command_line, shell=True, check=True)
+        assert file.read_text() == whole
+        checkpoint.check_workdir(workdir, CONFIG)
 
 
 def test_when_none_is_whole_nothing_is_changed(workdir):

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -163,6 +164,38 @@ def test_a_full_disk_ends_the_run_with_a_message(tmp_path, environment, unbroken
     )
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes a file system of 16 MiB on which so many are free."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    if subprocess.run(mounted, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+
+    def fill(free_mib):
+        with (folder / "fill").open("wb") as file:
+            file.write(bytes(shutil.disk_usage(folder).free - int(free_mib * 2**20)))
+        return folder
+
+    yield fill
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_by_one_message(small_disk, environment):
+    workdir = small_disk(3) / "run"
+    code, output = finish(start(workdir, environment, num_steps=12, checkpoint_every_steps=1))
+    assert code == 1 and output.count("no space is left there") == 1, output
+    assert output.count("Traceback") == output.count("RESOURCE_EXHAUSTED") == 0, output
+
+
+def test_a_run_refused_by_a_full_disk_leaves_nothing(small_disk):
+    folder = small_disk(0)
+    with pytest.raises(TrainingError, match="no space is left there"):
+        train(tiny_config(**ON_ALL_DEVICES), folder / "run")
+    assert [path.name for path in folder.iterdir()] == ["fill"]
+
+
 def test_an_unusable_place_is_told_before_data_is_looked_for(tmp_path):
     """/sys takes no folders, not even from root."""
     config = tiny_config(**ON_ALL_DEVICES, data__source="nowhere")
@@ -193,12 +226,41 @@ def test_a_folder_that_vanished_is_told_at_the_next_line_of_the_log(tmp_path):
     writer.close()
 
 
+def test_lines_of_the_log_that_cannot_be_read_are_dropped_and_counted(tmp_path, caplog):
+    config = tiny_config()
+    checkpoint.prepare_workdir(tmp_path, config)
+    whole = [
+        {"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 2, "heldout/psnr_n2": 9.0}
+    ]  # fmt: skip
+    lines = [json.dumps(row).encode() for row in whole]
+    broken = [b'{"loss": 3.0}', b'{"step": 1, "lo\xff": 1', b"", b"7", b'{"step": "1"}', b'{"st']
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([lines[0], *broken[:5], *lines[1:], b'{"step": 3}', broken[5]]))
+    writer = MetricWriter(tmp_path, 2, config)
+    assert "6 lines of" in caplog.text and len(caplog.records) == 1
+    assert rows_of(tmp_path) == whole
+    with path.open("ab") as file:  # while the run is on
+        file.write(b"\xff\n[]\n")
+    assert writer.has_heldout(2) and not writer.has_heldout(1)
+    writer.draw_loss()
+    assert (tmp_path / "loss.png").is_file()
+    writer.close()
+
+
 def test_a_profile_that_cannot_be_written_ends_no_run(tmp_path, caplog):
     (tmp_path / "profile").touch()  # no folder can be made there
     window = ProfileWindow(tiny_config(profile__start_step=1, profile__num_steps=1), tmp_path)
     window.at(0, ())
     window.at(1, ())
     assert "the profile could not be written to" in caplog.text
+
+
+def test_a_profile_whose_updates_are_done_already_is_told(tmp_path, caplog):
+    ProfileWindow(tiny_config(profile__start_step=5), tmp_path, done=4)
+    ProfileWindow(tiny_config(profile__start_step=0), tmp_path, done=4)
+    assert not caplog.records
+    ProfileWindow(tiny_config(profile__start_step=4), tmp_path, done=4)
+    assert "4 updates are done already; needed at least 5" in caplog.text
 
 
 @pytest.fixture(scope="module")

@@ -56,8 +56,15 @@ def test_every_bucket_must_divide_over_the_view_devices():
     assert text.startswith("config.data.buckets: M = 4 does not divide over config.mesh's view = 8")
 
 
+def test_what_does_not_divide_the_devices_is_told_by_what_can_be_changed():
+    text = refusal(mesh__data=3, mesh__fsdp=-1)
+    assert text.endswith("does not divide 8 devices; the product of the others must divide 8.")
+    text = refusal(mesh__data=3, mesh__fsdp=1)
+    assert text.endswith("its product must be 8, or one axis -1.")
+
+
 def test_slices_and_hosts_that_do_not_fit_are_refused():
-    assert "there are 1 hosts; set config.mesh.dcn_data=1" in refusal(
+    assert "there is one host, and no slow link to it; set config.mesh.dcn_data=1." in refusal(
         mesh__data=8, mesh__dcn_data=2
     )
     assert "does not divide the 1 devices along config.mesh.data" in refusal(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny import tiny_arguments, tiny_config
+from tiny_workdir import write_workdir
 from training_process import LONG_RUN, finish, one_device_environment, start, wait_for
 
 import escherjax
@@ -22,7 +23,7 @@ from escherjax.data.records import write_scenes
 from escherjax.errors import TrainingError, UserError
 from escherjax.models import eschernet
 from escherjax.train import main
-from escherjax.training import checkpoint, sharding
+from escherjax.training import checkpoint, sharding, verify
 from escherjax.training.loop import train
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
@@ -225,3 +226,58 @@ def test_a_work_directory_of_another_config_is_refused_and_kept(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
         train(longer, tmp_path / "file")
+
+
+def rates(workdir):
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["lr"] for row in rows}
+
+
+def test_a_stopped_run_goes_on_with_another_rate_and_other_ways_to_fit_the_devices(
+    tmp_path, caplog
+):
+    """What the messages about broken losses and bad records advise, and what fewer chips ask."""
+    fields = {**ON_ALL_DEVICES, "num_steps": 2, "optimizer__warmup_steps": 1, "seed": 3}
+    assert train(tiny_config(**fields), tmp_path / "run") == 0
+    changed = {
+        **fields,
+        "num_steps": 4,
+        "optimizer__peak_lr": 1e-5,
+        "optimizer__max_grad_norm": 0.25,
+        "data__on_bad_record": "skip",
+        "data__heldout_split": "train",
+        "guidance_scale": 1.0,
+        "mesh__fsdp": 2,
+        "mesh__model": 4,
+        "accumulation_steps": 2,
+        "remat": True,
+        "attention": "xla",
+    }
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert train(tiny_config(**changed), tmp_path / "run") == 0
+    assert "continuing from checkpoint 2" in caplog.text
+    told = [record.message for record in caplog.records if "another value" in record.message]
+    assert [line.split("config.")[1] for line in told] == [
+        "data.on_bad_record: 'stop' -> 'skip'",
+        "optimizer.max_grad_norm: 0.5 -> 0.25",
+        "optimizer.peak_lr: 0.001 -> 1e-05",
+    ]
+    lr = rates(tmp_path / "run")
+    assert lr[2] == pytest.approx(1e-3) and lr[4] == pytest.approx(1e-5)
+    assert checkpoint.read_config(tmp_path / "run").optimizer.peak_lr == 1e-5
+    record = verify.read_record(tmp_path / "run" / "checkpoints" / "4")
+    assert config_lib.from_json(record["config"]).optimizer.peak_lr == 1e-5
+    before = verify.read_record(tmp_path / "run" / "checkpoints" / "2")
+    assert config_lib.from_json(before["config"]).optimizer.peak_lr == 1e-3
+
+
+def test_a_run_beyond_the_steps_asked_for_is_told_and_left_as_it_is(tmp_path, caplog):
+    workdir = tmp_path / "run"
+    write_workdir(workdir, **ON_ALL_DEVICES)  # checkpoints 2 and 4
+    before = (workdir / "config.json").read_text()
+    with caplog.at_level("INFO"):
+        assert train(tiny_config(**{**ON_ALL_DEVICES, "num_steps": 3}), workdir) == 0
+    assert "already at step 4, and config.num_steps = 3" in caplog.text
+    assert (workdir / "config.json").read_text() == before
+    assert verify.steps(workdir) == [2, 4]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import logging
+import shlex
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,7 +40,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Checks that a run of `config` may start or continue in `workdir`; changes nothing.
 
     Raises UserError if it holds something else, or a checkpoint of a config that differs in more
-    than how long it runs and what it reports.
+    than the fields that may change (`config.differences`).
     """
     disk.check_no_file(workdir)
     if (workdir / "config.json").exists():
@@ -55,7 +56,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     elif workdir.exists() and any(path.name != lock.FILE_NAME for path in workdir.iterdir()):
         raise UserError(
             f"--workdir {workdir} is not empty and holds no config.json, so it is not a training "
-            "run to continue; take an empty or a new folder."
+            "run to continue; take an empty or a new folder." + _way_back(workdir)
         )
 
 
@@ -73,11 +74,29 @@ def read_config(workdir: Path) -> ConfigDict:
     """The config of a work directory. Raises UserError if there is none."""
     path = workdir / "config.json"
     if not path.is_file():
-        raise UserError(f"{workdir} has no config.json; needed a training work directory.")
+        raise UserError(
+            f"{workdir} has no config.json; needed a training work directory." + _way_back(workdir)
+        )
     try:
         return config_lib.from_json(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error}); restore it or retrain.") from error
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is not readable JSON ({error}); restore it or retrain." + _way_back(workdir)
+        ) from error
+
+
+def _way_back(workdir: Path) -> str:
+    """How a lost config.json comes back, "" where there is no checkpoint that has one."""
+    step = max(verify.steps(workdir), default=None)
+    if step is None:
+        return ""
+    record = workdir / "checkpoints" / str(step) / RECORD / "metadata"
+    code = "import json, sys; print(end=json.load(open(sys.argv[1]))['config'])"
+    line = f'python -c "{code}" {shlex.quote(str(record))}'
+    return (
+        " Every checkpoint has the config in its record; if this is such a run, get it back by\n  "
+        f"{line} > {shlex.quote(str(workdir / 'config.json'))}"
+    )
 
 
 def locate(path: Path) -> tuple[Path, int | None] | None:
@@ -102,8 +121,11 @@ def has_checkpoint(workdir: Path) -> bool:
 def open_run(workdir: Path, config: ConfigDict) -> Iterator[ocp.CheckpointManager]:
     """Writes the config of a run to `workdir`, which is `claim.held`, and opens its checkpoints.
 
-    Raises TrainingError if it cannot be written to.
+    Logs what it changes in how a run goes on. Raises TrainingError if it cannot be written to.
     """
+    if jax.process_index() == 0 and has_checkpoint(workdir):
+        for line in config_lib.adjustments(read_config(workdir), config):
+            log.warning("this run goes on with another value of config.%s", line)
     with disk.explained(workdir, "config.json"):
         prepare_workdir(workdir, config)
     keep, keep_every = config.keep_checkpoints, config.keep_every_steps

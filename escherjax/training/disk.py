@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
+import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -101,6 +104,37 @@ def remove(folders: list[str]) -> None:
         for folder in folders:
             if Path(folder).exists():
                 Path(folder).rmdir()
+
+
+def tell_failed_saves_once() -> None:
+    """Keeps quiet, from here on, what a failed save of Orbax leaves behind in its event loop.
+
+    It raises one failure, which is told; that of every other array (hundreds) would be shown when
+    its task is thrown away, or when a thread of tensorstore reports to the loop that was closed.
+    """
+    logger = logging.getLogger("asyncio")
+    if _is_news in logger.filters:
+        return
+    logger.addFilter(_is_news)
+    hook = sys.unraisablehook
+
+    def told(unraisable: sys.UnraisableHookArgs) -> None:
+        closed = isinstance(unraisable.exc_value, RuntimeError) and (
+            str(unraisable.exc_value) == "Event loop is closed"
+        )
+        if not (closed and unraisable.object is None):
+            hook(unraisable)
+
+    sys.unraisablehook = told
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether asyncio's line is of something else than a task of Orbax that failed unasked."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None or "exception was never retrieved" not in record.getMessage():
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return not any("orbax" in Path(frame.filename).parts for frame in frames)
 
 
 def check_there(workdir: Path) -> None:

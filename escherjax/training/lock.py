@@ -99,7 +99,12 @@ class _Lock:
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "boot": _boot_id(),
         }
-        self._write(0)
+        try:
+            self._write(0)
+        except OSError:
+            if os.fstat(self._fd).st_size == 0:  # of no run: ours, that a full disk does not take
+                (self._workdir / FILE_NAME).unlink(missing_ok=True)
+            raise
 
     def _refusal(self, holder: dict[str, Any]) -> UserError:
         return UserError(

@@ -24,6 +24,7 @@ from escherjax.training import (
     perf,
     sharding,
     starting_points,
+    verify,
     writers,
 )
 from escherjax.training.heldout import HeldOut
@@ -49,6 +50,7 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
     below `workdir` fails; Preempted if a signal comes before anything could be lost.
     """
     enable_compilation_cache()
+    disk.tell_failed_saves_once()
     with stop_signals(stop) as listening, claim.held(workdir, config):
         return _run(config, workdir, listening)
 
@@ -56,6 +58,14 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
 def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
     with stop.leaving_at_once():
         writers.check_available(config)
+        beyond = hosts.on_first_host(_step_beyond, workdir, config.num_steps)
+        if beyond is not None:
+            log.info(
+                "nothing to do: %s is already at step %d, and config.num_steps = %d; set it above "
+                "%d to train on",
+                *(workdir, beyond, config.num_steps, beyond),
+            )
+            return errors.EXIT_OK
         mesh = sharding.make_mesh(config)
         share = sharding.host_share(mesh)
         model = eschernet.from_config(config)
@@ -96,7 +106,7 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
             batches = sources.training_batches(source, config, position, share)
         writer = MetricWriter(workdir, start, config)
         watch = Watch(config, writer, start)
-        profile = ProfileWindow(config, workdir)
+        profile = ProfileWindow(config, workdir, start)
 
         num_bad = 0
         try:
@@ -147,6 +157,14 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
         return errors.EXIT_PREEMPTED
     log.info("done: %s", workdir)
     return errors.EXIT_OK
+
+
+def _step_beyond(workdir: Path, num_steps: int) -> int | None:
+    """The step from which the run would continue, if that is above `num_steps`."""
+    if max(verify.steps(workdir), default=0) <= num_steps:
+        return None  # nothing to read
+    newest = verify.newest_whole(workdir)
+    return newest if newest is not None and newest > num_steps else None
 
 
 def enable_compilation_cache() -> None:

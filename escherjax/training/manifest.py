@@ -49,6 +49,10 @@ def damage(folder: Path, items: Sequence[str], sizes_only: bool = False) -> list
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{folder / FILE_NAME}: not readable as a manifest ({error})"]
+    listed_items = {name.split("/")[0] for name in listed}
+    unlisted = [item for item in items if item not in listed_items]
+    if unlisted:
+        return [f"{folder / FILE_NAME}: lists no file of {', '.join(unlisted)}"]
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         found = pool.map(
             lambda path: _difference(path, *expected[path], sizes_only), expected

@@ -16,13 +16,20 @@ class ProfileWindow:
     """Writes updates `config.profile.start_step` and following to `WORKDIR/profile`, on each host.
 
     Their number is `config.profile.num_steps`; the first update of all is 1, start_step 0 is never.
+    done: updates that a run which continues has behind it; a window that began there is told.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path):
+    def __init__(self, config: ConfigDict, workdir: Path, done: int = 0):
         self._folder = workdir / "profile"
         first = config.profile.start_step
         self._begin, self._end = first - 1, first - 1 + config.profile.num_steps
         self._open = False
+        if first and self._begin < done:
+            log.warning(
+                "no profile is written: config.profile.start_step = %d, and %d updates are done "
+                "already; needed at least %d",
+                *(first, done, done + 1),
+            )
 
     def at(self, step: int, state: Any) -> None:
         """Begins or ends the window where `step` updates are under way; waits for them if so."""

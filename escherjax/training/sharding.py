@@ -113,9 +113,13 @@ def _axis_sizes(mesh: ConfigDict, num_devices: int) -> dict[str, int]:
         raise UserError(f"config.mesh has -1 for {' and '.join(free)}; at most one can be the rest")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if any(size == 0 or size < -1 for size in sizes.values()) or num_devices % fixed:
+        needed = (
+            f"the product of the others must divide {num_devices}"
+            if free
+            else f"its product must be {num_devices}, or one axis -1"
+        )
         raise UserError(
-            f"config.mesh = {sizes} does not divide {num_devices} devices; its product must be "
-            f"{num_devices}, or one axis -1."
+            f"config.mesh = {sizes} does not divide {num_devices} devices; {needed}."
         )
     if free:
         sizes[free[0]] = num_devices // fixed
@@ -159,7 +163,10 @@ def _link_problems(dcn_data: int, data: int, devices: Sequence[Any]) -> list[str
         )
     elif slices == 1 and dcn_data not in (1, hosts):
         problems.append(
-            f"config.mesh.dcn_data = {dcn_data}, but there are {hosts} hosts; set "
+            f"config.mesh.dcn_data = {dcn_data}, but there is one host, and no slow link to it; "
+            "set config.mesh.dcn_data=1."
+            if hosts == 1
+            else f"config.mesh.dcn_data = {dcn_data}, but there are {hosts} hosts; set "
             f"config.mesh.dcn_data={hosts}, or 1 where no link between them is slow."
         )
     return problems

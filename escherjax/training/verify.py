@@ -50,6 +50,12 @@ def verify(folder: Path, items: Sequence[str] = ITEMS) -> list[str]:
     return look(folder, items) or manifest.damage(folder, items)
 
 
+def newest_whole(workdir: Path) -> int | None:
+    """The newest step of a work directory whose checkpoint `verify` finds whole, None for none."""
+    whole = (s for s in reversed(steps(workdir)) if not verify(workdir / "checkpoints" / str(s)))
+    return next(whole, None)
+
+
 def read_record(folder: Path) -> dict:
     """The JSON record of the checkpoint `folder`. Raises OSError or ValueError if it is damaged."""
     record = json.loads((folder / RECORD / "metadata").read_text())

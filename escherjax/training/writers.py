@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import time
 import uuid
 from contextlib import suppress
@@ -20,6 +21,8 @@ from tensorboardX.summary import scalar
 from escherjax import pictures
 from escherjax.errors import UserError
 from escherjax.training import disk
+
+log = logging.getLogger("escherjax.train")
 
 
 def check_available(config: ConfigDict) -> None:
@@ -58,10 +61,9 @@ class MetricWriter:
 
     def has_heldout(self, step: int) -> bool:
         """Whether held-out figures of `step` are there already."""
-        rows = map(json.loads, self._path.read_text().splitlines())
         return any(
             row["step"] == step and any(name.startswith("heldout/") for name in row)
-            for row in rows
+            for row in _read(self._path)[0]
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -82,7 +84,7 @@ class MetricWriter:
         """Draws the loss of the whole run as `loss.png` beside metrics.jsonl."""
         if not self._active:
             return
-        rows = [json.loads(line) for line in self._path.read_text().splitlines()]
+        rows, _ = _read(self._path)
         points = np.array([(row["step"], row["loss"]) for row in rows if "loss" in row])
         if len(points) > 1:
             picture = self._path.with_name("loss.png")
@@ -120,15 +122,26 @@ def _open_wandb(workdir: Path, config: ConfigDict) -> Any:
 
 
 def _truncate(path: Path, last_step: int) -> None:
-    """Drops lines after `last_step`, and a last line that a kill left unfinished."""
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] > last_step:
-                continue
-        except ValueError:
-            continue
-        kept.append(line + "\n")
+    """Drops lines after `last_step`, and unreadable ones: a kill leaves the last one unfinished."""
+    rows, unreadable = _read(path)
+    if unreadable:
+        log.warning("%d lines of %s could not be read and are dropped", unreadable, path)
+    kept = [row for row in rows if row["step"] <= last_step]
     partial = path.with_suffix(".jsonl.tmp")
-    partial.write_text("".join(kept))
+    partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
     partial.replace(path)
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Rows that have a step, and how many lines are no such rows."""
+    rows, unreadable = [], 0
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            if type(row["step"]) is not int:
+                raise ValueError("no step")
+        except (ValueError, KeyError, TypeError):
+            unreadable += 1
+        else:
+            rows.append(row)
+    return rows, unreadable

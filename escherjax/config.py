@@ -222,15 +222,18 @@ def from_json(text: str) -> ConfigDict:
     return config.lock()
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+def differences(
+    old: ConfigDict, new: ConfigDict, ignored: Sequence[str] = RESUMABLE_FIELDS
+) -> list[str]:
     """Lines 'field: old -> new' of the fields that make two runs different experiments.
 
-    A field that one of them lacks, being of another version, counts as switched off there.
+    ignored: fields, or parents of fields, that may differ. A field that one of them lacks, being of
+    another version, counts as switched off there.
     """
     before, after = (_flat(json.loads(to_json(c))) for c in (old, new))
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        if any(key == f or key.startswith(f + ".") for f in RESUMABLE_FIELDS):
+        if any(key == f or key.startswith(f + ".") for f in ignored):
             continue
         if key in before and key in after:
             differ = before[key] != after[key]

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_mixture import write_shards
 from training_process import arguments, finish, one_device_environment, wait_for
+
+from escherjax.data.procedural import ProceduralSource
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PATIENCE = 100  # seconds that a start on two busy cores may take, and a minute
@@ -80,15 +83,17 @@ def test_hosts_with_other_code_are_refused(tmp_path, start):
 
 @pytest.mark.parametrize("refused", [0, 1])
 def test_a_user_error_of_one_host_ends_all_with_its_message(tmp_path, start, refused):
-    """Of one that does not see the weights, whose path is the same."""
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "there" / "shards").mkdir(parents=True)
-    places = ["elsewhere", "there"] if refused == 0 else ["there", "elsewhere"]
-    hosts = [
-        start(index, cwd=tmp_path / place, init__convnext=("weights"), data__num_scenes=16)
-        for index, place in enumerate(places)
-    ]
-    del hosts
+    """A data set that one of them does not see."""
+    scenes = ProceduralSource(seed=0, num_scenes=16, num_views=6, resolution=16)
+    write_shards(tmp_path / "sees" / "data", scenes)
+    (tmp_path / "blind").mkdir()
+    cwds = [tmp_path / ("blind" if index == refused else "sees") for index in range(2)]
+    processes = [start(index, cwd=cwd, data__source="data") for index, cwd in enumerate(cwds)]
+    outputs = [refusal(process) for process in processes]
+    own = outputs[refused].partition("error: ")[2].strip()
+    assert own.startswith("data "), own
+    assert f"error: host {refused}: {own}" in outputs[1 - refused]
+    assert not (tmp_path / "run").exists()
 
 
 def test_hosts_with_other_numbers_of_devices_are_refused(start):
@@ -107,7 +112,7 @@ def test_a_host_that_never_comes_is_told_at_once_and_when_it_is_too_late(start, 
 
 
 def test_a_stop_while_scenes_are_rendered_ends_all_hosts_before_they_compile(tmp_path, start):
-    hosts = [start(index, data__num_scenes=1000) for index in range(2)]
+    hosts = [start(index, data__num_scenes=300) for index in range(2)]
     wait_for(tmp_path / "run" / "run.lock", hosts[0])
     hosts[1].send_signal(signal.SIGTERM)
     for process in hosts:

@@ -21,8 +21,8 @@ def check(config: ConfigDict) -> None:
     first, *others = hosts.gather("config and code", mine)
     lines = []
     for host, other in enumerate(others, 1):
-        configs = [config_lib.from_json(said["config"]) for said in (first, other)]
-        differ = [f"config.{line}" for line in config_lib.differences(*configs, ignored=())]
+        old, new = (config_lib.from_json(said["config"]) for said in (first, other))
+        differ = [f"config.{line}" for line in config_lib.differences(old, new, ignored=())]
         before, after = first["code"], other["code"]
         differ += [
             f"{name} of the code: {before[name]!r} -> {after[name]!r}"

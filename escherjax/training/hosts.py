@@ -72,9 +72,8 @@ def gather(place: str, said: Any = None) -> list[Any]:
     """
     if jax.process_count() == 1:
         return [said]
-    client = distributed.global_state.client
     folder = f"escherjax/gathered/{next(_gathered)} {place}"
-    client.key_value_set(f"{folder}/{jax.process_index()}", json.dumps(said))
+    _store().key_value_set(f"{folder}/{jax.process_index()}", json.dumps(said))
     return [_wait_for(f"{folder}/{host}") for host in range(jax.process_count())]
 
 
@@ -84,8 +83,7 @@ def _wait_for(key: str) -> Any:
         if left:
             raise _error(left)
         try:
-            client = distributed.global_state.client
-            return json.loads(client.blocking_key_value_get(key, int(1000 * _POLL_SECONDS)))
+            return json.loads(_store().blocking_key_value_get(key, int(1000 * _POLL_SECONDS)))
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
@@ -163,7 +161,7 @@ def _leave(error: BaseException) -> NoReturn:
         "known": ours,
     }
     with suppress(Exception):  # without the first host there is nobody to tell
-        distributed.global_state.client.key_value_set(f"{_LEFT}/{index}", json.dumps(said))
+        _store().key_value_set(f"{_LEFT}/{index}", json.dumps(said))
     if index == 0:  # what it says is kept in this process
         end = time.monotonic() + (_GRACE_SECONDS + 5 if ours else 3) * _POLL_SECONDS
         while len(_left()) < count and time.monotonic() < end:
@@ -185,7 +183,7 @@ def _watch(done: threading.Event) -> None:
 def _left() -> dict[str, Any]:
     """What hosts said that left by a failure, by their number."""
     with suppress(Exception):  # the first host, which keeps it, may be gone
-        found = distributed.global_state.client.key_value_dir_get(_LEFT)
+        found = _store().key_value_dir_get(_LEFT)
         return {key.rpartition("/")[2]: json.loads(text) for key, text in found}
     return {}
 
@@ -194,6 +192,11 @@ def _left_by_others() -> dict[str, Any] | None:
     """What another host said, rather one that knows why, or None while there is none."""
     left = [said for host, said in _left().items() if int(host) != jax.process_index()]
     return max(left, key=lambda said: said["known"], default=None)
+
+
+def _store() -> Any:
+    """What the first host keeps for all, by name: works while no host can compute."""
+    return distributed.global_state.client
 
 
 def _error(left: dict[str, Any]) -> Exception:

@@ -123,13 +123,18 @@ def detect(environment: Mapping[str, str], has_tpu: bool = False) -> Launch:
     )
     if numbers.problems:
         raise UserError("; ".join(numbers.problems) + ".")
-    found = {"num_devices": promised, "join_seconds": join_seconds}
-    changes = {name: value for name, value in found.items() if value is not None}
-    return dataclasses.replace(launch, **changes)
+    return dataclasses.replace(
+        launch,
+        num_devices=launch.num_devices if promised is None else promised,
+        join_seconds=join_seconds or launch.join_seconds,
+    )
 
 
 def check_arrivals(launch: Launch) -> None:
-    """Logs processes and devices; raises UserError if they are not what the launcher promised."""
+    """Logs processes and devices.
+
+    Raises UserError if they are not what the launcher promised, or hosts have unequal numbers.
+    """
     processes, devices = jax.process_count(), jax.device_count()
     log.info(
         "started by %s: %d processes x %d devices (%s)",

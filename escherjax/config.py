@@ -258,16 +258,15 @@ def from_json(text: str) -> ConfigDict:
     return config.lock()
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+def differences(
+    old: ConfigDict, new: ConfigDict, ignored: Sequence[str] = RESUMABLE_FIELDS + ADJUSTABLE_FIELDS
+) -> list[str]:
     """Lines 'field: old -> new' of the fields that make two runs different experiments.
 
-    A field that one of them lacks, being of another version, counts as switched off there.
+    ignored: fields, or parents of fields, that may differ. A field that one of them lacks, being of
+    another version, counts as switched off there.
     """
-    return [
-        line
-        for key, line in _changes(old, new)
-        if not _is_among(key, RESUMABLE_FIELDS + ADJUSTABLE_FIELDS)
-    ]
+    return [line for key, line in _changes(old, new) if not _is_among(key, ignored)]
 
 
 def adjustments(old: ConfigDict, new: ConfigDict) -> list[str]:

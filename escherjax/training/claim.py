@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from escherjax.training import checkpoint, disk, hosts, lock
@@ -25,7 +24,7 @@ def held(workdir: Path, config: ConfigDict) -> Iterator[None]:
         with disk.usable(workdir):
             checkpoint.check_workdir(workdir, config)
             # What the first host makes there must not meet the check of a slower one.
-            multihost_utils.sync_global_devices("work directory checked")
+            hosts.gather("work directory checked")
             made = hosts.on_first_host(disk.make, workdir)
             first = jax.process_index() == 0
             if first:

@@ -17,6 +17,7 @@ from escherjax.data import sources, training_cameras
 from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet
 from escherjax.training import (
+    agreement,
     checkpoint,
     claim,
     disk,
@@ -51,8 +52,10 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
     """
     enable_compilation_cache()
     disk.tell_failed_saves_once()
-    with stop_signals(stop) as listening, claim.held(workdir, config):
-        return _run(config, workdir, listening)
+    with stop_signals(stop) as listening, hosts.failing_together():
+        agreement.check(config)
+        with claim.held(workdir, config):
+            return _run(config, workdir, listening)
 
 
 def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
@@ -81,6 +84,10 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
             log.info("starting points:\n%s", starting_points.format_table(table))
             sources.check_vae(config, loaded["vae"])
         _log_setup(mesh, abstract)
+    hosts.gather("ready")  # nor does any go on where another was refused
+    if stop.requested():
+        log.info("stopped by a signal before the first update; start again to continue")
+        return errors.EXIT_PREEMPTED
 
     train_step = make_train_step(model, optimizer, config, mesh)
     compiled: dict[tuple[int, int], Work] = {}  # by N and M
@@ -111,7 +118,7 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
         num_bad = 0
         try:
             for step in range(start, config.num_steps + 1):  # `step` updates are done
-                stopping = stop.requested(step)
+                stopping = stop.requested()
                 last = step == config.num_steps or stopping
                 if last or _is_due(config, step):
                     with watch.paused():
@@ -137,6 +144,10 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
                     watchdog.note(f"computing update {step + 1}")
                     state, metrics = train_step(state, arrays)
                 else:
+                    if stop.requested():  # compiling can take longer than a scheduler waits
+                        if step > start and step % config.checkpoint_every_steps:
+                            checkpoint.save(manager, state, config)
+                        break
                     watchdog.note(f"compiling the step of update {step + 1}")
                     with watch.paused():
                         compiled[counts] = _work(config, model, abstract, counts)

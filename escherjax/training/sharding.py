@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from escherjax.config import view_counts
 from escherjax.errors import UserError
 from escherjax.models.parallel import GATHERS, Spread
+from escherjax.training import hosts
 
 AXES = ("data", "fsdp", "model", "view")
 BATCH_AXES = ("data", "fsdp")
@@ -54,7 +55,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else list(devices)
     sizes = _axis_sizes(config.mesh, len(devices))
     problems = [
-        *_host_problems(devices),
+        *(f"{problem}." for problem in hosts.unequal_devices(devices)),
         *_link_problems(config.mesh.dcn_data, sizes["data"], devices),
         *_size_problems(config, sizes, devices[0].platform),
     ]
@@ -130,18 +131,6 @@ def _axis_sizes(mesh: ConfigDict, num_devices: int) -> dict[str, int]:
     return sizes
 
 
-def _host_problems(devices: Sequence[Any]) -> list[str]:
-    hosts = [device.process_index for device in devices]
-    counts = {host: hosts.count(host) for host in sorted(set(hosts))}
-    if len(set(counts.values())) == 1:
-        return []
-    listed = ", ".join(f"host {host} has {count}" for host, count in counts.items())
-    return [
-        f"hosts have different numbers of devices ({listed}); needed equal ones. Look for a device "
-        "that is missing or hidden on a host."
-    ]
-
-
 def _num_slices(devices: Sequence[Any]) -> int:
     """How many TPU slices there are; 1 where devices know of none."""
     return len({getattr(device, "slice_index", 0) for device in devices})
@@ -149,7 +138,7 @@ def _num_slices(devices: Sequence[Any]) -> int:
 
 def _link_problems(dcn_data: int, data: int, devices: Sequence[Any]) -> list[str]:
     """What is wrong with the number of slices or hosts that only the data-centre network joins."""
-    slices, hosts = _num_slices(devices), len({device.process_index for device in devices})
+    slices, num_hosts = _num_slices(devices), len({device.process_index for device in devices})
     problems = []
     if dcn_data < 1 or data % dcn_data:
         problems.append(
@@ -161,13 +150,13 @@ def _link_problems(dcn_data: int, data: int, devices: Sequence[Any]) -> list[str
             f"config.mesh.dcn_data = {dcn_data}, but the devices are in {slices} slices; set "
             f"config.mesh.dcn_data={slices}."
         )
-    elif slices == 1 and dcn_data not in (1, hosts):
+    elif slices == 1 and dcn_data not in (1, num_hosts):
         problems.append(
             f"config.mesh.dcn_data = {dcn_data}, but there is one host, and no slow link to it; "
             "set config.mesh.dcn_data=1."
-            if hosts == 1
-            else f"config.mesh.dcn_data = {dcn_data}, but there are {hosts} hosts; set "
-            f"config.mesh.dcn_data={hosts}, or 1 where no link between them is slow."
+            if num_hosts == 1
+            else f"config.mesh.dcn_data = {dcn_data}, but there are {num_hosts} hosts; set "
+            f"config.mesh.dcn_data={num_hosts}, or 1 where no link between them is slow."
         )
     return problems
 

@@ -12,18 +12,23 @@ import glob
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 
-from escherjax.errors import UserError
+from escherjax.errors import UserError, report
+from escherjax.training import hosts
 
 log = logging.getLogger("escherjax.startup")
 
 OURS = ("ESCHERJAX_COORDINATOR", "ESCHERJAX_NUM_PROCESSES", "ESCHERJAX_PROCESS_ID")
 HEARTBEAT_SECONDS = 30  # silence after which a process counts as dead
 EXPECTED_DEVICES = "ESCHERJAX_EXPECTED_DEVICES"
+JOIN_SECONDS = "ESCHERJAX_JOIN_SECONDS"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,30 +37,34 @@ class Launch:
 
     by: the launcher, for people. arguments: of `jax.distributed.initialize`, or None where there is
     one process and nothing to join. num_processes, num_devices: what the launcher promised of all
-    processes together, None where it said nothing.
+    processes together, None where it said nothing. join_seconds: how long to wait for the others.
     """
 
     by: str
     arguments: dict[str, Any] | None = None
     num_processes: int | None = None
     num_devices: int | None = None
+    join_seconds: int = 300
 
 
 def initialize() -> Launch:
     """Joins the other processes of this run, if any; call it before any other use of JAX.
 
     Logs processes and devices. Raises UserError if the environment contradicts itself, the others
-    cannot be reached, or what came is not what was promised.
+    cannot be reached, or what came is not what was promised. If they have not all come in time, it
+    says so and ends this process with exit code 2: JAX, which waits in C++, would abort it.
     """
     launch = detect(os.environ, has_tpu=_has_tpu())
     if launch.arguments is not None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for CPUs alone
         try:
-            jax.distributed.initialize(
-                **launch.arguments,
-                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-                shutdown_timeout_seconds=2 * HEARTBEAT_SECONDS,
-            )
+            with _in_time(launch):
+                jax.distributed.initialize(
+                    **launch.arguments,
+                    initialization_timeout=launch.join_seconds + 60,  # ours comes first
+                    heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                    shutdown_timeout_seconds=2 * HEARTBEAT_SECONDS,
+                )
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"the processes of this run, started by {launch.by}, could not be joined: {error}. "
@@ -63,6 +72,35 @@ def initialize() -> Launch:
             ) from error
     check_arrivals(launch)
     return launch
+
+
+@contextmanager
+def _in_time(launch: Launch) -> Iterator[None]:
+    """Ends this process with a message unless what is inside is through in `join_seconds`."""
+    count = f"{launch.num_processes} processes" if launch.num_processes else "the other processes"
+    address = (launch.arguments or {}).get("coordinator_address")
+    where = f"{count} at {address}" if address else f"{count}, started by {launch.by}"
+    log.info("waiting for %s, %d s at most (%s)", where, launch.join_seconds, JOIN_SECONDS)
+
+    def give_up() -> None:
+        code = report(
+            UserError(
+                f"waited {launch.join_seconds} s for {where}, and not all came. Look at the logs "
+                "of the others: whether each was started, was not refused, has a number of its "
+                "own and reaches the first one's address. If they only start late, raise "
+                f"{JOIN_SECONDS}. Then start all of them again."
+            )
+        )
+        sys.stderr.flush()
+        os._exit(code)
+
+    timer = threading.Timer(launch.join_seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def detect(environment: Mapping[str, str], has_tpu: bool = False) -> Launch:
@@ -74,7 +112,7 @@ def detect(environment: Mapping[str, str], has_tpu: bool = False) -> Launch:
     Raises UserError, listing every problem, for variables that are incomplete or no numbers.
     """
     numbers = _Numbers(environment)
-    promised = numbers.get(EXPECTED_DEVICES)
+    promised, join_seconds = numbers.get(EXPECTED_DEVICES), numbers.get(JOIN_SECONDS)
     launch = (
         _ours(environment, numbers)
         or _slurm(environment, numbers)
@@ -85,11 +123,18 @@ def detect(environment: Mapping[str, str], has_tpu: bool = False) -> Launch:
     )
     if numbers.problems:
         raise UserError("; ".join(numbers.problems) + ".")
-    return launch if promised is None else dataclasses.replace(launch, num_devices=promised)
+    return dataclasses.replace(
+        launch,
+        num_devices=launch.num_devices if promised is None else promised,
+        join_seconds=join_seconds or launch.join_seconds,
+    )
 
 
 def check_arrivals(launch: Launch) -> None:
-    """Logs processes and devices; raises UserError if they are not what the launcher promised."""
+    """Logs processes and devices.
+
+    Raises UserError if they are not what the launcher promised, or hosts have unequal numbers.
+    """
     processes, devices = jax.process_count(), jax.device_count()
     log.info(
         "started by %s: %d processes x %d devices (%s)",
@@ -98,7 +143,7 @@ def check_arrivals(launch: Launch) -> None:
         jax.local_device_count(),
         jax.devices()[0].device_kind,
     )
-    problems = []
+    problems = hosts.unequal_devices(jax.devices())
     if launch.num_processes not in (None, processes):
         problems.append(f"{launch.num_processes} processes were promised, {processes} came")
     if launch.num_devices not in (None, devices):
@@ -180,9 +225,9 @@ def _open_mpi(numbers: _Numbers) -> Launch | None:
 
 def _tpu(environment: Mapping[str, str], numbers: _Numbers, has_tpu: bool) -> Launch | None:
     slices = numbers.get("MEGASCALE_NUM_SLICES") or 1
-    hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
-    if hosts:
-        count = len(hosts.split(",")) * slices
+    names = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+    if names:
+        count = len(names.split(",")) * slices
         return Launch("GKE on TPU", {} if count > 1 else None, count)
     platforms = environment.get("JAX_PLATFORMS", "")
     if not has_tpu or (platforms and "tpu" not in platforms.split(",")):

@@ -20,6 +20,7 @@ class Stop:
     def __init__(self) -> None:
         self._noticed = threading.Event()
         self._passed_on = False
+        self._asked = 0
         self._nothing_to_save = False
 
     def notice(self, number: int, _: object) -> None:
@@ -27,6 +28,7 @@ class Stop:
         if number == signal.SIGINT and self._noticed.is_set():
             raise KeyboardInterrupt
         self._noticed.set()
+        self._pass_on()
         self._leave_if_nothing_is_lost()
 
     @contextmanager
@@ -38,6 +40,7 @@ class Stop:
         """
         self._nothing_to_save = True
         try:
+            self._pass_on()
             self._leave_if_nothing_is_lost()
             yield
         finally:
@@ -58,20 +61,25 @@ class Stop:
         """Sleeps, or until a signal comes; whether one did."""
         return self._noticed.wait(seconds)
 
-    def requested(self, step: int) -> bool:
-        """Whether to save and leave before update `step` + 1; every host calls it at every step.
+    def requested(self) -> bool:
+        """Whether to save and leave now; every host calls it at the same places, often.
 
         Under jax.distributed the answer is the same on all hosts: its coordinator hears of a
-        SIGTERM to any of them, and names a step that none has passed yet.
+        SIGTERM to any of them, within a second or two, and names a call that none has made yet.
         """
         from jax.experimental import multihost_utils
 
         if not _jax_listens():
             return self._noticed.is_set()
-        if self._noticed.is_set() and not self._passed_on:
+        self._pass_on()
+        self._asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._asked)
+
+    def _pass_on(self) -> None:
+        """Tells jax.distributed of a signal that came here: of a Ctrl-C, or before it began."""
+        if self._noticed.is_set() and not self._passed_on and _jax_listens():
             self._passed_on = True
             signal.raise_signal(signal.SIGTERM)
-        return multihost_utils.reached_preemption_sync_point(step)
 
 
 @contextmanager

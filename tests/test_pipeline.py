@@ -32,6 +32,9 @@ def recorded(golden, pipes, case):
     return pipes[name], images, reference, target, channels_last(arrays[f"pipeline/{case}/latents"])
 
 
+@pytest.mark.parametrize(
+    "golden", ["6dof", pytest.param("4dof", marks=pytest.mark.slow)], indirect=True
+)
 def test_generate_equals_the_original_pipeline(golden, pipes):
     """Five guided steps at 256 pixels; 1e-4 is four times the original's own rounding."""
     pipe, images, reference, target, latents = recorded(golden, pipes, "g3_s5_256")

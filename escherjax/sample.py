@@ -89,7 +89,8 @@ def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     pipe = loading.load(
         arguments.weights, arguments.dtype, arguments.cape, view_devices=num_devices
     )
-    weights = settings.describe_weights(pipe, folder)
+    # By the name that was given: of a hub id, the folder's own does not say the camera encoding
+    weights = {**settings.describe_weights(pipe, folder), "path": str(arguments.weights)}
     run_record.check_weights(arguments.weights_hash, weights)
     if arguments.guidance is None:
         arguments.guidance = pipe.facts.guidance_scale

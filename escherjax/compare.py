@@ -37,9 +37,7 @@ def main(argv: Sequence[str]) -> None:
     from escherjax.evaluation import compare_report, comparison
 
     page = arguments.out
-    if page is not None and page.is_dir():
-        raise UserError(f"--out {page} is a folder; name a file in it, as {page / 'compare.html'}.")
-    with contextlib.nullcontext() if page is None else disk.output_folder(page.parent):
+    with contextlib.nullcontext() if page is None else disk.output_file(page):
         found = comparison.compare(arguments.runs)
         print(compare_report.as_text(found))
         if page is not None:

@@ -11,15 +11,15 @@ is kept by what was compiled, so that the same command again only prints it.
 from __future__ import annotations
 
 import argparse
-import errno
+import contextlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from escherjax.errors import UserError, run_command
+from escherjax.errors import run_command
+from escherjax.training import disk
 
 log = logging.getLogger("escherjax.compile")
 
@@ -51,45 +51,25 @@ def main(argv: Sequence[str]) -> None:
     from escherjax.aot import topology
 
     topology.parse_topology(arguments.topology)
-    for option, file in (("--json", arguments.json), ("--hlo", arguments.hlo)):
-        if file is not None:
-            _check_output(option, file)
-    topology.prepare_environment()
+    with contextlib.ExitStack() as stack:
+        for option, file in (("--json", arguments.json), ("--hlo", arguments.hlo)):
+            if file is not None:
+                stack.enter_context(disk.output_file(file, option))
+        topology.prepare_environment()
 
-    # After parsing, so that --help answers at once.
-    from escherjax.aot import report
-    from escherjax.config import load_config
+        # After parsing, so that --help answers at once.
+        from escherjax.aot import report
+        from escherjax.config import load_config
 
-    config = load_config(arguments.config, overrides)
-    result = report.compile_for_topology(
-        config, arguments.topology, arguments.program, arguments.cache, arguments.hlo
-    )
-    result["config"] = {"file": arguments.config, "overrides": list(overrides)}
-    print(report.format_report(result))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-        print(arguments.json)
-
-
-def _check_output(option: str, file: Path) -> None:
-    """Makes the folder of a file that is written after the compilation, and tries to write there.
-
-    Raises UserError if that cannot be done.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if file.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(file))
-        if not file.exists():
-            file.touch()
-            file.unlink()
-        elif not os.access(file, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
-    except OSError as error:
-        raise UserError(
-            f"{option} {file} cannot be written ({error.strerror}: {error.filename}); needed a "
-            "file in a folder that can be made and written to. Name another one."
-        ) from error
+        config = load_config(arguments.config, overrides)
+        result = report.compile_for_topology(
+            config, arguments.topology, arguments.program, arguments.cache, arguments.hlo
+        )
+        result["config"] = {"file": arguments.config, "overrides": list(overrides)}
+        print(report.format_report(result))
+        if arguments.json:
+            arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+            print(arguments.json)
 
 
 if __name__ == "__main__":

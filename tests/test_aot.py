@@ -154,11 +154,11 @@ def test_a_machine_without_libtpu_is_told_what_to_install():
 @pytest.mark.parametrize("option", ["--hlo", "--json"])
 def test_files_that_cannot_be_written_are_refused_before_anything_is_compiled(option, tmp_path):
     (tmp_path / "file").touch()
-    for name, reason in (("file/x.txt", "exists|Not a directory"), (".", "Is a directory")):
+    for name, reason in (("file/x.txt", "file is a file"), (".", "is a folder; name a file in it")):
         done = run_compile("--topology", "v5e:2x2", option, str(tmp_path / name))
         assert done.returncode == 2, done.stderr
         assert done.stderr.count("\n") == 1
-        assert re.search(f"{option} .* cannot be written \\(.*({reason})", done.stderr)
+        assert re.search(f"{option} .*{reason}", done.stderr)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

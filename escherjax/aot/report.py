@@ -15,8 +15,9 @@ import jax
 from ml_collections import ConfigDict
 
 from escherjax.aot import estimate, programs, topology
+from escherjax.data.whole_files import whole_file
 from escherjax.errors import UserError
-from escherjax.training import sharding
+from escherjax.training import disk, sharding
 
 log = logging.getLogger("escherjax.compile")
 
@@ -34,12 +35,19 @@ def compile_for_topology(
 
     Lowering is always done; the compilation is skipped where `cache` holds the result of the same
     program, compiler and topology, and no HLO text is asked for. Raises UserError if libtpu is
-    missing, the topology unknown, the mesh does not fit, or the program needs more memory than a
-    chip has.
+    missing, the topology unknown, the mesh does not fit, the program needs more memory than a chip
+    has, or `cache` cannot be written to.
     """
+    folder = cache or _default_cache()
+    with disk.output_folder(folder, "--cache"):  # tried before there is a result to lose
+        return _compile_or_find(config, name, program_name, folder, hlo)
+
+
+def _compile_or_find(
+    config: ConfigDict, name: str, program_name: str, folder: Path, hlo: Path | None
+) -> dict[str, Any]:
     chip, _ = topology.parse_topology(name)
     devices = topology.topology_devices(name)
-    folder = _make_cache(cache or _default_cache())
     mesh = sharding.make_mesh(config, devices)
     log.info("%s: %d x %s, mesh %s", name, len(devices), chip.device_kind, dict(mesh.shape))
     started = time.monotonic()
@@ -74,9 +82,8 @@ def compile_for_topology(
         "compile_sec": compile_sec,
         **estimate.analyze(program, compiled, chip, len(devices)),
     }
-    partial = kept.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.replace(kept)
+    with whole_file(kept) as file:
+        file.write_text(json.dumps(result, indent=2) + "\n")
     if hlo is not None:
         try:
             hlo.write_text(compiled.as_text())
@@ -86,21 +93,6 @@ def compile_for_topology(
                 "kept: the same command without --hlo prints them at once."
             ) from error
     return result
-
-
-def _make_cache(folder: Path) -> Path:
-    """The folder of kept results, made and tried before there is one to lose."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f"probe.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"the results cannot be kept in {folder} ({error.strerror}: {error.filename}); needed "
-            "a folder that can be made and written to. Name one with --cache."
-        ) from error
-    return folder
 
 
 def _compile(lowered: Any) -> Any:

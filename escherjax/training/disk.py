@@ -74,6 +74,20 @@ def output_folder(folder: Path, option: str = "--out") -> Iterator[None]:
         remove(made)
 
 
+@contextmanager
+def output_file(file: Path, option: str = "--out") -> Iterator[None]:
+    """Makes the folder of a file that is written after the work; one that stays empty goes again.
+
+    Raises UserError if the file is a folder or cannot be written, else as `output_folder`.
+    """
+    if file.is_dir():
+        raise UserError(f"{option} {file} is a folder; name a file in it.")
+    if file.exists() and not os.access(file, os.W_OK):
+        raise UserError(f"{option} {file} is there and may not be written; name another file.")
+    with output_folder(file.parent, option):
+        yield
+
+
 def check_no_file(folder: Path, option: str = "--workdir") -> None:
     """Raises UserError if the folder of `option`, or one above it, is a file."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -90,8 +104,9 @@ def make(folder: Path) -> list[str]:
     missing = [str(path) for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        probe = folder / f".probe.{os.getpid()}"  # rights alone do not tell of a read-only disk
+        probe.touch()
+        probe.unlink()
     except OSError:
         remove(missing)
         raise

@@ -96,6 +96,20 @@ def test_a_user_error_of_one_host_ends_all_with_its_message(tmp_path, start, ref
     assert not (tmp_path / "run").exists()
 
 
+def test_a_host_that_is_busy_for_long_is_ended_with_the_message_of_the_one_that_failed(
+    tmp_path, start
+):
+    """One renders scenes for minutes, the other does not see the data beside them."""
+    scenes = ProceduralSource(seed=0, num_scenes=16, num_views=6, resolution=16)
+    write_shards(tmp_path / "sees" / "data", scenes)
+    (tmp_path / "blind").mkdir()
+    fields = {"data__source": "data,procedural", "data__num_scenes": 100_000}
+    processes = [start(index, cwd=tmp_path / name, **fields)
+                 for index, name in enumerate(("sees", "blind"))]  # fmt: skip
+    busy, failed = (refusal(process) for process in processes)
+    assert "error: data " in failed and "error: host 1: data " in busy
+
+
 def test_hosts_with_other_numbers_of_devices_are_refused(start):
     two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     for process in [start(0), start(1, variables=two)]:

@@ -27,6 +27,7 @@ from escherjax.training import checkpoint, sharding, verify
 from escherjax.training.loop import train
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.state import abstract_state
+from escherjax.training.stopping import Stop
 
 # Enough steps that a signal sent after the first checkpoint arrives before the end.
 LONG = {**LONG_RUN, "data__buckets": ((2, 2, 2), (1, 1, 1)), "data__zoom": (0.8, 1.25)}
@@ -118,6 +119,35 @@ def test_every_bucket_is_compiled_once_and_counted_as_it_is(unbroken):
         assert abs(counted - targets) < 1e-6 * targets  # rounding of the two rates
     facts = escherjax.load(unbroken).facts
     assert facts.num_references == (1, 2) and facts.num_targets is None
+
+
+class StopAsked(Stop):
+    """Hears a signal when it is asked for the `number`-th time."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.left = number
+
+    def requested(self):
+        self.left -= 1
+        if self.left == 0:
+            self.notice(signal.SIGTERM, None)
+        return super().requested()
+
+
+def test_a_stop_before_another_size_is_compiled_saves_and_compiles_no_more(tmp_path, caplog):
+    config = tiny_config(mesh__fsdp=-1, batch_size=8, data__buckets=LONG["data__buckets"],
+                         checkpoint_every_steps=50)  # fmt: skip
+    loader = LoaderConfig(buckets=config.data.buckets, seed=config.seed)
+    other = next(s for s in range(1, 6) if loader.bucket_of(s) != loader.bucket_of(0))
+    # Asked once at the start, before each step, and before each of the two compilations.
+    stop = StopAsked(1 + (other + 1) + 2)
+    with caplog.at_level("INFO"):
+        assert train(config, tmp_path / "run", stop) == 75
+    assert stop.left == 0
+    assert caplog.text.count("compiling the training step") == 1
+    assert f"stopped by a signal at step {other}" in caplog.text
+    assert verify.newest_whole(tmp_path / "run") == other
 
 
 def test_a_wrong_command_exits_with_2_and_one_message(tmp_path, environment):

@@ -1,5 +1,7 @@
 """Faults, each by doing it to a run: what it says, how it exits, what is left of its work."""
 
+import asyncio
+import gc
 import json
 import shutil
 import signal
@@ -24,7 +26,7 @@ from training_process import (
 from escherjax.errors import TrainingError, UserError
 from escherjax.models import eschernet
 from escherjax.train import main
-from escherjax.training import checkpoint, sharding, stored_params, verify
+from escherjax.training import checkpoint, disk, sharding, stored_params, verify
 from escherjax.training.loop import train
 from escherjax.training.optimizer import make_optimizer
 from escherjax.training.profiling import ProfileWindow
@@ -187,6 +189,16 @@ def test_a_full_disk_is_told_by_one_message(small_disk, environment):
     code, output = finish(start(workdir, environment, num_steps=12, checkpoint_every_steps=1))
     assert code == 1 and output.count("no space is left there") == 1, output
     assert output.count("Traceback") == output.count("RESOURCE_EXHAUSTED") == 0, output
+
+
+def test_futures_of_failed_writes_are_not_told_and_others_are(caplog):
+    disk.tell_failed_saves_once()
+    loop = asyncio.new_event_loop()
+    for text in ("Failed to write to file 8: No space left on device", "of another kind"):
+        loop.create_future().set_exception(ValueError(text))  # nobody holds it
+    loop.close()
+    gc.collect()
+    assert [str(record.exc_info[1]) for record in caplog.records] == ["of another kind"]
 
 
 def test_a_run_refused_by_a_full_disk_leaves_nothing(small_disk):

@@ -46,8 +46,14 @@ def test_generate_equals_the_original_pipeline(golden, pipes):
 
 
 @pytest.mark.parametrize(
-    ("case", "num_steps", "guidance", "tolerance"),
-    [("g3_s50_128", 50, 3.0, 2e-3), ("g1_s5_128", 5, 1.0, 3e-4)],
+    ("golden", "case", "num_steps", "guidance", "tolerance"),
+    [
+        ("6dof", "g3_s50_128", 50, 3.0, 2e-3),
+        pytest.param("4dof", "g3_s50_128", 50, 3.0, 2e-3, marks=pytest.mark.slow),
+        ("6dof", "g1_s5_128", 5, 1.0, 3e-4),
+        ("4dof", "g1_s5_128", 5, 1.0, 3e-4),
+    ],
+    indirect=["golden"],
 )
 def test_latents_and_views_equal_the_original_pipeline(
     golden, pipes, case, num_steps, guidance, tolerance

@@ -57,20 +57,21 @@ def unbroken(tmp_path_factory, environment):
     return workdir
 
 
-@pytest.mark.parametrize(
-    ("stop", "code"),
-    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75), (signal.SIGINT, 75)],
-)
-def test_resume_continues_bitwise(tmp_path, environment, unbroken, stop, code):
-    """A run that was killed, or asked to stop, ends with the bits of one that never was."""
+def test_a_run_stopped_in_every_way_ends_with_the_bits_of_one_that_never_was(
+    tmp_path, environment, unbroken
+):
     workdir = tmp_path / "run"
-    process = start(workdir, environment, **LONG)
-    wait_for(workdir / "checkpoints" / "10", process)
-    process.send_signal(stop)
-    stopped, output = finish(process)
-    assert stopped == code, output
-    reached = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*[0-9]"))
-    assert 10 <= reached < LONG["num_steps"]
+    reached = 0
+    for stop, code in ((signal.SIGINT, 75), (signal.SIGTERM, 75), (signal.SIGKILL, -9)):
+        process = start(workdir, environment, **LONG)
+        due = reached // 10 * 10 + 10
+        wait_for(workdir / "checkpoints" / str(due), process)
+        process.send_signal(stop)
+        stopped, output = finish(process)
+        assert stopped == code, output
+        assert not reached or f"continuing from checkpoint {reached}" in output, output
+        reached = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*[0-9]"))
+        assert due <= reached < LONG["num_steps"]
 
     code, output = finish(start(workdir, environment, **LONG))
     assert code == 0 and f"continuing from checkpoint {reached}" in output, output

@@ -22,7 +22,8 @@ GOLDEN_CONFIGS = {
     "6dof": UNetConfig(block_channels=(32, 64, 64, 64), cross_channels=64),
     "4dof": UNetConfig(block_channels=(16, 32, 48, 64), cross_channels=48, norm_groups=16),
 }
-CASES = ("b1_i1_o1", "b1_i3_o3", "b2_i2_o5", "b1_i3_o2_ns", "b1_i3_o3_32")
+CASES = ("b1_i1_o1", "b1_i3_o3", "b2_i2_o5", "b1_i3_o2_ns")
+LARGE_CASE = "b1_i3_o3_32"
 
 
 # Halves the compile time of these tests; the programs run for milliseconds.
@@ -53,7 +54,12 @@ def max_deviation(ours, golden_array):
     return np.abs(np.asarray(ours) - golden_array).max()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("golden", "case"),
+    [(cape, case) for cape in GOLDEN_CONFIGS for case in CASES]
+    + [pytest.param("4dof", LARGE_CASE, marks=pytest.mark.slow), ("6dof", LARGE_CASE)],
+    indirect=["golden"],
+)
 def test_outputs_and_intermediates_equal_the_original(golden, golden_params, case):
     cape_name, _, io = golden
     prefix = f"unet/{case}"

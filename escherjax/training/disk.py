@@ -144,11 +144,16 @@ def tell_failed_saves_once() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether asyncio's line is of something else than a task of Orbax that failed unasked."""
+    """Whether asyncio's line is of something else than a save of Orbax that failed unasked.
+
+    Its tasks failed in code of Orbax; futures that tensorstore fills failed in no Python code.
+    """
     error = record.exc_info[1] if record.exc_info else None
     if error is None or "exception was never retrieved" not in record.getMessage():
         return True
     frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return not any(words in str(error) for words in (*_FULL_TEXTS, *_REFUSED_TEXTS))
     return not any("orbax" in Path(frame.filename).parts for frame in frames)
 
 

@@ -8,6 +8,7 @@ differentiated and sharded.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,37 @@ from escherjax.models.unet import UNet, UNetConfig
 from escherjax.models.vae import VAE, VAEConfig
 
 Params = dict[str, Any]
+
+
+@functools.lru_cache(maxsize=16)  # the full network takes seconds
+def _parameter_shapes(
+    unet: UNet,
+    encoder: ConvNeXtV2,
+    codec: VAE | PixelCodec,
+    latent_shape: tuple[int, int, int],
+    resolution: int,
+) -> Params:
+    key = jax.random.key(0)
+    size = encoder.config.image_size
+
+    def init() -> Params:
+        cameras = Cameras(jnp.broadcast_to(jnp.eye(4), (1, 1, 4, 4)))
+        poses = cape.poses(unet.cape, cameras)
+        tokens = jnp.zeros((1, 1, 1, unet.config.cross_channels))
+        latents = jnp.zeros((1, 1, *latent_shape))
+        times = jnp.zeros((1,), jnp.int32)
+        images = jnp.zeros((1, size, size, 3))
+        params = {
+            "unet": unet.init(key, latents, times, tokens, poses, poses)["params"],
+            "image_encoder": encoder.init(key, images)["params"],
+            "vae": {},
+        }
+        if isinstance(codec, VAE):
+            images = jnp.zeros((1, resolution, resolution, 3))
+            params["vae"] = codec.init(key, images)["params"]
+        return params
+
+    return jax.eval_shape(init)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,27 +108,10 @@ class EscherNet:
 
     def parameter_shapes(self, resolution: int) -> Params:
         """The parameter tree as ShapeDtypeStructs; `resolution` is any that the latents allow."""
-        key = jax.random.key(0)
-        size = self.encoder.config.image_size
-
-        def init() -> Params:
-            cameras = Cameras(jnp.broadcast_to(jnp.eye(4), (1, 1, 4, 4)))
-            poses = cape.poses(self.cape, cameras)
-            tokens = jnp.zeros((1, 1, 1, self.unet.config.cross_channels))
-            latents = jnp.zeros((1, 1, *self.latent_shape(resolution)))
-            times = jnp.zeros((1,), jnp.int32)
-            images = jnp.zeros((1, size, size, 3))
-            params = {
-                "unet": self.unet.init(key, latents, times, tokens, poses, poses)["params"],
-                "image_encoder": self.encoder.init(key, images)["params"],
-                "vae": {},
-            }
-            if isinstance(self.codec, VAE):
-                images = jnp.zeros((1, resolution, resolution, 3))
-                params["vae"] = self.codec.init(key, images)["params"]
-            return params
-
-        return jax.eval_shape(init)
+        shapes = _parameter_shapes(
+            self.unet, self.encoder, self.codec, self.latent_shape(resolution), resolution
+        )
+        return jax.tree.map(lambda shape: shape, shapes)  # dicts of its own
 
     def init(self, seed: int, resolution: int) -> Params:
         """First parameters as host arrays, the same on any number of devices."""

@@ -33,6 +33,9 @@ log = logging.getLogger("escherjax.checkpoint")
 # Orbax measures it by the wall clock, whose jumps would end good saves. Twenty days in milliseconds
 # still fit 31 bits, for its barriers between hosts; a save that stands still is the watchdog's.
 _SAVE_TIMEOUT_SECONDS = 20 * 86400
+# Replicas write a part each of an array from so many bytes a part. Orbax would cut every one, down
+# to norm scales, by a compiled slice for each shape and device, while training waits.
+_MIN_PART_BYTES = 2**20
 _VERSIONED = ("escherjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -155,6 +158,11 @@ def open_manager(
     if the last save failed.
     """
     folder = (workdir / "checkpoints").resolve()
+    ocp.type_handlers.register_type_handler(
+        jax.Array,
+        ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_MIN_PART_BYTES),
+        override=True,
+    )
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         keep_period=keep_every or None,

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from tiny import tiny_config
 
 from escherjax import checkpoints as command
@@ -102,6 +103,15 @@ def test_a_checkpoint_opens_on_another_number_of_devices_bit_for_bit(tmp_path, b
     state, position = restore(write(tmp_path / "run", (3,), before), after)
     assert_is_step((state, position), 3)
     assert len(state.params["unet"]["kernel"].sharding.device_set) == after
+
+
+def test_saving_compiles_nothing_for_small_arrays_of_many_devices(tmp_path, caplog):
+    state = jax.device_put(host_state(3), jax.sharding.NamedSharding(mesh_of(8), P()))
+    checkpoint.prepare_workdir(tmp_path / "run", CONFIG)
+    with checkpoint.open_manager(tmp_path / "run") as manager, jax.log_compiles():
+        checkpoint.save(manager, state, CONFIG)
+    assert "XLA compilation" not in caplog.text
+    assert_is_step(restore(tmp_path / "run"), 3)
 
 
 def largest_file(folder):

@@ -83,9 +83,7 @@ def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     num_devices = arguments.view_parallel
     if num_devices is None:
         num_devices = _num_devices(len(target_c2w))
-    folder = settings.resolve_weights(arguments.weights)
-    if checkpoint.locate(folder) is not None:  # training may save another one meanwhile
-        arguments.weights = folder
+    arguments.weights, folder = settings.pin_weights(arguments.weights)
     pipe = loading.load(
         arguments.weights, arguments.dtype, arguments.cape, view_devices=num_devices
     )

@@ -83,15 +83,15 @@ def evaluate(request: Request, weights: str | Path, stop: Stop) -> bool:
     request.sampling.check()
     protocol = request.open_protocol()
     scorer = Scorer(request.metrics, protocol.conventions)
-    folder = settings.resolve_weights(weights)
-    pipe = load(request, folder)
+    weights, folder = settings.pin_weights(weights)
+    pipe = load(request, weights)
     return evaluate_pipeline(request, protocol, scorer, pipe, folder, stop)
 
 
-def load(request: Request, folder: Path) -> Pipeline:
-    """The pipeline of the weights in `folder`, as the request wants it."""
+def load(request: Request, weights: str | Path) -> Pipeline:
+    """The pipeline of some weights, as the request wants it."""
     return loading.load(
-        folder,
+        weights,
         request.dtype,
         request.cape,
         request.params,

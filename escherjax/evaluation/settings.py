@@ -20,17 +20,20 @@ STEP_PREFIX = "step_"  # of folders that `follow` makes
 _MISSING = "(not set)"
 
 
-def resolve_weights(path: str | Path) -> Path:
-    """The folder of one set of weights: of a work directory its newest checkpoint, now.
+def pin_weights(weights: str | Path) -> tuple[str | Path, Path]:
+    """(what `escherjax.load` is to be given, the folder that it lies in).
 
-    path: what `escherjax.load` takes. Raises UserError if there is no checkpoint.
+    Of a work directory both are its newest checkpoint, now: training may save another meanwhile.
+    A hub id stays one, since it and not its folder says the camera encoding. Raises UserError if
+    there is no checkpoint.
     """
-    folder = hub.resolve(path)
+    folder = hub.resolve(weights)
     place = checkpoint.locate(folder)
     if place is None:
-        return folder
+        return weights, folder
     workdir, step = place
-    return workdir / "checkpoints" / str(stored_params.find_step(workdir, step))
+    newest = workdir / "checkpoints" / str(stored_params.find_step(workdir, step))
+    return newest, newest
 
 
 def weights_hash(folder: Path) -> str:

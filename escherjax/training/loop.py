@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from escherjax import errors
 from escherjax.data import sources, training_cameras
 from escherjax.models import eschernet
-from escherjax.models.eschernet import EscherNet
+from escherjax.models.eschernet import EscherNet, Params
 from escherjax.training import (
     agreement,
     checkpoint,
@@ -76,13 +76,7 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
         abstract = abstract_state(model, optimizer, mesh, config)
         source = sources.open_training_source(config)
         heldout = _heldout(model, config, mesh)
-        loaded = None
-        if not checkpoint.has_checkpoint(workdir):
-            loaded, table = starting_points.initial_params(
-                config, model, {**abstract.params, **abstract.frozen}
-            )
-            log.info("starting points:\n%s", starting_points.format_table(table))
-            sources.check_vae(config, loaded["vae"])
+        loaded = _starting_params(config, workdir, model, abstract)
         _log_setup(mesh, abstract)
     hosts.gather("ready")  # nor does any go on where another was refused
     if stop.requested():
@@ -99,8 +93,7 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
     ):
         with stop.leaving_at_once():
             watchdog.note("restoring a checkpoint or making the first state")
-            restored = checkpoint.restore(manager, abstract)
-            if restored:
+            if restored := checkpoint.restore(manager, abstract):
                 state, position = restored
                 log.info("continuing from checkpoint %d of %s", position, workdir)
             else:
@@ -168,6 +161,20 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
         return errors.EXIT_PREEMPTED
     log.info("done: %s", workdir)
     return errors.EXIT_OK
+
+
+def _starting_params(
+    config: ConfigDict, workdir: Path, model: EscherNet, abstract: TrainState
+) -> Params | None:
+    """What a new run starts from, on the host; None where it goes on from a checkpoint."""
+    if checkpoint.has_checkpoint(workdir):
+        return None
+    loaded, table = starting_points.initial_params(
+        config, model, {**abstract.params, **abstract.frozen}
+    )
+    log.info("starting points:\n%s", starting_points.format_table(table))
+    sources.check_vae(config, loaded["vae"])
+    return loaded
 
 
 def _step_beyond(workdir: Path, num_steps: int) -> int | None:

@@ -153,7 +153,7 @@ def test_tensors_that_no_dimension_splits_are_counted():
 def test_upsampling_keeps_split_rows_where_they_are():
     """The partitioner gathers parameters for a convolution, never the rows of all devices."""
     mesh = sharding.make_mesh(tiny_config(mesh__fsdp=8))
-    upsample = Upsample()
+    upsample = Upsample(sharding.spread(mesh, "all"))
 
     def loss(params, x):
         h = upsample.apply({"params": params}, x, (16, 16))

@@ -55,7 +55,7 @@ class Conditioning:
 def as_pairs(x: jax.Array, num_scenes: int) -> jax.Array:
     """[B*m, ...] -> [B*2*m, ...]: all rows of a scene, and then all of them again."""
     x = x.reshape(num_scenes, 1, -1, *x.shape[1:])
-    twice = jnp.concatenate([x, x], axis=1)  # as in Upsample: scenes stay on their devices
+    twice = jnp.concatenate([x, x], axis=1)  # behind a broadcast XLA may gather all scenes
     return twice.reshape(-1, *x.shape[3:])
 
 
@@ -327,8 +327,12 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repeats each pixel twice along both sides, cuts to a size, then a 3x3 convolution."""
+    """Repeats each pixel twice along both sides, cuts to a size, then a 3x3 convolution.
 
+    spread: the devices that hold the rows; None where one holds them all.
+    """
+
+    spread: Spread | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -339,12 +343,12 @@ class Upsample(nn.Module):
         For an odd size, cutting the doubled image equals nearest-neighbour interpolation to it.
         """
         rows, height, width, channels = x.shape
-        # Copies set side by side, not a broadcast: behind one, XLA's partitioner no longer sees
-        # that the rows are split over devices, and gathers them all for the convolution.
-        doubled = x.reshape(rows, height, 1, width, 1, channels)
-        for axis in (2, 4):
-            doubled = jnp.concatenate([doubled, doubled], axis)
-        doubled = doubled.reshape(rows, 2 * height, 2 * width, channels)
+        doubled = jnp.broadcast_to(
+            x[:, :, None, :, None], (rows, height, 2, width, 2, channels)
+        ).reshape(rows, 2 * height, 2 * width, channels)
+        doubled = doubled[:, : size[0], : size[1]]
+        if self.spread is not None:  # or XLA's partitioner may gather all rows for the convolution
+            doubled = self.spread.split_rows(doubled)
         return nn.Conv(
             channels, (3, 3), dtype=self.dtype, param_dtype=self.param_dtype, name="conv"
-        )(doubled[:, : size[0], : size[1]])
+        )(doubled)

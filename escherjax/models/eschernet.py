@@ -82,6 +82,7 @@ class EscherNet:
             self,
             unet=self.unet.clone(spread=spread),
             encoder=self.encoder.clone(spread=spread),
+            codec=self.codec.clone(spread=spread) if isinstance(self.codec, VAE) else self.codec,
             spread=spread,
         )
 

@@ -65,10 +65,16 @@ class Spread:
 
     def split_outputs(self, kernel: jax.Array) -> jax.Array:
         """A kernel [..., outputs] with its outputs split over the model axis, wherever it lay."""
-        spec = PartitionSpec(*(None,) * (kernel.ndim - 1), self.model_axis)
+        return self._split(kernel, PartitionSpec(*(None,) * (kernel.ndim - 1), self.model_axis))
+
+    def split_rows(self, x: jax.Array) -> jax.Array:
+        """Rows [B*m, ...] of scenes, each on the device of its scene."""
+        return self._split(x, PartitionSpec(self.batch_axes))
+
+    def _split(self, x: jax.Array, spec: PartitionSpec) -> jax.Array:
         if self._inside_views():
-            return jax.lax.with_sharding_constraint(kernel, spec)
-        return jax.lax.with_sharding_constraint(kernel, NamedSharding(self.mesh, spec))
+            return jax.lax.with_sharding_constraint(x, spec)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def depthwise(self, x: jax.Array, kernel: jax.Array, *settings: Any, **named: Any) -> jax.Array:
         """`jax.lax.conv_general_dilated`, each device its own rows of x [rows, h, w, C].

@@ -279,7 +279,7 @@ class UNet(nn.Module):
                 config.block_channels[level],
                 resnet,
                 transformer if config.attention[level] else None,
-                functools.partial(Upsample, **types) if level > 0 else None,
+                functools.partial(Upsample, spread=self.spread, **types) if level > 0 else None,
                 name=f"up_blocks_{i}",
             )(h, level_skips, time, conditioning, skips[-1].shape[1:3] if skips else None)
             self.sow("intermediates", f"h_up_{i}", h)

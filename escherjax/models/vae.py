@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from escherjax.errors import UserError
 from escherjax.models.attention import attend
 from escherjax.models.blocks import ZEROS, Downsample, GroupNorm, ResNetBlock, Upsample
+from escherjax.models.parallel import Spread
 
 _NORM_EPS = 1e-6
 _MIN_LOGVAR, _MAX_LOGVAR = -30.0, 20.0
@@ -47,17 +48,18 @@ class VAE(nn.Module):
     """Images [B, H, W, 3] in [-1, 1] to latents [B, h, w, C] and back; computes in `dtype`.
 
     Every level but the last halves the sides, rounding down. Norm statistics and both results are
-    float32.
+    float32. spread: the devices that share the images; None where one holds them all.
     """
 
     config: VAEConfig = VAEConfig()
+    spread: Spread | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.encoder = Encoder(self.config, **types)
-        self.decoder = Decoder(self.config, **types)
+        self.decoder = Decoder(self.config, self.spread, **types)
         self.quant_conv = nn.Conv(2 * self.config.latent_channels, (1, 1), **types)
         self.post_quant_conv = nn.Conv(self.config.latent_channels, (1, 1), **types)
 
@@ -96,7 +98,7 @@ class Encoder(nn.Module):
         x = nn.Conv(widths[0], (3, 3), name="conv_in", **types)(x)
         for i, width in enumerate(widths):
             resample = "down" if i + 1 < len(widths) else None
-            x = _Level(width, depth, groups, resample, name=f"down_blocks_{i}", **types)(x)
+            x = _Level(width, depth, groups, resample, None, name=f"down_blocks_{i}", **types)(x)
         x = _Middle(groups, name="mid_block", **types)(x)
         x = GroupNorm(groups, _NORM_EPS, nn.silu, name="conv_norm_out", **types)(x)
         return nn.Conv(2 * self.config.latent_channels, (3, 3), name="conv_out", **types)(x)
@@ -106,6 +108,7 @@ class Decoder(nn.Module):
     """The encoder's mirror, with one more residual unit a level."""
 
     config: VAEConfig
+    spread: Spread | None
     dtype: jnp.dtype
     param_dtype: jnp.dtype
 
@@ -119,7 +122,10 @@ class Decoder(nn.Module):
         x = _Middle(groups, name="mid_block", **types)(x)
         for i, width in enumerate(widths):
             resample = "up" if i + 1 < len(widths) else None
-            x = _Level(width, depth, groups, resample, name=f"up_blocks_{i}", **types)(x)
+            level = _Level(
+                width, depth, groups, resample, self.spread, name=f"up_blocks_{i}", **types
+            )
+            x = level(x)
         x = GroupNorm(groups, _NORM_EPS, nn.silu, name="conv_norm_out", **types)(x)
         return nn.Conv(self.config.in_channels, (3, 3), name="conv_out", **types)(x)
 
@@ -131,6 +137,7 @@ class _Level(nn.Module):
     depth: int
     groups: int
     resample: str | None
+    spread: Spread | None
     dtype: jnp.dtype
     param_dtype: jnp.dtype
 
@@ -143,7 +150,7 @@ class _Level(nn.Module):
             x = Downsample(padding=((0, 1), (0, 1)), name="downsamplers_0", **types)(x)
         elif self.resample == "up":
             size = (2 * x.shape[1], 2 * x.shape[2])
-            x = Upsample(name="upsamplers_0", **types)(x, size)
+            x = Upsample(self.spread, name="upsamplers_0", **types)(x, size)
         return x
 
 

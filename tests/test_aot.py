@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -16,6 +17,7 @@ from escherjax.aot.chips import CHIPS
 from escherjax.aot.collectives import find_collectives, find_kernels
 from escherjax.aot.programs import Program, lower_program
 from escherjax.errors import UserError
+from escherjax.models.blocks import Upsample
 from escherjax.training import sharding
 from tests.tiny import tiny_arguments, tiny_config
 
@@ -230,6 +232,31 @@ def test_a_product_with_a_split_parameter_is_compiled_and_measured(v5e_devices):
     (row,) = result["collectives"]
     assert (row["kind"], row["count"], row["bytes"]) == ("all-gather", 1, 4 * 512 * 1024)
     assert result["warnings"] == []
+
+
+@pytest.mark.slow
+def test_up_sampling_between_convolutions_gathers_no_rows(v5e_devices):
+    """Untold where they lie, this compiler gathers them, which that for CPUs may not."""
+    mesh = sharding.make_mesh(tiny_config(mesh__fsdp=4), v5e_devices)
+    first, last = nn.Conv(64, (3, 3)), nn.Conv(32, (3, 3))
+    upsample = Upsample(sharding.spread(mesh))
+
+    def loss(params, x):
+        x = first.apply({"params": params[0]}, x)
+        x = upsample.apply({"params": params[1]}, x, (16, 16))
+        return jnp.sum(jnp.square(last.apply({"params": params[2]}, x)))
+
+    params = [
+        {"kernel": abstract(mesh, (3, 3, 64, 64), None, None, "fsdp")},
+        {"conv": {"kernel": abstract(mesh, (3, 3, 64, 64), None, None, "fsdp")}},
+        {"kernel": abstract(mesh, (3, 3, 64, 32), None, None, "fsdp")},
+    ]
+    for layer in (params[0], params[1]["conv"], params[2]):
+        layer["bias"] = abstract(mesh, layer["kernel"].shape[-1:])
+    step = jax.jit(jax.value_and_grad(loss))
+    text = step.lower(params, abstract(mesh, (48, 8, 8, 64), "fsdp")).compile().as_text()
+    gathered = {one.shape for one in find_collectives(text, 4) if one.kind == "all-gather"}
+    assert not [shape for shape in gathered if "[48," in shape], gathered
 
 
 @pytest.mark.parametrize("program", ["train", "sample"])

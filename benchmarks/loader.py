@@ -37,15 +37,21 @@ QUALITY = 95
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--source", type=Path, help="Zero-1-to-3 render folders")
     parser.add_argument("--cores", type=int, default=1, help="cores that every contender gets")
     parser.add_argument("--scenes", type=int, default=32, help="scenes, of 12 views each")
     parser.add_argument("--batch", type=int, default=8, help="scenes in a batch")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--latents", action="store_true",
-        help="also shards with moments of the targets, which are not decoded")  # fmt: skip
+    parser.add_argument(
+        "--latents",
+        action="store_true",
+        help="also shards with moments of the targets, which are not decoded",
+    )
     parser.add_argument("--seconds", type=float, default=3.0, help="of every repeat")
     arguments = parser.parse_args(argv)
     available = sorted(os.sched_getaffinity(0))

@@ -29,16 +29,24 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the benchmark; see --help."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE[:ARG]")
     add("--references", type=int, default=3, help="N (default %(default)s)")
     add("--targets", type=int, default=25, help="M (default %(default)s)")
     add("--steps", type=int, default=50, help="sampling steps (default %(default)s)")
     add("--guidance", type=float, default=3.0, help="scale, 1 for none (default %(default)s)")
-    add("--view-parallel", type=int, default=1, metavar="DEVICES",
-        help="devices that share the targets (default %(default)s)")  # fmt: skip
+    add(
+        "--view-parallel",
+        type=int,
+        default=1,
+        metavar="DEVICES",
+        help="devices that share the targets (default %(default)s)",
+    )
     add("--dtype", default="bfloat16", help="compute (default %(default)s)")
     add("--exact", action="store_true", help="compile for these numbers of views, not for a bucket")
     add("--repeats", type=int, default=3, help="timed runs, after one (default %(default)s)")
@@ -52,9 +60,18 @@ def main(argv: Sequence[str]) -> int:
         "benchmark": "sample",
         "config": arguments.config,
         "overrides": list(overrides),
-        **{name: getattr(arguments, name) for name in (
-            "references", "targets", "steps", "guidance", "view_parallel", "dtype", "exact"
-        )},
+        **{
+            name: getattr(arguments, name)
+            for name in (
+                "references",
+                "targets",
+                "steps",
+                "guidance",
+                "view_parallel",
+                "dtype",
+                "exact",
+            )
+        },
     }
     print(json.dumps(head | measure(config, arguments), indent=2))
     return 0

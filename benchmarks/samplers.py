@@ -21,14 +21,21 @@ from escherjax.errors import UserError, run_command
 
 def main(argv: Sequence[str]) -> int:
     """Runs the benchmark; see --help."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--weights", required=True, type=Path, help="work directory of a training run")
     add("--references", type=int, default=3, help="N (default %(default)s)")
     add("--steps", type=_numbers, default=[5, 10, 20, 50], metavar="I,J,...")
-    add("--samplers", type=lambda text: text.split(","), default=["ddim", "dpmpp_2m", "unipc"],
-        metavar="A,B,...")  # fmt: skip
+    add(
+        "--samplers",
+        type=lambda text: text.split(","),
+        default=["ddim", "dpmpp_2m", "unipc"],
+        metavar="A,B,...",
+    )
     add("--guidance", type=float, help="scale; default: the config's")
     add("--num-scenes", type=int, help="default: the config's eval.num_scenes")
     arguments = parser.parse_args(argv)

@@ -49,19 +49,36 @@ class Case:
 
 def main(argv: Sequence[str]) -> int:
     """Runs what has no result yet; see --help."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--config", required=True, metavar="FILE[:ARG]")
     add("--out", required=True, type=Path, metavar="DIR", help="results and logs of all cases")
-    add("--devices", type=_numbers, default=[1, 2, 4], metavar="N,N,...",
-        help="how many devices, from 1 (default 1,2,4)")  # fmt: skip
+    add(
+        "--devices",
+        type=_numbers,
+        default=[1, 2, 4],
+        metavar="N,N,...",
+        help="how many devices, from 1 (default 1,2,4)",
+    )
     add("--batch-per-device", type=int, default=32, help="scenes (default %(default)s)")
-    add("--targets", type=_numbers, default=[100, 200], metavar="M,M,...",
-        help="target views to sample from 3 references (default 100,200)")  # fmt: skip
+    add(
+        "--targets",
+        type=_numbers,
+        default=[100, 200],
+        metavar="M,M,...",
+        help="target views to sample from 3 references (default 100,200)",
+    )
     add("--train-steps", type=int, default=20, help="timed (default %(default)s)")
-    add("--sampling-steps", type=int, default=50,
-        help=f"of DDIM; 20 at most from {_SHORTER_FROM} targets (default %(default)s)")  # fmt: skip
+    add(
+        "--sampling-steps",
+        type=int,
+        default=50,
+        help=f"of DDIM; 20 at most from {_SHORTER_FROM} targets (default %(default)s)",
+    )
     add("--side-by-side", action="store_true", help="fill the devices with cases")
     arguments, overrides = parser.parse_known_args(argv)
     if 1 not in arguments.devices:
@@ -77,8 +94,12 @@ def main(argv: Sequence[str]) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     _check_same(cases, arguments.out)
     failed = _run(cases, arguments.out, gpus, arguments.side_by_side)
-    head = {"benchmark": "scaling", "config": arguments.config, "overrides": overrides,
-            "side_by_side": arguments.side_by_side}  # fmt: skip
+    head = {
+        "benchmark": "scaling",
+        "config": arguments.config,
+        "overrides": overrides,
+        "side_by_side": arguments.side_by_side,
+    }
     print(json.dumps(head | summarize(cases, arguments.out) | {"failed": failed}, indent=2))
     return EXIT_ERROR if failed else EXIT_OK
 
@@ -89,18 +110,38 @@ def _cases(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[Case
     cases = []
     for count in sorted(set(arguments.devices), reverse=True):
         for axis, other in (("fsdp", "data"), ("data", "fsdp"))[: 1 if count == 1 else 2]:
-            cases.append(Case(axis, count, (
-                "benchmarks.train_step", *rest, f"--steps={arguments.train_steps}",
-                f"--config.batch_size={count * arguments.batch_per_device}",
-                f"--config.mesh.{axis}={count}", f"--config.mesh.{other}=1",
-            )))  # fmt: skip
+            cases.append(
+                Case(
+                    axis,
+                    count,
+                    (
+                        "benchmarks.train_step",
+                        *rest,
+                        f"--steps={arguments.train_steps}",
+                        f"--config.batch_size={count * arguments.batch_per_device}",
+                        f"--config.mesh.{axis}={count}",
+                        f"--config.mesh.{other}=1",
+                    ),
+                )
+            )
         for targets in arguments.targets:
             steps = arguments.sampling_steps
             steps = min(steps, 20) if targets >= _SHORTER_FROM else steps
-            cases.append(Case(f"sample{targets}", count, (
-                "benchmarks.sample", *rest, "--exact", "--repeats=2", f"--targets={targets}",
-                f"--steps={steps}", f"--view-parallel={count}",
-            )))  # fmt: skip
+            cases.append(
+                Case(
+                    f"sample{targets}",
+                    count,
+                    (
+                        "benchmarks.sample",
+                        *rest,
+                        "--exact",
+                        "--repeats=2",
+                        f"--targets={targets}",
+                        f"--steps={steps}",
+                        f"--view-parallel={count}",
+                    ),
+                )
+            )
     return cases
 
 
@@ -138,8 +179,10 @@ def _run(
                 part = out / f"{case.name}.part"
                 if process.returncode:
                     failed.append(case.name)
-                    bar.write(f"{case.name}: exit code {process.returncode}, see "
-                              f"{out / case.name}.log", file=sys.stderr)  # fmt: skip
+                    bar.write(
+                        f"{case.name}: exit code {process.returncode}, see {out / case.name}.log",
+                        file=sys.stderr,
+                    )
                 else:
                     result = {"command": case.command, **json.loads(part.read_text())}
                     with whole_file(out / f"{case.name}.json") as file:
@@ -185,17 +228,23 @@ def summarize(cases: Sequence[Case], out: Path) -> dict[str, Any]:
         row = {"case": case.name, "devices": count, "peak_memory_gib": memory}
         if "scenes_per_sec" in result:
             alone = single.get("fsdp", {}).get("scenes_per_sec")
-            training.append(row | {
-                "step_ms_median": result["step_ms_median"],
-                "scenes_per_sec": result["scenes_per_sec"],
-                "efficiency": alone and result["scenes_per_sec"] / (count * alone),
-            })  # fmt: skip
+            training.append(
+                row
+                | {
+                    "step_ms_median": result["step_ms_median"],
+                    "scenes_per_sec": result["scenes_per_sec"],
+                    "efficiency": alone and result["scenes_per_sec"] / (count * alone),
+                }
+            )
         else:
             alone = single.get(case.kind, {}).get("scene_ms_median")
-            sampling.append(row | {
-                "scene_ms_median": result["scene_ms_median"],
-                "speed_up": alone and alone / result["scene_ms_median"],
-            })  # fmt: skip
+            sampling.append(
+                row
+                | {
+                    "scene_ms_median": result["scene_ms_median"],
+                    "speed_up": alone and alone / result["scene_ms_median"],
+                }
+            )
     results = {case.name: result for case, result in found.items()}
     return {"training": training, "sampling": sampling, "results": results}
 

@@ -55,9 +55,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=2000, help="length of the run")
     parser.add_argument("--every", type=int, default=20, help="steps between checkpoints")
     parser.add_argument(
-        "--longest", type=float, default=0.0,
+        "--longest",
+        type=float,
+        default=0.0,
         help="seconds a process lives at most; 0: 1.3 times what the first one needed to step 1",
-    )  # fmt: skip
+    )
     arguments = parser.parse_args(argv)
 
     arguments.out.mkdir(parents=True)
@@ -82,9 +84,13 @@ def main(argv: Sequence[str]) -> int:
             process.send_signal(number)
             code = process.wait()
         kills.append(
-            {"signal": number.name, "after_sec": round(moment, 2), "code": code,
-             "newest": run.newest("killed")}
-        )  # fmt: skip
+            {
+                "signal": number.name,
+                "after_sec": round(moment, 2),
+                "code": code,
+                "newest": run.newest("killed"),
+            }
+        )
         print(json.dumps(kills[-1]), file=sys.stderr, flush=True)
         if code == EXIT_OK:
             break  # the run is done; there is nothing left to kill
@@ -120,8 +126,10 @@ class Run:
     def __init__(self, out: Path, steps: int, every: int):
         self._out = out
         self._fields = (
-            *TINY, f"--config.num_steps={steps}", f"--config.checkpoint_every_steps={every}"
-        )  # fmt: skip
+            *TINY,
+            f"--config.num_steps={steps}",
+            f"--config.checkpoint_every_steps={every}",
+        )
         self._environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -130,8 +138,16 @@ class Run:
         }
 
     def start(self, name: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "escherjax.train", "--config", "configs/6dof.py:smoke",
-                   "--workdir", str(self._out / name), *self._fields]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "escherjax.train",
+            "--config",
+            "configs/6dof.py:smoke",
+            "--workdir",
+            str(self._out / name),
+            *self._fields,
+        ]
         with (self._out / f"{name}.log").open("ab") as log:
             return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
 

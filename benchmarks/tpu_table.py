@@ -29,18 +29,42 @@ MARKS = "<!-- table -->\n", "<!-- end of table -->\n"
 # like are the cloud's names; for v5p they count cores, two to a chip.
 CASES = {
     "v5e-16_train": ["--topology", "v5e:4x4", "--config.remat=True", "--config.batch_size=672"],
-    "v5e-256_train": ["--topology", "v5e:16x16", "--config.mesh.data=4",
-                      "--config.mesh.fsdp=64", "--config.batch_size=768",
-                      "--config.eval.batch_size=256", "--config.eval.num_scenes=256"],
-    "v5p-64_train": ["--topology", "v5p:2x4x4", "--config.batch_size=672",
-                     "--config.eval.batch_size=32", "--config.eval.num_scenes=32"],
-    "v6e-64_train": ["--topology", "v6e:8x8", "--config.batch_size=704",
-                     "--config.eval.batch_size=64", "--config.eval.num_scenes=64"],
-    "v5e-16_sample": ["--topology", "v5e:4x4", "--program", "sample", "--config.mesh.fsdp=4",
-                      "--config.mesh.view=4", "--config.num_targets=4",
-                      "--config.eval.num_targets=24", "--config.eval.batch_size=4",
-                      "--config.eval.num_scenes=4"],
-}  # fmt: skip
+    "v5e-256_train": [
+        "--topology",
+        "v5e:16x16",
+        "--config.mesh.data=4",
+        "--config.mesh.fsdp=64",
+        "--config.batch_size=768",
+        "--config.eval.batch_size=256",
+        "--config.eval.num_scenes=256",
+    ],
+    "v5p-64_train": [
+        "--topology",
+        "v5p:2x4x4",
+        "--config.batch_size=672",
+        "--config.eval.batch_size=32",
+        "--config.eval.num_scenes=32",
+    ],
+    "v6e-64_train": [
+        "--topology",
+        "v6e:8x8",
+        "--config.batch_size=704",
+        "--config.eval.batch_size=64",
+        "--config.eval.num_scenes=64",
+    ],
+    "v5e-16_sample": [
+        "--topology",
+        "v5e:4x4",
+        "--program",
+        "sample",
+        "--config.mesh.fsdp=4",
+        "--config.mesh.view=4",
+        "--config.num_targets=4",
+        "--config.eval.num_targets=24",
+        "--config.eval.batch_size=4",
+        "--config.eval.num_scenes=4",
+    ],
+}
 
 HEADER = (
     "| slice | chips | program | mesh | scenes | remat | micro-batches | memory a chip | "

@@ -32,13 +32,23 @@ WARM_UP = 3  # steps that are not timed
 
 def main(argv: Sequence[str]) -> int:
     """Runs the benchmark; see --help."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
-    parser.add_argument("--steps", type=int, default=10,
-        help=f"timed steps, after {WARM_UP} for warm-up (default %(default)s)")  # fmt: skip
-    parser.add_argument("--kernels", action="store_true",
-        help="add the GPU kernels that the step spends its time in")  # fmt: skip
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=10,
+        help=f"timed steps, after {WARM_UP} for warm-up (default %(default)s)",
+    )
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="add the GPU kernels that the step spends its time in",
+    )
     arguments, overrides = parser.parse_known_args(argv)
 
     from escherjax.config import load_config

@@ -194,9 +194,13 @@ def read_viewpoint(frame: dict[str, Any], where: str) -> tuple[np.ndarray, dict[
     focal = fields["focal_length"] * unit
     center = half - fields["principal_point"] * unit  # NDC grow to the left and up
     intrinsics = {
-        "w": width, "h": height, "fl_x": focal[0], "fl_y": focal[1], "cx": center[0],
+        "w": width,
+        "h": height,
+        "fl_x": focal[0],
+        "fl_y": focal[1],
+        "cx": center[0],
         "cy": center[1],
-    }  # fmt: skip
+    }
     return cameras.c2w_from_w2c(w2c), intrinsics
 
 

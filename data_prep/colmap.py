@@ -22,17 +22,21 @@ def main(argv: Sequence[str]) -> None:
     """Runs the importer; see --help."""
     parser = importing.argument_parser("colmap", "COLMAP reconstructions to shards.")
     parser.add_argument(
-        "--images", default="images", metavar="FOLDER",
+        "--images",
+        default="images",
+        metavar="FOLDER",
         help="pictures of a scene, below its folder; images_4 works too (default %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--model", metavar="FOLDER",
+        "--model",
+        metavar="FOLDER",
         help="model of a scene, below its folder (default: sparse/0, sparse or colmap/sparse/0)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--masks", metavar="FOLDER",
+        "--masks",
+        metavar="FOLDER",
         help="masks of a scene, below its folder, to become alpha: NAME.jpg.png or NAME.png",
-    )  # fmt: skip
+    )
     normalizing.add_arguments(parser, recenter=True, up="cameras")
     args = parser.parse_args(argv)
     importing.check_arguments(args)

@@ -89,9 +89,10 @@ def check_scene(scene: Scene) -> Agreement:
         return Agreement(distance, matches, warning, [])
     limit = max(VIEW_LIMIT * longer, VIEW_FACTOR * scene_median)
     outliers = [
-        view for view, values in enumerate(medians)
+        view
+        for view, values in enumerate(medians)
         if len(values) >= MIN_PAIRS and 2 * np.count_nonzero(np.array(values) > limit) > len(values)
-    ]  # fmt: skip
+    ]
     return Agreement(distance, matches, None, outliers)
 
 

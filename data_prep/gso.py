@@ -23,9 +23,11 @@ def main(argv: Sequence[str]) -> None:
     """Runs the importer; see --help."""
     parser = importing.argument_parser("gso", "EscherNet's renders of GSO objects to shards.")
     parser.add_argument(
-        "--renders", choices=AXES, default="render_mvs_25",
+        "--renders",
+        choices=AXES,
+        default="render_mvs_25",
         help="which set of every object (default %(default)s)",
-    )  # fmt: skip
+    )
     zero123.add_arguments(parser)
     args = parser.parse_args(argv)
     importing.check_arguments(args)

@@ -34,14 +34,18 @@ def main(argv: Sequence[str]) -> None:
         "and version of pycolmap; others may round differently.",
     )
     parser.add_argument(
-        "--matcher", choices=("exhaustive", "sequential"), default="exhaustive",
+        "--matcher",
+        choices=("exhaustive", "sequential"),
+        default="exhaustive",
         help="compare all photos with each other, or neighbours in order of their names, for the "
         "frames of a video (default %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--scenes", type=Path, metavar="FOLDER",
+        "--scenes",
+        type=Path,
+        metavar="FOLDER",
         help="also write COLMAP scene folders, FOLDER/SCENE/images and sparse/0",
-    )  # fmt: skip
+    )
     normalizing.add_arguments(parser, recenter=True, up="cameras")
     args = parser.parse_args(argv)
     importing.check_arguments(args)

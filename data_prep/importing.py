@@ -69,43 +69,55 @@ def argument_parser(
         else "not used: these scenes are made, not read",
     )
     parser.add_argument(
-        "--out", type=folder, required=True,
+        "--out",
+        type=folder,
+        required=True,
         help="folder of shards to make; or an address, gs://... or s3://...",
-    )  # fmt: skip
+    )
     parser.add_argument("--limit", type=int, help="only the first so many scenes")
     parser.add_argument(
-        "--resolution", type=int, default=256,
+        "--resolution",
+        type=int,
+        default=256,
         help="shrink pictures whose shorter side is longer than this, and K with them; 0 leaves "
         "their size, as the faithful zero123 background needs (default %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--format", choices=("png", "jpeg", "webp"),
+        "--format",
+        choices=("png", "jpeg", "webp"),
         help="of every picture; JPEG cannot hold transparent pixels: scenes that have them are "
         "skipped (default: files that need no change keep their bytes, others become png)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--quality", type=int, metavar="1..100",
+        "--quality",
+        type=int,
+        metavar="1..100",
         help="of jpeg and webp; a webp of 100 is lossless (default 92)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(),
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
         help=f"threads; where there are several shards, in processes of {THREADS} (default: number "
         "of cores, %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--runner", metavar="DirectRunner|DataflowRunner|FlinkRunner|SparkRunner|...",
+        "--runner",
+        metavar="DirectRunner|DataflowRunner|FlinkRunner|SparkRunner|...",
         help="write the shards by an Apache Beam pipeline on this runner, to which all flags that "
         "are not listed here go; --source and --out must be the same on all its machines "
         "(default: this machine alone, without Beam)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--shards", type=int, help=f"files to write (default: one for {SCENES_PER_SHARD} scenes)"
     )
     parser.add_argument("--split", default="train", help="name of the split (default %(default)s)")
     parser.add_argument(
-        "--heldout", type=float, default=0,
+        "--heldout",
+        type=float,
+        default=0,
         help="move the last scenes to a split 'heldout': a fraction below 1, or a number of scenes",
-    )  # fmt: skip
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
     return parser
 
@@ -113,9 +125,10 @@ def argument_parser(
 def add_max_views(parser: argparse.ArgumentParser) -> None:
     """Adds --max-views, for formats that are videos; see `evenly_spaced`."""
     parser.add_argument(
-        "--max-views", type=int,
+        "--max-views",
+        type=int,
         help="keep at most so many frames of a scene, evenly spaced, first and last among them",
-    )  # fmt: skip
+    )
 
 
 def evenly_spaced(items: Sequence[Any], count: int | None) -> Sequence[Any]:

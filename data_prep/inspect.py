@@ -29,23 +29,47 @@ BAR_WIDTH = 40
 
 def argument_parser() -> argparse.ArgumentParser:
     """The arguments of the command."""
-    parser = argparse.ArgumentParser(prog="python -m data_prep.inspect", description="Looks at "
-        "shards: statistics, bad records, a page with thumbnails and cameras.")  # fmt: skip
-    parser.add_argument("shards", help="folder that a data_prep command made, or its address "
-        "(gs://, s3://, http://)")  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.inspect",
+        description="Looks at shards: statistics, bad records, a page with thumbnails and cameras.",
+    )
+    parser.add_argument(
+        "shards",
+        help="folder that a data_prep command made, or its address (gs://, s3://, http://)",
+    )
     parser.add_argument("--split", default="train", help="name of the split (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("page.html"), help="the page to write "
-        "(default %(default)s)")  # fmt: skip
-    parser.add_argument("--scenes", type=int, default=12, help="scenes on the page; 0 writes no "
-        "page (default %(default)s)")  # fmt: skip
-    parser.add_argument("--views", type=int, default=48, help="at most so many views of a scene on "
-        "the page, evenly spread (default %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("page.html"),
+        help="the page to write (default %(default)s)",
+    )
+    parser.add_argument(
+        "--scenes",
+        type=int,
+        default=12,
+        help="scenes on the page; 0 writes no page (default %(default)s)",
+    )
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=48,
+        help="at most so many views of a scene on the page, evenly spread (default %(default)s)",
+    )
     parser.add_argument("--limit", type=int, help="read only so many records, evenly spread")
-    parser.add_argument("--quick", action="store_true", help="read only the headers of pictures: "
-        "faster, but a picture that is cut off is not found")  # fmt: skip
-    parser.add_argument("--epipolar", action="store_true", help="match neighbouring views (SIFT) "
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="read only the headers of pictures: "
+        "faster, but a picture that is cut off is not found",
+    )
+    parser.add_argument(
+        "--epipolar",
+        action="store_true",
+        help="match neighbouring views (SIFT) "
         "and list those whose cameras do not explain the matches; needs the extra 'prep', and "
-        "some seconds a scene")  # fmt: skip
+        "some seconds a scene",
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads")
     return parser
 

@@ -33,33 +33,43 @@ def argument_parser() -> argparse.ArgumentParser:
         prog="python -m data_prep.latents", description="Adds VAE moments to shards."
     )
     parser.add_argument(
-        "--weights", required=True, help="whose VAE encodes: a folder or hub name of PyTorch "
+        "--weights",
+        required=True,
+        help="whose VAE encodes: a folder or hub name of PyTorch "
         "weights, or a work directory; what config.init names in training",
-    )  # fmt: skip
+    )
     parser.add_argument("--data", required=True, help="folder of shards, or its address")
     parser.add_argument(
         "--out", type=importing.folder, required=True, help="folder of shards to make"
     )
     parser.add_argument(
-        "--resolution", type=int, default=256, help="config.resolution of the training to come "
-        "(default %(default)s)",
-    )  # fmt: skip
+        "--resolution",
+        type=int,
+        default=256,
+        help="config.resolution of the training to come (default %(default)s)",
+    )
     parser.add_argument(
-        "--background", choices=BACKGROUNDS, default="zero123",
+        "--background",
+        choices=BACKGROUNDS,
+        default="zero123",
         help="config.data.background of the training to come (default %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--batch-size", type=int, default=32, help="views for each device (default %(default)s)"
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32",
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
         help="what the encoder computes in; moments are stored as bfloat16 (default %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument("--limit", type=int, help="only the first so many scenes of each split")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="threads that decode pictures "
-        "(default: number of cores, %(default)s)",
-    )  # fmt: skip
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="threads that decode pictures (default: number of cores, %(default)s)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
     return parser
 
@@ -171,9 +181,7 @@ def _finish(group: list[Any], started: list[Any]) -> Iterator[Imported | Skipped
         first = last
 
 
-def _read_ahead(
-    read: Callable[[int], Any], places: Sequence[int], workers: int
-) -> Iterator[Any]:
+def _read_ahead(read: Callable[[int], Any], places: Sequence[int], workers: int) -> Iterator[Any]:
     """What `read` returns for every place, in order, from threads; 2 * workers wait at most."""
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         waiting: collections.deque = collections.deque()

@@ -21,10 +21,11 @@ def main(argv: Sequence[str]) -> None:
     """Runs the importer; see --help."""
     parser = importing.argument_parser("mvimgnet", "MVImgNet folders to shards.")
     parser.add_argument(
-        "--masks", metavar="FOLDER",
+        "--masks",
+        metavar="FOLDER",
         help="turn masks to alpha: the name of a folder inside each instance (MVImgNet 2: masks), "
         "or a path to a folder of CLASS/INSTANCE/ (MVImgNet's own download)",
-    )  # fmt: skip
+    )
     parser.add_argument("--classes", metavar="A,B,...", help="only these class folders")
     normalizing.add_arguments(parser, recenter=True, up="cameras")
     args = parser.parse_args(argv)

@@ -23,19 +23,25 @@ def add_arguments(
 ) -> None:
     """Adds --normalize, --recenter and --up with these defaults."""
     parser.add_argument(
-        "--normalize", default=normalize, type=_max_radius, metavar="max_radius=R|none",
+        "--normalize",
+        default=normalize,
+        type=_max_radius,
+        metavar="max_radius=R|none",
         help="scale each scene so that its farthest camera is R from the origin; none keeps the "
         "file's scale (default %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--recenter", action=argparse.BooleanOptionalAction,
+        "--recenter",
+        action=argparse.BooleanOptionalAction,
         default=WITH_NORMALIZE if recenter else False,
         help="first move the point nearest to all optical axes to the origin (default %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--up", choices=("cameras", "file"), default=up,
+        "--up",
+        choices=("cameras", "file"),
+        default=up,
         help="turn the cameras' common up to +z, or keep the file's z (default %(default)s)",
-    )  # fmt: skip
+    )
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -50,15 +56,11 @@ def normalize(scene: Any, args: argparse.Namespace) -> Imported:
     return Imported(dataclasses.replace(scene, c2w=c2w), notes)
 
 
-def normalize_poses(
-    c2w: np.ndarray, args: argparse.Namespace
-) -> tuple[np.ndarray, dict[str, Any]]:
+def normalize_poses(c2w: np.ndarray, args: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
     """(poses [V, 4, 4] as the arguments ask, note of it); see `cameras.normalize_poses`."""
     from escherjax import cameras
 
-    return cameras.normalize_poses(
-        c2w, args.normalize, bool(args.recenter), args.up == "cameras"
-    )
+    return cameras.normalize_poses(c2w, args.normalize, bool(args.recenter), args.up == "cameras")
 
 
 def _max_radius(text: str) -> float | None:

@@ -86,9 +86,7 @@ def _write_folders(args: argparse.Namespace) -> None:
         names = [f"{view:03d}.png" for view in range(scene.num_views)]
         for name, picture in zip(names, scene.images, strict=True):
             (folder / name).write_bytes(encode_png(picture))
-        write_transforms(
-            folder / "transforms.json", scene.c2w, scene.K[0], args.resolution, names
-        )
+        write_transforms(folder / "transforms.json", scene.c2w, scene.K[0], args.resolution, names)
     print(args.out)
 
 

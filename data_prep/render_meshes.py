@@ -63,44 +63,65 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "gpu"), default="cpu", help="where Cycles runs")
     add("--seed", type=int, default=0, help="another seed, other cameras and lights")
     add(
-        "--radius", type=float, nargs=2, default=[1.5, 2.2], metavar=("LOW", "HIGH"),
+        "--radius",
+        type=float,
+        nargs=2,
+        default=[1.5, 2.2],
+        metavar=("LOW", "HIGH"),
         help="distances of cameras from the centre of the unit cube (default 1.5 2.2)",
-    )  # fmt: skip
+    )
     add(
-        "--focal-mm", type=float, nargs=2, default=[35.0, 35.0], metavar=("LOW", "HIGH"),
+        "--focal-mm",
+        type=float,
+        nargs=2,
+        default=[35.0, 35.0],
+        metavar=("LOW", "HIGH"),
         help="focal lengths on a 32 mm sensor, one drawn for each view (default 35 35)",
-    )  # fmt: skip
+    )
     add(
-        "--light", choices=("area", "environment"), default="area",
+        "--light",
+        choices=("area", "environment"),
+        default="area",
         help="area: Zero-1-to-3's one wide lamp; environment: a random sky with sun and two lamps",
-    )  # fmt: skip
+    )
     add(
-        "--view-transform", choices=("Filmic", "Standard", "AgX"), default="Filmic",
+        "--view-transform",
+        choices=("Filmic", "Standard", "AgX"),
+        default="Filmic",
         help="from light to sRGB; Zero-1-to-3 has Filmic, Standard keeps a texture's own colours",
-    )  # fmt: skip
+    )
     add(
-        "--views-folder", type=Path,
+        "--views-folder",
+        type=Path,
         help="also write each object to FOLDER/ID: 000.png ... and transforms.json",
-    )  # fmt: skip
+    )
     add(
-        "--depth", action="store_true",
+        "--depth",
+        action="store_true",
         help="with --views-folder, 000_depth.npz: 'depth' float32 [H, W] along the optical axis, "
         "longest side of the object = 1, 0 where there is nothing",
-    )  # fmt: skip
+    )
     add("--mask", action="store_true", help="with --views-folder, 000_mask.png: alpha, 8 bits")
     add(
-        "--formats", nargs="+", choices=FORMATS, default=list(FORMATS), metavar="FORMAT",
+        "--formats",
+        nargs="+",
+        choices=FORMATS,
+        default=list(FORMATS),
+        metavar="FORMAT",
         help="which files are models: glb, gltf, obj (default: all)",
-    )  # fmt: skip
+    )
     add("--timeout", type=float, default=600, help="seconds for one object (default %(default)s)")
     add(
-        "--max-empty-views", type=int, default=2,
+        "--max-empty-views",
+        type=int,
+        default=2,
         help="skip objects with more fully transparent views than this (default %(default)s)",
-    )  # fmt: skip
+    )
     add(
-        "--blender-python", type=Path,
+        "--blender-python",
+        type=Path,
         help="a Python that has bpy; without it, one is made in ~/.cache/escherjax",
-    )  # fmt: skip
+    )
     parser.set_defaults(workers=None)
     return parser
 
@@ -171,15 +192,17 @@ def _render(
     from escherjax.data.records import Scene
 
     poses, focal_mm = random_views.random_cameras(
-        args.seed, scene_id, args.num_views, args.resolution,
-        tuple(args.radius), tuple(args.focal_mm),
-    )  # fmt: skip
+        args.seed,
+        scene_id,
+        args.num_views,
+        args.resolution,
+        tuple(args.radius),
+        tuple(args.focal_mm),
+    )
     views = [
         {"c2w": c2w.tolist(), "focal_mm": focal}
-        for c2w, focal in zip(
-            cameras.opengl_from_opencv(poses.c2w), focal_mm.tolist(), strict=True
-        )
-    ]  # fmt: skip
+        for c2w, focal in zip(cameras.opengl_from_opencv(poses.c2w), focal_mm.tolist(), strict=True)
+    ]
     job = {
         "model": str(model.resolve()),
         "resolution": args.resolution,

@@ -28,10 +28,12 @@ def main(argv: Sequence[str]) -> None:
     parser = importing.argument_parser("rtmv", "RTMV scenes (EXR with JSON) to shards.")
     normalizing.add_arguments(parser, normalize="none")
     parser.add_argument(
-        "--color", choices=("tonemapped", "faithful"), default="tonemapped",
+        "--color",
+        choices=("tonemapped", "faithful"),
+        default="tonemapped",
         help="from linear colours to 8 bits: clipped and with the sRGB curve, or as the published "
         "evaluation has it: times 255, modulo 256 (default %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--first-views", type=int, help="only the first so many frames (published evaluation: 20)"
     )

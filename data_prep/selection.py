@@ -16,13 +16,17 @@ Found = list[tuple[str, Any]]  # (scene id, where it lies), sorted by id
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --ids and --heldout-ids."""
     parser.add_argument(
-        "--ids", type=Path, metavar="FILE",
+        "--ids",
+        type=Path,
+        metavar="FILE",
         help="only these scenes: a JSON list of ids, or one id a line",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--heldout-ids", type=Path, metavar="FILE",
+        "--heldout-ids",
+        type=Path,
+        metavar="FILE",
         help="move these scenes to a split 'heldout', instead of the last ones",
-    )  # fmt: skip
+    )
 
 
 def select(

@@ -22,9 +22,11 @@ SEED = 0
 # Tags that COLMAP takes the focal length and the kind of camera from
 CAMERA_TAGS = (ExifTags.Base.Make, ExifTags.Base.Model)
 LENS_TAGS = (
-    ExifTags.Base.FocalLength, ExifTags.Base.FocalLengthIn35mmFilm,
-    ExifTags.Base.FocalPlaneXResolution, ExifTags.Base.FocalPlaneResolutionUnit,
-)  # fmt: skip
+    ExifTags.Base.FocalLength,
+    ExifTags.Base.FocalLengthIn35mmFilm,
+    ExifTags.Base.FocalPlaneXResolution,
+    ExifTags.Base.FocalPlaneResolutionUnit,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +71,20 @@ def reconstruct(photos: Sequence[Path], working: Path, matcher: str) -> Model:
     mapping.mapper.random_seed = mapping.triangulation.random_seed = SEED
     for names in lenses.values():
         pycolmap.extract_features(
-            database, pictures, image_names=names, camera_mode=pycolmap.CameraMode.SINGLE,
-            extraction_options=extraction, device=pycolmap.Device.cpu,
-        )  # fmt: skip
+            database,
+            pictures,
+            image_names=names,
+            camera_mode=pycolmap.CameraMode.SINGLE,
+            extraction_options=extraction,
+            device=pycolmap.Device.cpu,
+        )
     match = {"exhaustive": pycolmap.match_exhaustive, "sequential": pycolmap.match_sequential}
     match[matcher](
-        database, matching_options=matching, verification_options=verification,
+        database,
+        matching_options=matching,
+        verification_options=verification,
         device=pycolmap.Device.cpu,
-    )  # fmt: skip
+    )
     found = pycolmap.incremental_mapping(database, pictures, models, mapping)
     sizes = {number: model.num_reg_images() for number, model in found.items()}
     best = max(sizes, key=lambda number: (sizes[number], -number), default=None)

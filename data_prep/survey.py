@@ -70,11 +70,19 @@ def examine(source: ShardSource, index: int, decode: bool = True) -> Finding:
     radius = np.linalg.norm(position, axis=-1)
     cosine = -(position * forward).sum(-1) / np.maximum(radius, 1e-9)
     return Finding(
-        index, scene.scene_id, [], warnings_of(scene), scene.source, (scene.width, scene.height),
-        sum(map(len, scene.images)), radius, fov_x_deg(scene.K, scene.width),
-        cosine > np.cos(np.radians(AIM_TOLERANCE_DEG)), _in_picture(scene, np.zeros(3)),
+        index,
+        scene.scene_id,
+        [],
+        warnings_of(scene),
+        scene.source,
+        (scene.width, scene.height),
+        sum(map(len, scene.images)),
+        radius,
+        fov_x_deg(scene.K, scene.width),
+        cosine > np.cos(np.radians(AIM_TOLERANCE_DEG)),
+        _in_picture(scene, np.zeros(3)),
         -scene.c2w[:, 2, 1] > 0,
-    )  # fmt: skip
+    )
 
 
 def fov_x_deg(K: np.ndarray, width: int) -> np.ndarray:
@@ -231,22 +239,27 @@ class Survey:
         views = sum(counts)
         rows += [
             ("views", f"{views}"),
-            ("views per scene", f"{min(counts)} / {np.median(counts):g} / {max(counts)}"
-             " (min / median / max)"),
+            (
+                "views per scene",
+                f"{min(counts)} / {np.median(counts):g} / {max(counts)} (min / median / max)",
+            ),
             ("picture sizes", _most_common({f"{w} x {h}": n for (w, h), n in self.sizes.items()})),
             ("sources", _most_common(self.sources)),
             ("picture bytes", f"{self.bytes} ({self.bytes / views:.0f} a view)"),
-        ]  # fmt: skip
+        ]
         shares = (
             (f"optical axis within {AIM_TOLERANCE_DEG:g} deg of the origin", "aimed"),
             ("origin inside the picture", "sees_origin"),
             ("upright (camera up towards +z)", "upright"),
         )
         rows += [
-            (name, f"{np.count_nonzero(self.per_view(field))} of {views} views "
-             f"({self.per_view(field).mean():.1%})")
+            (
+                name,
+                f"{np.count_nonzero(self.per_view(field))} of {views} views "
+                f"({self.per_view(field).mean():.1%})",
+            )
             for name, field in shares
-        ]  # fmt: skip
+        ]
         return rows
 
     def histograms(self) -> list[tuple[str, list[tuple[float, float, int]]]]:

@@ -27,14 +27,18 @@ RELEASED_VIEWS, RELEASED_EMPTY_VIEWS = 12, 2
 
 def main(argv: Sequence[str]) -> None:
     """Runs the importer; see --help."""
-    parser = importing.argument_parser("zero123", "Zero123-style render folders to shards; "
-        "--source may also be a .tar, .tar.gz or .tgz of them.")  # fmt: skip
+    parser = importing.argument_parser(
+        "zero123",
+        "Zero123-style render folders to shards; "
+        "--source may also be a .tar, .tar.gz or .tgz of them.",
+    )
     add_arguments(parser)
     parser.add_argument(
-        "--released-filter", action="store_true",
+        "--released-filter",
+        action="store_true",
         help=f"the filter of the released training set: exactly {RELEASED_VIEWS} views, at most "
         f"{RELEASED_EMPTY_VIEWS} of them empty. Splits are made before it",
-    )  # fmt: skip
+    )
     selection.add_arguments(parser)
     args = parser.parse_args(argv)
     importing.check_arguments(args)
@@ -60,9 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say which render folders are left out."""
     parser.add_argument("--num-views", type=int, help="skip scenes with another number of views")
     parser.add_argument(
-        "--max-empty-views", type=int, default=RELEASED_EMPTY_VIEWS,
+        "--max-empty-views",
+        type=int,
+        default=RELEASED_EMPTY_VIEWS,
         help="skip scenes with more fully transparent views than this (default %(default)s)",
-    )  # fmt: skip
+    )
 
 
 def import_renders(

@@ -119,9 +119,14 @@ def layout(c2w: np.ndarray) -> list[Panel]:
         middle = (low + high) / 2
         panels.append(
             Panel(
-                title, right, up, out, middle[0] * right + middle[1] * up,
-                (PANEL * (number + 0.5), _HEADER + PANEL / 2), float(scale),
-            )  # fmt: skip
+                title,
+                right,
+                up,
+                out,
+                middle[0] * right + middle[1] * up,
+                (PANEL * (number + 0.5), _HEADER + PANEL / 2),
+                float(scale),
+            )
         )
     return panels
 
@@ -135,8 +140,10 @@ class _Pen:
     def line(self, points: np.ndarray, color: tuple[int, ...], width: float = 1.0) -> None:
         self._drawing.line(
             [tuple(p) for p in np.asarray(points) * _SHARPNESS],
-            fill=color, width=max(1, round(width * _SHARPNESS)), joint="curve",
-        )  # fmt: skip
+            fill=color,
+            width=max(1, round(width * _SHARPNESS)),
+            joint="curve",
+        )
 
     def polygon(self, points: np.ndarray, color: tuple[int, ...]) -> None:
         self._drawing.polygon([tuple(p) for p in np.asarray(points) * _SHARPNESS], fill=color)
@@ -158,9 +165,14 @@ class _Pen:
         font = ImageFont.load_default(size * _SHARPNESS)
         u, v = (float(x) * _SHARPNESS for x in place)
         self._drawing.text(
-            (u, v), text, fill=color, font=font, anchor=anchor,
-            stroke_width=2 * _SHARPNESS, stroke_fill="white",
-        )  # fmt: skip
+            (u, v),
+            text,
+            fill=color,
+            font=font,
+            anchor=anchor,
+            stroke_width=2 * _SHARPNESS,
+            stroke_fill="white",
+        )
         return self._drawing.textlength(text, font=font) / _SHARPNESS
 
 
@@ -220,8 +232,9 @@ def _draw_frustum(
     half = length * _HALF_FOV
     corners = np.array([[-half, -half], [half, -half], [half, half], [-half, half]])
     base = np.concatenate([corners, np.full((4, 1), length)], axis=1)
-    roof = np.array([[-0.6 * half, -half, length], [0.6 * half, -half, length],
-                     [0.0, -1.7 * half, length]])  # fmt: skip
+    roof = np.array(
+        [[-0.6 * half, -half, length], [0.6 * half, -half, length], [0.0, -1.7 * half, length]]
+    )
     world = np.concatenate([base, roof, np.zeros((1, 3))]) @ c2w[:3, :3].T + c2w[:3, 3]
     placed = panel.place(world)
     pen.line(placed[[0, 1, 2, 3, 0]], color)

@@ -240,19 +240,23 @@ def pose_faults(c2w: np.ndarray, tolerance: float = 1e-3) -> list[tuple[int, str
         if not finite[view]:
             kind, text = "not finite", "holds NaN or infinity; remove the view or mend its pose."
         elif not rigid[view]:
-            kind, text = "not rigid", (
-                f"is not rigid: |R R^T - I| = {error:.3g}, det R = {determinant:.3g}; "
-                "needed a rotation and a translation. Take scale and shear out of the matrix."
+            kind, text = (
+                "not rigid",
+                (
+                    f"is not rigid: |R R^T - I| = {error:.3g}, det R = {determinant:.3g}; "
+                    "needed a rotation and a translation. Take scale and shear out of the matrix."
+                ),
             )
         elif determinant < 0:
-            kind, text = "mirrored", (
-                f"is mirrored (det R = {determinant:.3g}); needed det R = +1. An axis was "
-                "flipped alone: flip two, as in cameras.opengl_from_opencv."
+            kind, text = (
+                "mirrored",
+                (
+                    f"is mirrored (det R = {determinant:.3g}); needed det R = +1. An axis was "
+                    "flipped alone: flip two, as in cameras.opengl_from_opencv."
+                ),
             )
         else:
-            kind, text = "last row", (
-                f"has last row {c2w[view, 3].tolist()}; needed [0, 0, 0, 1]."
-            )
+            kind, text = "last row", (f"has last row {c2w[view, 3].tolist()}; needed [0, 0, 0, 1].")
         faults.append((view, kind, f"pose of view {view} {text}"))
     return faults
 

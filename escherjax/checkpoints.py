@@ -33,8 +33,10 @@ def main(argv: Sequence[str]) -> int:
     others = list_others(arguments.workdir)
     if arguments.json:
         content = {
-            "workdir": str(arguments.workdir), "checkpoints": rows, "not_checkpoints": others
-        }  # fmt: skip
+            "workdir": str(arguments.workdir),
+            "checkpoints": rows,
+            "not_checkpoints": others,
+        }
         print(json.dumps(content, indent=2))
     else:
         print("\n".join([_table(rows), *map(_not_a_checkpoint, others)]))
@@ -73,9 +75,11 @@ def list_others(workdir: Path) -> list[str]:
     return sorted(
         path.name
         for path in (workdir / "checkpoints").glob("*")
-        if path.is_dir() and step_of(path.name) is None
-        and not _is_set_aside(path) and UNFINISHED not in path.name
-    )  # fmt: skip
+        if path.is_dir()
+        and step_of(path.name) is None
+        and not _is_set_aside(path)
+        and UNFINISHED not in path.name
+    )
 
 
 def _is_set_aside(path: Path) -> bool:

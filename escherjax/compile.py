@@ -34,13 +34,17 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="config file")
     parser.add_argument(
-        "--topology", required=True, metavar="NAME",
+        "--topology",
+        required=True,
+        metavar="NAME",
         help="generation (v4, v5e, v5p, v6e) and chips, such as v5e:16x16 or v5p:4x4x4",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--program", choices=("train", "sample"), default="train",
+        "--program",
+        choices=("train", "sample"),
+        default="train",
         help="train: one step; sample: new views of config.eval's size (default %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--hlo", type=Path, metavar="FILE", help="write the compiled HLO text here")
     parser.add_argument(

@@ -65,16 +65,26 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--weights", metavar="W",
-        help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")  # fmt: skip
+    add(
+        "--weights",
+        metavar="W",
+        help="work directory, checkpoint in it, pipeline folder, or hub id owner/name",
+    )
     add("--port", type=int, default=7860, help="0 for a free one (default %(default)s)")
-    add("--host", default="127.0.0.1",
-        help="address to listen on, 0.0.0.0 for all (default %(default)s)")  # fmt: skip
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on, 0.0.0.0 for all (default %(default)s)",
+    )
     add("--dtype", default="float32", help="compute: float32 or bfloat16")
     add("--cape", help="camera encoding of a pipeline folder whose name does not say it")
     add("--max-views", type=int, default=48, help="views of one drawing (default %(default)s)")
-    add("--max-seconds", type=float, default=900.0,
-        help="time of one drawing, its compilation included (default %(default)s)")  # fmt: skip
+    add(
+        "--max-seconds",
+        type=float,
+        default=900.0,
+        help="time of one drawing, its compilation included (default %(default)s)",
+    )
     return parser
 
 

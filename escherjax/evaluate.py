@@ -67,9 +67,12 @@ def main(argv: Sequence[str]) -> int:
         with disk.output_folder(arguments.out):
             if arguments.follow is not None:
                 finished = follow.follow(
-                    request, arguments.follow, stop,
-                    until_step=arguments.follow_until_step, poll_sec=arguments.follow_poll_sec,
-                )  # fmt: skip
+                    request,
+                    arguments.follow,
+                    stop,
+                    until_step=arguments.follow_until_step,
+                    poll_sec=arguments.follow_poll_sec,
+                )
             else:
                 finished = run.evaluate(request, arguments.weights, stop)
         return _finish(finished, arguments.out, stop)
@@ -114,62 +117,130 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     what = parser.add_argument_group("what is evaluated").add_argument
-    what("--weights", metavar="W",
-        help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")  # fmt: skip
-    what("--follow", type=Path, metavar="WORKDIR",
-        help="each checkpoint of this training run as it is saved")  # fmt: skip
-    what("--params", choices=("ema", "raw"),
-        help="of a work directory: averaged or last (default: the average if kept)")  # fmt: skip
+    what(
+        "--weights",
+        metavar="W",
+        help="work directory, checkpoint in it, pipeline folder, or hub id owner/name",
+    )
+    what(
+        "--follow",
+        type=Path,
+        metavar="WORKDIR",
+        help="each checkpoint of this training run as it is saved",
+    )
+    what(
+        "--params",
+        choices=("ema", "raw"),
+        help="of a work directory: averaged or last (default: the average if kept)",
+    )
     what("--cape", help="camera encoding of a folder whose name does not say it")
     on = parser.add_argument_group("on what").add_argument
-    on("--protocol",
-        help="gso25, gso3d, gso100, rtmv, nerf, franka, mvdream, text2img, heldout")  # fmt: skip
+    on("--protocol", help="gso25, gso3d, gso100, rtmv, nerf, franka, mvdream, text2img, heldout")
     on("--data", metavar="DIR", help="shards or scene folders, as the protocol says")
-    on("--mode", default="faithful",
+    on(
+        "--mode",
+        default="faithful",
         help="faithful: the published rules, oddities included; corrected: true alpha, one resize, "
-        "matched field of view (default %(default)s)")  # fmt: skip
-    on("--references", type=_counts, metavar="N,N,...",
-        help="numbers of references (default: the protocol's)")  # fmt: skip
-    on("--metrics", default="psnr,ssim,lpips",
+        "matched field of view (default %(default)s)",
+    )
+    on(
+        "--references",
+        type=_counts,
+        metavar="N,N,...",
+        help="numbers of references (default: the protocol's)",
+    )
+    on(
+        "--metrics",
+        default="psnr,ssim,lpips",
         help="of psnr, ssim, lpips, and consistency: of a scene's views with each other, no truth "
-        "needed, but the extra 'prep' (default %(default)s)")  # fmt: skip
+        "needed, but the extra 'prep' (default %(default)s)",
+    )
     on("--limit", type=int, metavar="n", help="only the first n scenes")
     on("--split", help="of shards or transforms_SPLIT.json, for heldout")
     on("--num-targets", type=int, help="most targets of a scene, for heldout")
-    on("--max-radius", type=float, metavar="R",
-        help="for heldout: scale scenes so that the farthest camera stands there")  # fmt: skip
-    on("--fov-deg", type=float, metavar="DEG",
-        help="for heldout, corrected: pad with white or cut to this field of view")  # fmt: skip
+    on(
+        "--max-radius",
+        type=float,
+        metavar="R",
+        help="for heldout: scale scenes so that the farthest camera stands there",
+    )
+    on(
+        "--fov-deg",
+        type=float,
+        metavar="DEG",
+        help="for heldout, corrected: pad with white or cut to this field of view",
+    )
     on("--index-path", type=Path, metavar="DIR", help="index lists, for nerf")
     how = parser.add_argument_group("how views are drawn").add_argument
     how("--steps", type=int, default=50, help="(default %(default)s)")
-    how("--guidance", type=float,
-        help="scale, 1 for none; default: what the weights were trained for, 3 as published")
+    how(
+        "--guidance",
+        type=float,
+        help="scale, 1 for none; default: what the weights were trained for, 3 as published",
+    )
     how("--guidance-rescale", type=float, default=0.0, help="(default %(default)s)")
     how("--sampler", default="ddim", help="ddim (as published), dpmpp_2m, unipc")
-    how("--eta", type=float, default=0.0,
-        help="noise that ddim adds at each step, 0 to 1 (default %(default)s)")  # fmt: skip
-    how("--seed", type=int, default=0,
-        help="of the noise, with scene, N and view (default %(default)s)")  # fmt: skip
+    how(
+        "--eta",
+        type=float,
+        default=0.0,
+        help="noise that ddim adds at each step, 0 to 1 (default %(default)s)",
+    )
+    how(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the noise, with scene, N and view (default %(default)s)",
+    )
     how("--dtype", default="float32", help="compute: float32 or bfloat16")
     work = parser.add_argument_group("where the work is done").add_argument
     work("--out", required=True, type=Path, metavar="DIR")
-    work("--batch-size", type=int, metavar="n",
-        help="cases drawn at a time (default: one a device)")  # fmt: skip
-    work("--view-parallel", type=int, default=1, metavar="n",
-        help="devices that share the views of a case (default %(default)s)")  # fmt: skip
-    work("--shard", type=_shard, metavar="i/n",
-        help="this process's part, i from 0 (default: as jax.distributed numbers it)")  # fmt: skip
-    work("--merge", action="store_true",
-        help="summary and report of what all shards left in --out, complete or not")  # fmt: skip
-    work("--save-views", action="store_true",
-        help="every view as a PNG, with cameras: views/SCENE/N3/000.png, transforms.json")
-    work("--report-scenes", type=int, default=30, metavar="n",
-        help="scenes with pictures in the report (default %(default)s)")  # fmt: skip
-    work("--follow-until-step", type=int, metavar="STEP",
-        help="with --follow: end after this step (default: the training's last)")  # fmt: skip
-    work("--follow-poll-sec", type=float, default=20.0, metavar="SEC",
-        help="with --follow: how often to look (default %(default)s)")  # fmt: skip
+    work(
+        "--batch-size", type=int, metavar="n", help="cases drawn at a time (default: one a device)"
+    )
+    work(
+        "--view-parallel",
+        type=int,
+        default=1,
+        metavar="n",
+        help="devices that share the views of a case (default %(default)s)",
+    )
+    work(
+        "--shard",
+        type=_shard,
+        metavar="i/n",
+        help="this process's part, i from 0 (default: as jax.distributed numbers it)",
+    )
+    work(
+        "--merge",
+        action="store_true",
+        help="summary and report of what all shards left in --out, complete or not",
+    )
+    work(
+        "--save-views",
+        action="store_true",
+        help="every view as a PNG, with cameras: views/SCENE/N3/000.png, transforms.json",
+    )
+    work(
+        "--report-scenes",
+        type=int,
+        default=30,
+        metavar="n",
+        help="scenes with pictures in the report (default %(default)s)",
+    )
+    work(
+        "--follow-until-step",
+        type=int,
+        metavar="STEP",
+        help="with --follow: end after this step (default: the training's last)",
+    )
+    work(
+        "--follow-poll-sec",
+        type=float,
+        default=20.0,
+        metavar="SEC",
+        help="with --follow: how often to look (default %(default)s)",
+    )
     return parser
 
 

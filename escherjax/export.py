@@ -37,10 +37,16 @@ def main(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("--weights", required=True, metavar="W", help="what to export")
     add("--out", required=True, type=Path, metavar="DIR", help="new or empty folder")
-    add("--params", choices=("ema", "raw"),
-        help="of a work directory: averaged or last (default: the average if kept)")  # fmt: skip
-    add("--dtype", choices=("float32", "float16", "bfloat16"),
-        help="round the weights to this (default: as they are)")  # fmt: skip
+    add(
+        "--params",
+        choices=("ema", "raw"),
+        help="of a work directory: averaged or last (default: the average if kept)",
+    )
+    add(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="round the weights to this (default: as they are)",
+    )
     add("--cape", help="camera encoding, where the folder does not say it or is wrong")
     add("--no-check", action="store_true", help="do not compare with PyTorch")
     add("--push-to-hub", metavar="OWNER/NAME", help="upload the folder once it is checked")
@@ -63,14 +69,22 @@ def main(argv: Sequence[str]) -> int:
     if arguments.dtype in ("float16", "bfloat16"):
         pipe = loading.load(arguments.out)  # to compare what was written, rounded
     if not _check(pipe, arguments.out, arguments.no_check):
-        print(f"error: PyTorch computes something else from {arguments.out}; do not use it, and "
-              "please report it with its parity.json.", file=sys.stderr)  # fmt: skip
+        print(
+            f"error: PyTorch computes something else from {arguments.out}; do not use it, and "
+            "please report it with its parity.json.",
+            file=sys.stderr,
+        )
         return EXIT_ERROR
     if arguments.push_to_hub:
-        print(hub.push(
-            arguments.out, arguments.push_to_hub, private=arguments.private,
-            revision=arguments.revision, message=f"Export of {described}",
-        ))  # fmt: skip
+        print(
+            hub.push(
+                arguments.out,
+                arguments.push_to_hub,
+                private=arguments.private,
+                revision=arguments.revision,
+                message=f"Export of {described}",
+            )
+        )
     print(arguments.out)
     return EXIT_OK
 
@@ -95,17 +109,26 @@ def _check(pipe: Pipeline, folder: Path, skip: bool) -> bool:
     print("comparing with PyTorch", file=sys.stderr)
     found = parity.compare(pipe, folder)
     print(parity.table(found), file=sys.stderr)
-    report.write_text(json.dumps({
-        "checked": True,
-        "allowed_relative": parity.ALLOWED,
-        "parts": {
-            d.part: {
-                "largest": d.largest, "rms": d.rms, "relative": d.relative, "values": d.values
-            }
-            for d in found
-        },
-        "versions": parity.versions(),
-    }, indent=2) + "\n")  # fmt: skip
+    report.write_text(
+        json.dumps(
+            {
+                "checked": True,
+                "allowed_relative": parity.ALLOWED,
+                "parts": {
+                    d.part: {
+                        "largest": d.largest,
+                        "rms": d.rms,
+                        "relative": d.relative,
+                        "values": d.values,
+                    }
+                    for d in found
+                },
+                "versions": parity.versions(),
+            },
+            indent=2,
+        )
+        + "\n"
+    )
     return all(d.is_rounding for d in found)
 
 

@@ -19,28 +19,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     --elevation-deg and --radius, which photos share with paths, are `target_arguments`'.
     """
     add = parser.add_argument_group("views").add_argument
-    add("--views", required=True, nargs="+", type=Path, metavar="VIEWS",
-        help="scene folder, or photos with --cameras")  # fmt: skip
-    add("--references", metavar="I,J,...",
-        help="views to start from; default: the first three of a scene, all photos")  # fmt: skip
-    add("--cameras", "--camera", metavar="C,C,...",
+    add(
+        "--views",
+        required=True,
+        nargs="+",
+        type=Path,
+        metavar="VIEWS",
+        help="scene folder, or photos with --cameras",
+    )
+    add(
+        "--references",
+        metavar="I,J,...",
+        help="views to start from; default: the first three of a scene, all photos",
+    )
+    add(
+        "--cameras",
+        "--camera",
+        metavar="C,C,...",
         help="cameras of photos: front, right, back, left or AZIMUTH[:ELEVATION[:RADIUS]] in "
         "degrees, one for each photo; --elevation-deg (0) and --radius (1.5) are those of cameras "
-        "that do not say theirs")  # fmt: skip
-    add("--photo-fov-deg", type=float, metavar="DEG",
-        help="field of view over the width of the photos, where known")  # fmt: skip
-    add("--mask", nargs="+", type=Path, default=[], metavar="FILE",
-        help="masks of the object, one for each picture, or a folder of them")  # fmt: skip
-    add("--matting", nargs="?", const="u2net", metavar="MODEL[:FILE]",
-        help="remove the background with a model of rembg, or its ONNX file (u2net)")  # fmt: skip
-    add("--recenter", action=argparse.BooleanOptionalAction, default=True,
+        "that do not say theirs",
+    )
+    add(
+        "--photo-fov-deg",
+        type=float,
+        metavar="DEG",
+        help="field of view over the width of the photos, where known",
+    )
+    add(
+        "--mask",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE",
+        help="masks of the object, one for each picture, or a folder of them",
+    )
+    add(
+        "--matting",
+        nargs="?",
+        const="u2net",
+        metavar="MODEL[:FILE]",
+        help="remove the background with a model of rembg, or its ONNX file (u2net)",
+    )
+    add(
+        "--recenter",
+        action=argparse.BooleanOptionalAction,
+        default=True,
         help="move objects of photos to the middle and scale them to the size of training views "
-        "(default %(default)s)")  # fmt: skip
-    add("--match-fov", action=argparse.BooleanOptionalAction, default=True,
-        help="pad or cut posed pictures to the training field of view (default %(default)s)"
-        )  # fmt: skip
-    add("--training-fov-deg", type=float, metavar="DEG",
-        help="training field of view, where the weights do not say it")  # fmt: skip
+        "(default %(default)s)",
+    )
+    add(
+        "--match-fov",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="pad or cut posed pictures to the training field of view (default %(default)s)",
+    )
+    add(
+        "--training-fov-deg",
+        type=float,
+        metavar="DEG",
+        help="training field of view, where the weights do not say it",
+    )
 
 
 def open_views(arguments: argparse.Namespace) -> InputViews:

@@ -53,8 +53,10 @@ def load(
     mesh = sharding.view_mesh(view_devices, scene_devices)
     folder = hub.resolve(path)
     if not folder.is_dir():
-        raise UserError(f"{path} is not a folder; needed a training work directory, one of its "
-                        "checkpoints, a pipeline folder, or the hub id of one.")
+        raise UserError(
+            f"{path} is not a folder; needed a training work directory, one of its "
+            "checkpoints, a pipeline folder, or the hub id of one."
+        )
     place = checkpoint.locate(folder)
     if place is not None:
         return _load_workdir(*place, dtype, cape, weights, mesh)
@@ -120,8 +122,11 @@ def _load_pipeline_folder(
     )
     for report in read.reports:
         if report.ignored:
-            log.info("%s: ignored %s, which this network has no place for",
-                     report.source, ", ".join(report.ignored))  # fmt: skip
+            log.info(
+                "%s: ignored %s, which this network has no place for",
+                report.source,
+                ", ".join(report.ignored),
+            )
     facts = facts_lib.of_folder(folder, read.facts, cape, name)
     latents = read.vae if facts.patch is None else PixelCodec(facts.patch)
     assert latents is not None  # only a folder on pixels is read without vae/

@@ -147,8 +147,9 @@ def largest_chunk(
     if free is None:
         log.warning(
             "this device does not tell how much memory is free: all %d views are drawn at once "
-            "(chunk, --chunk, says how many at most)", most
-        )  # fmt: skip
+            "(chunk, --chunk, says how many at most)",
+            most,
+        )
         return most
     low, high = 0, most  # the estimate grows with the number: bisect
     while low < high:

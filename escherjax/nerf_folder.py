@@ -88,9 +88,7 @@ def _write_colmap(
 ) -> None:
     """A COLMAP text model: a PINHOLE camera for each distinct K; no picture sees a point."""
     folder.mkdir(parents=True)
-    distinct, camera_of = np.unique(
-        K[:, [0, 1, 0, 1], [0, 1, 2, 2]], axis=0, return_inverse=True
-    )
+    distinct, camera_of = np.unique(K[:, [0, 1, 0, 1], [0, 1, 2, 2]], axis=0, return_inverse=True)
     lines = ["# CAMERA_ID, MODEL, WIDTH, HEIGHT, fx, fy, cx, cy"]
     for number, lens in enumerate(distinct.tolist(), start=1):
         lines.append(f"{number} PINHOLE {size} {size} {_numbers(lens)}")

@@ -101,13 +101,30 @@ def _save_video(ffmpeg: str, path: Path, images: np.ndarray, frames_per_sec: int
     """
     height, width = images.shape[1:3]
     command = [
-        ffmpeg, "-y", "-v", "error",
-        "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}",
-        "-r", str(frames_per_sec), "-i", "-",
-        "-vcodec", "libx264", "-crf", "10", "-pix_fmt", "yuv420p",
-        "-vf", "scale=trunc(iw/2+0.5)*2:trunc(ih/2+0.5)*2",  # yuv420p has even sides only
+        ffmpeg,
+        "-y",
+        "-v",
+        "error",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        f"{width}x{height}",
+        "-r",
+        str(frames_per_sec),
+        "-i",
+        "-",
+        "-vcodec",
+        "libx264",
+        "-crf",
+        "10",
+        "-pix_fmt",
+        "yuv420p",
+        "-vf",
+        "scale=trunc(iw/2+0.5)*2:trunc(ih/2+0.5)*2",  # yuv420p has even sides only
         str(path),
-    ]  # fmt: skip
+    ]
     done = subprocess.run(command, input=images.tobytes(), capture_output=True, check=False)
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()[-500:]

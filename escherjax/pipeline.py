@@ -305,8 +305,9 @@ class Pipeline:
         shape = (*leading, *self.model.latent_shape(self.resolution))
         axes = len(leading)
         if latents.ndim != len(shape) or (*latents.shape[:axes], latents.shape[-1]) != (
-            *leading, shape[-1]
-        ):  # fmt: skip
+            *leading,
+            shape[-1],
+        ):
             raise UserError(
                 f"initial_latents have shape {latents.shape}; needed {shape} (sides may differ)"
             )

@@ -39,9 +39,11 @@ def repeated(argv: Sequence[str]) -> list[str]:
         if command[: len(COMMAND)] != COMMAND or not all(isinstance(x, str) for x in command):
             raise ValueError(f"its command is {command!r}")
         weights = record.get("weights")
-        pinned = [] if weights is None else [
-            "--weights", str(weights["path"]), "--weights-hash", str(weights["hash"])
-        ]  # fmt: skip
+        pinned = (
+            []
+            if weights is None
+            else ["--weights", str(weights["path"]), "--weights-hash", str(weights["hash"])]
+        )
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"--repeat {known.repeat}: {in_words(error)}; needed the {FILE_NAME} that a run of "

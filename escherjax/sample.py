@@ -154,9 +154,10 @@ def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         "min_targets": arguments.min_targets,
         "seconds": round(elapsed, 2),
         "versions": checkpoint.versions(),
-        **{name: getattr(arguments, name) for name in (
-            "steps", "guidance", "guidance_rescale", "seed", "sampler", "eta", "dtype"
-        )},
+        **{
+            name: getattr(arguments, name)
+            for name in ("steps", "guidance", "guidance_rescale", "seed", "sampler", "eta", "dtype")
+        },
     }
     run_record.write_record(arguments.out, argv, record)
     print(arguments.out / sample_outputs.SHEET_NAME)
@@ -171,37 +172,66 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--weights",
-        help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")  # fmt: skip
+    add("--weights", help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")
     add("--weights-hash", metavar="HASH", help="refuse other weights; run.json has it")
     input_arguments.add_arguments(parser)
     add("--out", required=True, type=Path)
-    add("--repeat", metavar="RUN.JSON",
-        help="the recorded command again, with what else is given in place of its own")  # fmt: skip
+    add(
+        "--repeat",
+        metavar="RUN.JSON",
+        help="the recorded command again, with what else is given in place of its own",
+    )
     add("--steps", type=int, default=50, help="sampling steps (default %(default)s)")
-    add("--guidance", type=float,
-        help="scale, 1 for none; default: what the weights were trained for, 3 as published")
+    add(
+        "--guidance",
+        type=float,
+        help="scale, 1 for none; default: what the weights were trained for, 3 as published",
+    )
     add("--seed", type=int, default=0)
     add("--sampler", default="ddim", help="ddim (as published), dpmpp_2m, unipc")
-    add("--eta", type=float, default=0.0,
-        help="noise that ddim adds at each step, 0 to 1 (default %(default)s)")  # fmt: skip
-    add("--guidance-rescale", type=float, default=0.0,
+    add(
+        "--eta",
+        type=float,
+        default=0.0,
+        help="noise that ddim adds at each step, 0 to 1 (default %(default)s)",
+    )
+    add(
+        "--guidance-rescale",
+        type=float,
+        default=0.0,
         help="how far guidance keeps the contrast of the unguided views, 0 to 1 "
-        "(default %(default)s)")  # fmt: skip
-    add("--plan", default="auto",
+        "(default %(default)s)",
+    )
+    add(
+        "--plan",
+        default="auto",
         help="which views are drawn together: joint (all), anchors (some spread over the path, "
         "then chunks between them), autoregressive (chunk after chunk), auto: joint where memory "
-        "allows, else anchors (default %(default)s)")  # fmt: skip
+        "allows, else anchors (default %(default)s)",
+    )
     add("--chunk", type=int, metavar="N", help="most views at once, except in plan joint")
-    add("--min-targets", type=int, default=0, metavar="N",
+    add(
+        "--min-targets",
+        type=int,
+        default=0,
+        metavar="N",
         help="draw at least N views together: extra ones beside the targets are drawn and dropped; "
-        "few views gain from 15 (default %(default)s)")  # fmt: skip
+        "few views gain from 15 (default %(default)s)",
+    )
     add("--dtype", default="float32", help="compute: float32 or bfloat16")
-    add("--view-parallel", type=int, metavar="N",
-        help="devices that share the views; default: all, if each gets four or more")  # fmt: skip
+    add(
+        "--view-parallel",
+        type=int,
+        metavar="N",
+        help="devices that share the views; default: all, if each gets four or more",
+    )
     add("--cape", help="camera encoding of a pipeline folder whose name does not say it")
-    add("--max-radius", type=float, metavar="R",
-        help="scale the scene so that its farthest camera stands R from the origin")  # fmt: skip
+    add(
+        "--max-radius",
+        type=float,
+        metavar="R",
+        help="scale the scene so that its farthest camera stands R from the origin",
+    )
     target_arguments.add_arguments(parser)
     return parser
 

@@ -1,5 +1,4 @@
-"""Checked input of sampling: pictures and cameras of one scene, or of several padded to one shape.
-"""
+"""Checked input of sampling: pictures and cameras of one scene, or of several padded to one shape."""
 
 from __future__ import annotations
 

@@ -22,31 +22,60 @@ PREVIEW_NAME = "cameras.png"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --targets, what shapes a path, and what is written."""
     add = parser.add_argument_group("targets").add_argument
-    add("--targets", default="orbit",
+    add(
+        "--targets",
+        default="orbit",
         help="orbit, spiral, archimedean, dolly, lemniscate or spline; all; a transforms.json; or "
-        "a JSON list of {azimuth_deg, elevation_deg, radius} (default %(default)s)")  # fmt: skip
+        "a JSON list of {azimuth_deg, elevation_deg, radius} (default %(default)s)",
+    )
     add("--num-views", type=int, default=24, help="length of a path (default %(default)s)")
-    add("--radius", type=float, metavar="R",
-        help="of a path, and of photos' cameras; default: the references' median")  # fmt: skip
-    add("--elevation-deg", type=float, metavar="DEG",
+    add(
+        "--radius",
+        type=float,
+        metavar="R",
+        help="of a path, and of photos' cameras; default: the references' median",
+    )
+    add(
+        "--elevation-deg",
+        type=float,
+        metavar="DEG",
         help="of a path, and of photos' cameras, above the horizon; default: the references' "
-        "median")  # fmt: skip
-    add("--start-azimuth-deg", type=float, metavar="DEG",
-        help="of a path; default: the first reference's (archimedean: 0)")  # fmt: skip
-    add("--turns", type=float, metavar="T",
-        help="how often orbit (1), spiral (2), archimedean (6.4) go around; negative: "
-        "clockwise")  # fmt: skip
-    add("--through", metavar="WHAT",
-        help="cameras of a spline: references (default), all, or a file of cameras")  # fmt: skip
+        "median",
+    )
+    add(
+        "--start-azimuth-deg",
+        type=float,
+        metavar="DEG",
+        help="of a path; default: the first reference's (archimedean: 0)",
+    )
+    add(
+        "--turns",
+        type=float,
+        metavar="T",
+        help="how often orbit (1), spiral (2), archimedean (6.4) go around; negative: clockwise",
+    )
+    add(
+        "--through",
+        metavar="WHAT",
+        help="cameras of a spline: references (default), all, or a file of cameras",
+    )
     add("--closed", action="store_true", help="a spline leads back to its first camera")
-    add("--straight", action="store_true",
-        help="a spline leads straight from camera to camera, not around the origin")  # fmt: skip
-    add("--preview", action="store_true",
-        help=f"only draw where the cameras stand, OUT/{PREVIEW_NAME}, and stop")  # fmt: skip
-    add("--nerf-folder", action="store_true",
-        help="also write OUT/nerf, for nerfstudio, instant-ngp and 3DGS trainers")  # fmt: skip
-    add("--alpha", action="store_true",
-        help="make the white ground transparent in that folder")  # fmt: skip
+    add(
+        "--straight",
+        action="store_true",
+        help="a spline leads straight from camera to camera, not around the origin",
+    )
+    add(
+        "--preview",
+        action="store_true",
+        help=f"only draw where the cameras stand, OUT/{PREVIEW_NAME}, and stop",
+    )
+    add(
+        "--nerf-folder",
+        action="store_true",
+        help="also write OUT/nerf, for nerfstudio, instant-ngp and 3DGS trainers",
+    )
+    add("--alpha", action="store_true", help="make the white ground transparent in that folder")
 
 
 def check_out(arguments: argparse.Namespace) -> None:
@@ -65,9 +94,15 @@ def choose(
     from escherjax import targets
 
     names = (
-        "num_views", "radius", "elevation_deg", "start_azimuth_deg", "turns", "through", "closed",
+        "num_views",
+        "radius",
+        "elevation_deg",
+        "start_azimuth_deg",
+        "turns",
+        "through",
+        "closed",
         "straight",
-    )  # fmt: skip
+    )
     said = {name: getattr(arguments, name) for name in names}
     if arguments.cameras is not None:  # then these were said of the photos' cameras, at least
         for name in ("radius", "elevation_deg"):

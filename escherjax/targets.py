@@ -24,8 +24,14 @@ from escherjax.errors import UserError, listed
 ALL, SPLINE = "all", "spline"
 PATHS = (*trajectories.PRESETS, SPLINE)
 _OPTIONS = (
-    "radius", "elevation_deg", "start_azimuth_deg", "turns", "through", "closed", "straight",
-)  # fmt: skip
+    "radius",
+    "elevation_deg",
+    "start_azimuth_deg",
+    "turns",
+    "through",
+    "closed",
+    "straight",
+)
 _ANGLE_FIELDS = ("azimuth_deg", "elevation_deg", "radius")
 
 
@@ -163,9 +169,7 @@ def _entry_faults(entry: dict[str, Any]) -> list[str]:
     faults = []
     unknown = sorted(set(entry) - {*_ANGLE_FIELDS, "look_at"})
     if unknown:
-        faults.append(
-            f"has {', '.join(unknown)}; known: {', '.join(_ANGLE_FIELDS)} and look_at."
-        )
+        faults.append(f"has {', '.join(unknown)}; known: {', '.join(_ANGLE_FIELDS)} and look_at.")
     for name in _ANGLE_FIELDS:
         value = entry.get(name)
         if not _is_number(value):

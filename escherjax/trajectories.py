@@ -49,9 +49,7 @@ def trajectory(
     if not (np.isfinite(radius) and radius > 0):
         problems.append(f"a path of radius {radius:g}; needed a positive number.")
     if not abs(elevation_rad) <= np.pi / 2 + 1e-6:
-        problems.append(
-            f"an elevation of {np.degrees(elevation_rad):g} degrees; needed -90 to 90."
-        )
+        problems.append(f"an elevation of {np.degrees(elevation_rad):g} degrees; needed -90 to 90.")
     if not np.isfinite(start_azimuth_rad):
         problems.append(f"a start azimuth of {start_azimuth_rad:g}; needed a finite number.")
     if turns is not None and not (np.isfinite(turns) and turns != 0):

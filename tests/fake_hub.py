@@ -34,8 +34,10 @@ class FakeHub:
 
     def add(self, repo_id, files=(), private=False, branches=()):
         self.repos[repo_id] = {
-            "files": dict(files), "private": private, "branches": {"main", *branches}
-        }  # fmt: skip
+            "files": dict(files),
+            "private": private,
+            "branches": {"main", *branches},
+        }
 
     def __enter__(self):
         self._thread.start()
@@ -63,10 +65,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"id": found[1], "sha": COMMIT, "private": repo["private"], "siblings": []})
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+", path):
             files = self.hub.repos[found[1]]["files"]
-            self._json([
-                {"type": "file", "path": name, "size": len(data), "oid": _oid(data)}
-                for name, data in files.items()
-            ])  # fmt: skip
+            self._json(
+                [
+                    {"type": "file", "path": name, "size": len(data), "oid": _oid(data)}
+                    for name, data in files.items()
+                ]
+            )
         else:
             self.do_HEAD(path)
 
@@ -95,23 +99,46 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({})
         elif re.fullmatch(r"/api/models/[^/]+/[^/]+/preupload/[^/]+", path):
             ending = self.hub.lfs_ending
-            self._json({"files": [
-                {"path": file["path"], "shouldIgnore": False, "uploadMode":
-                 "lfs" if ending and file["path"].endswith(ending) else "regular"}
-                for file in json.loads(self.body)["files"]
-            ]})  # fmt: skip
+            self._json(
+                {
+                    "files": [
+                        {
+                            "path": file["path"],
+                            "shouldIgnore": False,
+                            "uploadMode": "lfs"
+                            if ending and file["path"].endswith(ending)
+                            else "regular",
+                        }
+                        for file in json.loads(self.body)["files"]
+                    ]
+                }
+            )
         elif re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
-            self._json({"transfer": "basic", "objects": [
-                {**item, "actions": {"upload": {"href": f"{self.hub.endpoint}/blob/{item['oid']}"}}}
-                for item in json.loads(self.body)["objects"]
-            ]})  # fmt: skip
+            self._json(
+                {
+                    "transfer": "basic",
+                    "objects": [
+                        {
+                            **item,
+                            "actions": {
+                                "upload": {"href": f"{self.hub.endpoint}/blob/{item['oid']}"}
+                            },
+                        }
+                        for item in json.loads(self.body)["objects"]
+                    ],
+                }
+            )
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", path):
             if self.hub.refuse_commit:
                 self._fail(self.hub.refuse_commit)
                 return
             self._commit(self.hub.repos[found[1]]["files"])
-            self._json({"commitUrl": f"{self.hub.endpoint}/{found[1]}/commit/{COMMIT}",
-                        "commitOid": COMMIT})  # fmt: skip
+            self._json(
+                {
+                    "commitUrl": f"{self.hub.endpoint}/{found[1]}/commit/{COMMIT}",
+                    "commitOid": COMMIT,
+                }
+            )
         else:
             self._fail(404)
 

@@ -78,8 +78,14 @@ def write_gltf(path, points=None, scene=None):
             for color in COLORS
         ],
         "accessors": [
-            {"bufferView": 0, "componentType": 5126, "count": 8, "type": "VEC3",
-             "min": [-1] * 3, "max": [1] * 3},
+            {
+                "bufferView": 0,
+                "componentType": 5126,
+                "count": 8,
+                "type": "VEC3",
+                "min": [-1] * 3,
+                "max": [1] * 3,
+            },
             {"bufferView": 1, "componentType": 5123, "count": 36, "type": "SCALAR"},
         ],
         "bufferViews": [
@@ -87,11 +93,13 @@ def write_gltf(path, points=None, scene=None):
             {"buffer": 0, "byteOffset": 96, "byteLength": 72},
         ],
         "buffers": [
-            {"byteLength": len(buffer),
-             "uri": "data:application/octet-stream;base64," + base64.b64encode(buffer).decode()}
+            {
+                "byteLength": len(buffer),
+                "uri": "data:application/octet-stream;base64," + base64.b64encode(buffer).decode(),
+            }
         ],
         **(scene or {}),
-    }  # fmt: skip
+    }
     path.write_text(json.dumps(content))
 
 

@@ -78,8 +78,14 @@ def read_all(folder, before):
         else:
             result["changed"] += index >= len(before) or after != before[index]
 
-    settings = LoaderConfig(8, num_references=2, num_targets=2, with_replacement=False,
-        on_bad_record="skip", shuffle=False)  # fmt: skip
+    settings = LoaderConfig(
+        8,
+        num_references=2,
+        num_targets=2,
+        with_replacement=False,
+        on_bad_record="skip",
+        shuffle=False,
+    )
     batches = loader.make_loader(source, settings, BATCH, num_threads=2)
     valid = np.concatenate([next(batches)["valid"] for _ in range(-(-len(source) // BATCH))])
     batches.close()

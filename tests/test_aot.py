@@ -99,10 +99,14 @@ def test_warnings_name_what_is_held_whole_and_what_is_gathered_twice():
         "odd": abstract(mesh, (1023, 1023)),
         "split": abstract(mesh, (4096, 1024), "fsdp"),
         "small": abstract(mesh, (8,)),
-        "params": {"a": {"to_k": {"kernel": abstract(mesh, (2048, 1024), "fsdp")},
-                         "to_v": {"kernel": abstract(mesh, (2048, 1024), "fsdp")}}},
+        "params": {
+            "a": {
+                "to_k": {"kernel": abstract(mesh, (2048, 1024), "fsdp")},
+                "to_v": {"kernel": abstract(mesh, (2048, 1024), "fsdp")},
+            }
+        },
         "ema": {"a": {"to_k": {"kernel": abstract(mesh, (2048, 1024), "fsdp")}}},
-    }  # fmt: skip
+    }
     (warning,) = estimate.replicated(arguments)
     assert warning.startswith("odd: float32[1023, 1023] is held whole")
 
@@ -272,9 +276,16 @@ def test_programs_lower_with_the_kernel_of_tpus(v5e_devices, program):
 @pytest.mark.parametrize("program", ["train", "sample"])
 def test_the_command_compiles_a_small_network_and_keeps_the_result(v5e_devices, program, tmp_path):
     arguments = [
-        "--topology", "v5e:2x2", "--program", program, "--cache", str(tmp_path),
-        "--json", str(tmp_path / "out.json"), *tiny_arguments(mesh__fsdp=4, dtype="bfloat16"),
-    ]  # fmt: skip
+        "--topology",
+        "v5e:2x2",
+        "--program",
+        program,
+        "--cache",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "out.json"),
+        *tiny_arguments(mesh__fsdp=4, dtype="bfloat16"),
+    ]
     first = run_compile(*arguments)
     assert first.returncode == 0, first.stderr
     result = json.loads((tmp_path / "out.json").read_text())
@@ -288,8 +299,15 @@ def test_the_command_compiles_a_small_network_and_keeps_the_result(v5e_devices, 
 
 @pytest.mark.slow
 def test_a_compilation_is_kept_though_its_hlo_cannot_be_written(v5e_devices, tmp_path):
-    arguments = ["--topology", "v5e:2x2", "--program", "sample", "--cache", str(tmp_path / "cache"),
-                 *tiny_arguments(mesh__fsdp=4, dtype="bfloat16")]  # fmt: skip
+    arguments = [
+        "--topology",
+        "v5e:2x2",
+        "--program",
+        "sample",
+        "--cache",
+        str(tmp_path / "cache"),
+        *tiny_arguments(mesh__fsdp=4, dtype="bfloat16"),
+    ]
     first = run_compile(*arguments, "--hlo", "/dev/full")
     assert first.returncode == 2, first.stderr
     assert "could not be written to /dev/full (No space left" in first.stderr

@@ -20,9 +20,13 @@ def skewed(rng, size=13):
 def test_interval_is_scipys(rng, method, size):
     values = skewed(rng, size)
     expected = stats.bootstrap(
-        (values,), np.mean, confidence_level=0.9, n_resamples=2000, method=SCIPY_NAMES[method],
+        (values,),
+        np.mean,
+        confidence_level=0.9,
+        n_resamples=2000,
+        method=SCIPY_NAMES[method],
         rng=np.random.default_rng(5),
-    ).confidence_interval  # fmt: skip
+    ).confidence_interval
     mean, low, high = interval(values, 0.9, seed=5, resamples=2000, method=method)
     assert mean == values.mean()
     # the same draws; float64 sums in another order

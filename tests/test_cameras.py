@@ -33,9 +33,7 @@ def test_rigid_inverse_equals_the_general_one(rng):
     c2w = random_poses(rng, 4)
     np.testing.assert_allclose(cameras.w2c_from_c2w(c2w), np.linalg.inv(c2w), atol=1e-12)
     np.testing.assert_allclose(cameras.c2w_from_w2c(np.linalg.inv(c2w)), c2w, atol=1e-12)
-    np.testing.assert_allclose(
-        cameras.c2w_from_w2c(np.linalg.inv(c2w)[:, :3]), c2w, atol=1e-12
-    )
+    np.testing.assert_allclose(cameras.c2w_from_w2c(np.linalg.inv(c2w)[:, :3]), c2w, atol=1e-12)
 
 
 def test_numpy_in_numpy_out_and_jax_in_jax_out(rng):
@@ -140,9 +138,12 @@ def test_poses_that_are_no_cameras_are_refused(rng):
         pose[:3, :3] = 0
 
     for change, reason in [
-        (scale, "not rigid"), (mirror, "mirrored"), (break_row, "last row"), (put_nan, "NaN"),
+        (scale, "not rigid"),
+        (mirror, "mirrored"),
+        (break_row, "last row"),
+        (put_nan, "NaN"),
         (flatten, "not rigid"),
-    ]:  # fmt: skip
+    ]:
         with pytest.raises(UserError, match=f"fox: pose of view 1.*{reason}"):
             cameras.check_poses(changed(change), "fox")
     with pytest.raises(UserError, match="shape"):

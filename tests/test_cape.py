@@ -69,9 +69,7 @@ def test_4dof_is_invariant_to_azimuth_and_log_radius(rng, name):
 
     def run(azimuth_shift, scale, shift_keys=True):
         far = np.where(np.arange(5) < 3, 1.0, 1.0 if shift_keys else 0.0)
-        c2w = cameras_lib.from_spherical(
-            polar, azimuth + azimuth_shift * far, radius * scale**far
-        )
+        c2w = cameras_lib.from_spherical(polar, azimuth + azimuth_shift * far, radius * scale**far)
         cameras = Cameras(jnp.asarray(c2w))
         return logits(name, q, k, cameras[:, :3], cameras[:, 3:])
 

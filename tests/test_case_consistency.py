@@ -19,12 +19,23 @@ from tests.test_epipolar import K, textured_scene
 
 SETTINGS = {
     "protocol": {"protocol": "heldout", "mode": "faithful"},
-    "weights": {"path": "w", "params": None, "trained_steps": None, "cape": "6dof",
-                "resolution": 128},
-    "sampling": {"dtype": "float32", "sampler": "ddim", "num_steps": 5, "guidance_scale": 1.0,
-                 "seed": 0},
-    "metrics": ["consistency"], "consistency": {"max_distance": 2.0, "min_matches": 10},
-}  # fmt: skip
+    "weights": {
+        "path": "w",
+        "params": None,
+        "trained_steps": None,
+        "cape": "6dof",
+        "resolution": 128,
+    },
+    "sampling": {
+        "dtype": "float32",
+        "sampler": "ddim",
+        "num_steps": 5,
+        "guidance_scale": 1.0,
+        "seed": 0,
+    },
+    "metrics": ["consistency"],
+    "consistency": {"max_distance": 2.0, "min_matches": 10},
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +71,9 @@ def test_scored_views_are_measured_beside_the_true_ones_of_their_cameras(scorer,
 
 
 def test_without_truth_all_targets_are_measured_alone(scorer, case):
-    untrue = Case("plane", 1, case.truth[:1], case.reference_c2w, case.target_c2w, None,
-                  np.zeros(0, int))  # fmt: skip
+    untrue = Case(
+        "plane", 1, case.truth[:1], case.reference_c2w, case.target_c2w, None, np.zeros(0, int)
+    )
     row = scorer.consistency(untrue, case.truth, case.target_K)
     assert row["true_views"] is None and row["samples"]["tsed"] == 1
     assert row["samples"]["num_pairs"] == len(nearest_pairs(case.target_c2w))
@@ -72,27 +84,45 @@ def test_without_truth_all_targets_are_measured_alone(scorer, case):
 
 def row_of(scene, samples, true_views=None, count=1):
     def values(tsed, distance):
-        return {"tsed": tsed, "distance": distance, "track_error": distance,
-                "matches_per_pair": 1.0, "num_pairs": 3, "num_tracks": 2}  # fmt: skip
+        return {
+            "tsed": tsed,
+            "distance": distance,
+            "track_error": distance,
+            "matches_per_pair": 1.0,
+            "num_pairs": 3,
+            "num_tracks": 2,
+        }
 
     true_values = None if true_views is None else values(*true_views)
-    return {"scene": scene, "num_references": count, "samples": values(*samples),
-            "true_views": true_values}  # fmt: skip
+    return {
+        "scene": scene,
+        "num_references": count,
+        "samples": values(*samples),
+        "true_views": true_values,
+    }
 
 
 def test_scenes_without_a_value_count_in_no_mean_and_are_told(tmp_path):
-    rows = [row_of("a", (0.25, 4.0), (1.0, 0.5)), row_of("b", (0.75, None), (1.0, 0.7)),
-            row_of("a", (0.0, None), count=2)]  # fmt: skip
+    rows = [
+        row_of("a", (0.25, 4.0), (1.0, 0.5)),
+        row_of("b", (0.75, None), (1.0, 0.7)),
+        row_of("a", (0.0, None), count=2),
+    ]
     scores = [
         {"scene": scene, "num_references": count, "method": method, "view": 0, "num_views": 1}
-        for scene, count in (("a", 1), ("b", 1), ("a", 2)) for method in records.METHODS
-    ]  # fmt: skip
+        for scene, count in (("a", 1), ("b", 1), ("a", 2))
+        for method in records.METHODS
+    ]
     content = summary.summarize(SETTINGS, scores, [], rows)
     found = content["consistency"]["results"]
     assert found["samples"]["1"]["tsed"]["mean"] == 0.5
     assert found["samples"]["1"]["tsed"]["low"] < 0.5 < found["samples"]["1"]["tsed"]["high"]
-    assert found["samples"]["1"]["distance"] == {"mean": 4.0, "low": None, "high": None,
-                                                 "num_scenes": 1}  # fmt: skip
+    assert found["samples"]["1"]["distance"] == {
+        "mean": 4.0,
+        "low": None,
+        "high": None,
+        "num_scenes": 1,
+    }
     assert found["samples"]["2"]["distance"]["mean"] is None
     assert found["true_views"].keys() == {"1"}
     assert content["consistency"]["per_scene"]["true_views"]["1"]["b"]["distance"] == 0.7
@@ -102,8 +132,10 @@ def test_scenes_without_a_value_count_in_no_mean_and_are_told(tmp_path):
     assert '<b>4.00</b> <span class="faint">(1 scene)</span>' in text and "true views" in text
     lines = report.as_text(content).splitlines()[-3:]
     assert [line.split()[:3] for line in lines] == [
-        ["1", "samples", "2"], ["1", "true", "views"], ["2", "samples", "1"]
-    ]  # fmt: skip
+        ["1", "samples", "2"],
+        ["1", "true", "views"],
+        ["2", "samples", "1"],
+    ]
     assert "4.00 of 1 scene" in lines[0]
 
 
@@ -132,8 +164,15 @@ def test_a_missing_opencv_is_said_before_anything_is_drawn(monkeypatch):
     ("scene_id", "folder"), [("set/shoe_1", "views/set/shoe_1/N1"), ("../../a b", None)]
 )
 def test_saved_views_are_a_scene_folder_inside_the_evaluation(case, tmp_path, scene_id, folder):
-    named = Case(scene_id, 1, case.reference_images, case.reference_c2w, case.target_c2w, None,
-                 np.zeros(0, int))  # fmt: skip
+    named = Case(
+        scene_id,
+        1,
+        case.reference_images,
+        case.reference_c2w,
+        case.target_c2w,
+        None,
+        np.zeros(0, int),
+    )
     name, out = CaseName(scene_id, 1), tmp_path / "out"
     assert not saved_views.is_complete(out, name)
     saved_views.save(out, named, case.truth, case.target_K)

@@ -81,9 +81,7 @@ def restore(workdir, devices=1):
 def assert_is_step(restored, step):
     state, position = restored
     assert position == step
-    for ours, saved in zip(
-        jax.tree.leaves(state), jax.tree.leaves(host_state(step)), strict=True
-    ):
+    for ours, saved in zip(jax.tree.leaves(state), jax.tree.leaves(host_state(step)), strict=True):
         np.testing.assert_array_equal(np.asarray(ours), saved)
 
 
@@ -172,9 +170,17 @@ def drop_the_optimizer_from_the_manifest(folder):
 
 @pytest.mark.parametrize(
     "damage",
-    [truncate, flip_one_bit, delete_half, delete_optimizer_and_manifest,
-     delete_manifest, break_manifest, empty_manifest, drop_the_optimizer_from_the_manifest],
-)  # fmt: skip
+    [
+        truncate,
+        flip_one_bit,
+        delete_half,
+        delete_optimizer_and_manifest,
+        delete_manifest,
+        break_manifest,
+        empty_manifest,
+        drop_the_optimizer_from_the_manifest,
+    ],
+)
 def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_taken(
     workdir, damage, caplog
 ):

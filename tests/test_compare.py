@@ -23,25 +23,47 @@ from escherjax.metrics.bootstrap import paired_interval
 
 def settings(mode="faithful", steps=50, **protocol):
     return {
-        "protocol": {"protocol": "heldout", "mode": mode, "conventions": {"psnr": "uint8"},
-                     "rules": {"background": "white"}, **protocol},
+        "protocol": {
+            "protocol": "heldout",
+            "mode": mode,
+            "conventions": {"psnr": "uint8"},
+            "rules": {"background": "white"},
+            **protocol,
+        },
         "metrics": ["psnr"],
-        "weights": {"path": "w", "hash": "0", "params": None, "trained_steps": None,
-                    "cape": "6dof", "resolution": 32},
-        "sampling": {"num_steps": steps, "guidance_scale": 3.0, "sampler": "ddim", "seed": 0,
-                     "dtype": "float32"},
-    }  # fmt: skip
+        "weights": {
+            "path": "w",
+            "hash": "0",
+            "params": None,
+            "trained_steps": None,
+            "cape": "6dof",
+            "resolution": 32,
+        },
+        "sampling": {
+            "num_steps": steps,
+            "guidance_scale": 3.0,
+            "sampler": "ddim",
+            "seed": 0,
+            "dtype": "float32",
+        },
+    }
 
 
 def write_run(folder, values, **changes):
     """A summary of {(scene, N): PSNR of its two views}."""
     rows = [
-        {"scene": scene, "num_references": count, "method": method, "view": view, "num_views": 2,
-         "psnr": psnr - (method == records.NEAREST)}
+        {
+            "scene": scene,
+            "num_references": count,
+            "method": method,
+            "view": view,
+            "num_views": 2,
+            "psnr": psnr - (method == records.NEAREST),
+        }
         for (scene, count), of_views in values.items()
         for method in records.METHODS
         for view, psnr in enumerate(of_views)
-    ]  # fmt: skip
+    ]
     folder.mkdir()
     summary.write(folder, summary.summarize(settings(**changes), rows, []))
     return folder
@@ -99,11 +121,21 @@ def test_what_means_something_else_is_refused(tmp_path, changes, field):
 def consistency_rows(distances):
     """Records of consistency of {scene: median distance, or None}, with one reference."""
     return [
-        {"scene": scene, "num_references": 1, "true_views": None,
-         "samples": {"tsed": 0.5, "distance": distance, "track_error": None,
-                     "matches_per_pair": 20.0, "num_pairs": 2, "num_tracks": 0}}
+        {
+            "scene": scene,
+            "num_references": 1,
+            "true_views": None,
+            "samples": {
+                "tsed": 0.5,
+                "distance": distance,
+                "track_error": None,
+                "matches_per_pair": 20.0,
+                "num_pairs": 2,
+                "num_tracks": 0,
+            },
+        }
         for scene, distance in distances.items()
-    ]  # fmt: skip
+    ]
 
 
 def write_consistency(folder, distances, **rules):
@@ -166,9 +198,21 @@ def test_names_cannot_break_the_page(tmp_path):
 
 
 def test_one_scene_has_no_interval(tmp_path):
-    content = summary.summarize(settings(), [
-        {"scene": "a", "num_references": 1, "method": method, "view": 0, "num_views": 1,
-         "psnr": 9.0} for method in records.METHODS], [])  # fmt: skip
+    content = summary.summarize(
+        settings(),
+        [
+            {
+                "scene": "a",
+                "num_references": 1,
+                "method": method,
+                "view": 0,
+                "num_views": 1,
+                "psnr": 9.0,
+            }
+            for method in records.METHODS
+        ],
+        [],
+    )
     assert content["results"]["samples"]["1"]["psnr"] == {"mean": 9.0, "low": None, "high": None}
     summary.write(tmp_path, content)  # JSON without NaN
 
@@ -195,8 +239,9 @@ def test_a_chart_puts_larger_values_higher_and_later_points_to_the_right():
 
 def test_the_papers_figures_stand_beside_faithful_ones_alone(tmp_path):
     def table(**changes):
-        folder = write_run(tmp_path / changes["mode"], A, protocol="gso25",
-                           published_num_scenes=30, **changes)  # fmt: skip
+        folder = write_run(
+            tmp_path / changes["mode"], A, protocol="gso25", published_num_scenes=30, **changes
+        )
         return report.write(folder, summary.read(folder)).read_text()
 
     faithful = table(mode="faithful")

@@ -70,10 +70,16 @@ def test_every_config_loads_and_describes_a_network(name):
 def test_overrides_change_one_field_and_keep_its_type():
     config = load_config(
         "configs/6dof.py",
-        ["--config.batch_size=8", "--config.optimizer.peak_lr", "1", "--config.remat=true",
-         "--config.unet.block_channels=(320,640)", "--config.unet.attention=(True,True)",
-         "--config.data.source=shards/a=b"],
-    )  # fmt: skip
+        [
+            "--config.batch_size=8",
+            "--config.optimizer.peak_lr",
+            "1",
+            "--config.remat=true",
+            "--config.unet.block_channels=(320,640)",
+            "--config.unet.attention=(True,True)",
+            "--config.data.source=shards/a=b",
+        ],
+    )
     assert (config.batch_size, config.optimizer.peak_lr, config.remat) == (8, 1.0, True)
     assert config.unet.block_channels == (320, 640) and config.data.source == "shards/a=b"
     original = load_config("configs/6dof.py")
@@ -112,18 +118,24 @@ def test_json_keeps_every_value():
         ("configs/6dof.py", ["--config.eval.num_references=(1.5,)"], "whole numbers from 1 on"),
         ("configs/6dof.py", ["--config.eval.num_sampling_steps=0"], "num_sampling_steps = 0"),
         ("configs/6dof.py", ["--config.eval.num_sampling_steps=1001"], "is above config.diffusion"),
-        ("configs/6dof.py", ["--config.eval.batch_size=0", "--config.eval.num_scenes=0"],
-         r"eval.num_scenes = 0; needed at least 1; config.eval.batch_size = 0"),
+        (
+            "configs/6dof.py",
+            ["--config.eval.batch_size=0", "--config.eval.num_scenes=0"],
+            r"eval.num_scenes = 0; needed at least 1; config.eval.batch_size = 0",
+        ),
         ("configs/6dof.py", ["--config.eval.num_targets=0"], "eval.num_targets = 0"),
         ("configs/6dof.py", ["--config.data.num_threads=0"], "data.num_threads = 0"),
         ("configs/6dof.py", ["--config.data.prefetch=-1"], "data.prefetch = -1"),
         ("configs/6dof.py", ["--config.data.num_scenes=0"], "data.num_scenes = 0"),
         ("configs/6dof.py", ["--config.data.num_views=0"], "data.num_views = 0"),
-        ("configs/6dof.py", ["--config.unet.block_channels=(100,)",
-                             "--config.unet.attention=(True,)"], "norm_groups"),
+        (
+            "configs/6dof.py",
+            ["--config.unet.block_channels=(100,)", "--config.unet.attention=(True,)"],
+            "norm_groups",
+        ),
         ("configs/6dof.py", ["--config.unet.attention=(True,)"], "attention"),
     ],
-)  # fmt: skip
+)
 def test_wrong_configs_say_what_is_needed(file, overrides, reason):
     with pytest.raises(UserError, match=reason):
         load_config(file, overrides)

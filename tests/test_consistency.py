@@ -77,9 +77,8 @@ def test_summaries_are_what_their_definitions_say(scene):
     result = view_consistency(pictures, rolled(c2w, 3), K)
     limit, least = float(np.median(result.distance)), int(np.median(result.num_matches))
     by_hand = [
-        n >= least and d < limit
-        for n, d in zip(result.num_matches, result.distance, strict=True)
-    ]  # fmt: skip
+        n >= least and d < limit for n, d in zip(result.num_matches, result.distance, strict=True)
+    ]
     again = view_consistency(pictures, rolled(c2w, 3), K, max_distance=limit, min_matches=least)
     assert again.tsed == np.mean(by_hand) and 0 < again.tsed < 1
     enough = result.distance[result.num_matches >= least]
@@ -162,10 +161,12 @@ def test_real_pictures_agree_with_their_cameras_and_not_with_others(data_dir, tm
     source = str(data_dir / "nerf_synthetic_lego")
     nerf_json.main(["--source", source, "--out", str(tmp_path / "out")])
     scene = records.open_shards(tmp_path / "out")[0]
-    pictures = np.stack([
-        images.on_background(images.decode_image(data, "picture"), images.WHITE)
-        for data in scene.images
-    ])  # fmt: skip
+    pictures = np.stack(
+        [
+            images.on_background(images.decode_image(data, "picture"), images.WHITE)
+            for data in scene.images
+        ]
+    )
     pairs = nearest_pairs(scene.c2w)
     true = view_consistency(pictures, scene.c2w, scene.K, pairs)
     # 0.46 and 0.73 pixels where it was measured; views are 30 degrees and more apart

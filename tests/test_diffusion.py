@@ -225,11 +225,16 @@ def test_schedule_passes_through_jit_as_an_argument():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"num_train_timesteps": "x"}, {"num_train_timesteps": None}, {"beta_start": "x"},
-        {"num_train_timesteps": 10**12}, {"beta_end": None}, {"steps_offset": 1.5},
-        {"set_alpha_to_one": 1}, {"prediction_type": []},
+        {"num_train_timesteps": "x"},
+        {"num_train_timesteps": None},
+        {"beta_start": "x"},
+        {"num_train_timesteps": 10**12},
+        {"beta_end": None},
+        {"steps_offset": 1.5},
+        {"set_alpha_to_one": 1},
+        {"prediction_type": []},
     ],
-)  # fmt: skip
+)
 def test_scheduler_fields_of_other_types_are_refused_by_name(fields):
     config = schedule.to_diffusers(schedule.NoiseSchedule.from_config())
     ((name, value),) = fields.items()

@@ -43,9 +43,7 @@ def textured_scene(views=8, seed=1):
         homography = to_index @ K @ w2c[:3, [0, 1, 3]] @ world
         warped = cv2.warpPerspective(texture, homography, (SIZE, SIZE))
         pictures.append(images.encode_png(warped))
-    return records.Scene(
-        "plane", "made", pictures, c2w, np.repeat(K[None], views, 0), SIZE, SIZE
-    )  # fmt: skip
+    return records.Scene("plane", "made", pictures, c2w, np.repeat(K[None], views, 0), SIZE, SIZE)
 
 
 def with_tilted_view(scene, view):

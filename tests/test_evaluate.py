@@ -55,8 +55,14 @@ def pipe(weights):
 def request_for(data):
     def make(out, **changes):
         drawing = sampling.Sampling(num_steps=2, guidance_scale=1.0)
-        given = {"protocol": "heldout", "data": str(data), "references": COUNTS,
-                 "sampling": drawing, "metrics": METRICS, "batch_size": 1}  # fmt: skip
+        given = {
+            "protocol": "heldout",
+            "data": str(data),
+            "references": COUNTS,
+            "sampling": drawing,
+            "metrics": METRICS,
+            "batch_size": 1,
+        }
         return run.Request(out=out, **{**given, **changes})
 
     return make
@@ -85,9 +91,28 @@ def finished(pipe, weights, data, tmp_path_factory):
 
 
 def arguments(weights, data, out, *more):
-    return ["--weights", str(weights), "--data", str(data), "--protocol", "heldout",
-            "--references", "1,2", "--metrics", ",".join(METRICS), "--steps", "2", "--save-views",
-            "--guidance", "1", "--batch-size", "1", "--out", str(out), *more]  # fmt: skip
+    return [
+        "--weights",
+        str(weights),
+        "--data",
+        str(data),
+        "--protocol",
+        "heldout",
+        "--references",
+        "1,2",
+        "--metrics",
+        ",".join(METRICS),
+        "--steps",
+        "2",
+        "--save-views",
+        "--guidance",
+        "1",
+        "--batch-size",
+        "1",
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 def written(out):
@@ -105,18 +130,24 @@ def test_every_view_is_scored_and_means_are_means_of_scenes(finished, data):
     for method in ("samples", "nearest_reference"):
         for count in COUNTS:
             means = [
-                np.mean([r["psnr"] for r in rows if (r["method"], r["num_references"], r["scene"])
-                         == (method, count, scene)])
+                np.mean(
+                    [
+                        r["psnr"]
+                        for r in rows
+                        if (r["method"], r["num_references"], r["scene"]) == (method, count, scene)
+                    ]
+                )
                 for scene in SCENES
-            ]  # fmt: skip
+            ]
             found = summary["results"][method][str(count)]
             assert found["num_scenes"] == 3 and found["num_views"] == 3 * targets
             np.testing.assert_allclose(found["psnr"]["mean"], np.mean(means), rtol=1e-12)
             assert found["psnr"]["low"] < np.mean(means) < found["psnr"]["high"]
             np.testing.assert_allclose(
-                [summary["per_scene"][method][str(count)][s]["psnr"] for s in SCENES], means,
+                [summary["per_scene"][method][str(count)][s]["psnr"] for s in SCENES],
+                means,
                 rtol=1e-12,
-            )  # fmt: skip
+            )
     settings, consistency = summary["settings"], summary["consistency"]["results"]
     assert [consistency["true_views"][str(count)]["num_scenes"] for count in COUNTS] == [3, 3]
     assert settings["weights"]["trained_steps"] == 4 and settings["protocol"]["mode"] == "faithful"
@@ -128,8 +159,11 @@ def test_the_baseline_copies_the_reference_whose_camera_is_nearest(finished, req
     used = set()
     for scene in SCENES:
         case = protocol.read(scene, 2, SIDE, "6dof")
-        found = [r["psnr"] for r in rows if (r["scene"], r["num_references"], r["method"]) ==
-                 (scene, 2, "nearest_reference")]  # fmt: skip
+        found = [
+            r["psnr"]
+            for r in rows
+            if (r["scene"], r["num_references"], r["method"]) == (scene, 2, "nearest_reference")
+        ]
         expected = []
         for target, truth in zip(case.target_c2w, case.truth, strict=True):
             distances = [np.linalg.norm(target[:3, 3] - ref[:3, 3]) for ref in case.reference_c2w]
@@ -318,9 +352,7 @@ def test_a_scene_that_cannot_be_read_is_named_and_counted(
         (["--weights", "nowhere"], "nowhere"),
     ],
 )
-def test_wrong_arguments_are_refused(
-    pipe, weights, data, tmp_path, monkeypatch, more, reason
-):
+def test_wrong_arguments_are_refused(pipe, weights, data, tmp_path, monkeypatch, more, reason):
     if "nowhere" not in reason:
         monkeypatch.setattr(loading, "load", lambda *_, **__: pipe)
     with pytest.raises(UserError, match=f"(?s){reason}"):
@@ -328,9 +360,29 @@ def test_wrong_arguments_are_refused(
 
 
 def follow_arguments(workdir, data, out, *more):
-    return ["--follow", str(workdir), "--data", str(data), "--protocol", "heldout",
-            "--references", "2", "--metrics", "psnr", "--steps", "2", "--guidance", "1",
-            "--batch-size", "1", "--follow-poll-sec", "0.01", "--out", str(out), *more]  # fmt: skip
+    return [
+        "--follow",
+        str(workdir),
+        "--data",
+        str(data),
+        "--protocol",
+        "heldout",
+        "--references",
+        "2",
+        "--metrics",
+        "psnr",
+        "--steps",
+        "2",
+        "--guidance",
+        "1",
+        "--batch-size",
+        "1",
+        "--follow-poll-sec",
+        "0.01",
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -394,8 +446,9 @@ def test_other_settings_do_not_join_the_curve(followed, workdir, data):
 
 
 def test_a_checkpoint_deleted_before_it_is_read_is_skipped(workdir, data, tmp_path, caplog):
-    request = run.Request("heldout", str(data), tmp_path / "out", references=(1,),
-                          metrics=("psnr",))  # fmt: skip
+    request = run.Request(
+        "heldout", str(data), tmp_path / "out", references=(1,), metrics=("psnr",)
+    )
     follower = follow._Follower(request, workdir, Stop())
     assert not follower.evaluate(77)
     assert "77 was deleted before it could be read; skipped" in caplog.text

@@ -32,10 +32,17 @@ def test_reading_ahead_keeps_the_order_and_does_not_run_away(tmp_path):
 
 def case_rows(scene, count=1, views=2):
     return [
-        {"scene": scene, "num_references": count, "method": method, "view": view,
-         "num_views": views, "psnr": 1.5}
-        for method in records.METHODS for view in range(views)
-    ]  # fmt: skip
+        {
+            "scene": scene,
+            "num_references": count,
+            "method": method,
+            "view": view,
+            "num_views": views,
+            "psnr": 1.5,
+        }
+        for method in records.METHODS
+        for view in range(views)
+    ]
 
 
 @pytest.mark.parametrize("kept", range(1, 4))
@@ -65,8 +72,10 @@ def test_settings_differ_field_by_field_wherever_data_and_weights_lie():
     one = {"weights": {"path": "/a", "hash": "1"}, "metrics": ["psnr"], "seed": 0}
     other = {"weights": {"path": "/b", "hash": "2"}, "metrics": ["psnr"], "eta": 0.5}
     assert settings.differences(one, other) == [
-        ("weights.hash", '"1"', '"2"'), ("seed", "0", "(not set)"), ("eta", "(not set)", "0.5")
-    ]  # fmt: skip
+        ("weights.hash", '"1"', '"2"'),
+        ("seed", "0", "(not set)"),
+        ("eta", "(not set)", "0.5"),
+    ]
     assert settings.differences(one, json.loads(json.dumps(one))) == []
 
 
@@ -105,16 +114,23 @@ def test_noise_belongs_to_the_seed_the_scene_and_the_number_of_references():
     poses, pictures = np.eye(4)[None], np.zeros((1, 8, 8, 3), np.uint8)
     cases = [
         Case(scene, count, pictures, poses, poses, None, np.zeros(0, int))
-        for scene in ("a", "b", "a1") for count in (1, 2, 11)
-    ]  # fmt: skip
+        for scene in ("a", "b", "a1")
+        for count in (1, 2, 11)
+    ]
     seeds = [sampling.case_seed(seed, case) for seed in (0, 1) for case in cases]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**31 for seed in seeds)
 
 
 def test_data_is_looked_at_before_weights(tmp_path):
     (tmp_path / "empty").mkdir()
-    given = ["--data", str(tmp_path / "empty"), "--protocol", "heldout",
-             "--out", str(tmp_path / "out")]  # fmt: skip
+    given = [
+        "--data",
+        str(tmp_path / "empty"),
+        "--protocol",
+        "heldout",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     with pytest.raises(UserError, match="no scenes"):
         evaluate.main(["--weights", "nowhere", *given])
     with pytest.raises(UserError, match="needed a training work directory"):

@@ -28,9 +28,27 @@ def workdir(tmp_path_factory):
 
 
 def arguments(weights, data, out, *more):
-    return ["--weights", str(weights), "--data", str(data), "--protocol", "heldout",
-            "--references", "1", "--metrics", "psnr", "--steps", "1", "--guidance", "1",
-            "--batch-size", "1", "--out", str(out), *more]  # fmt: skip
+    return [
+        "--weights",
+        str(weights),
+        "--data",
+        str(data),
+        "--protocol",
+        "heldout",
+        "--references",
+        "1",
+        "--metrics",
+        "psnr",
+        "--steps",
+        "1",
+        "--guidance",
+        "1",
+        "--batch-size",
+        "1",
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -77,16 +95,28 @@ def test_a_followed_run_that_scored_nothing_blocks_no_other(workdir, data, tmp_p
 def test_of_two_that_start_together_with_other_settings_one_scores(workdir, data, tmp_path):
     """The other wrote its settings while this one drew its first views."""
     out, weights = tmp_path / "out", workdir / "checkpoints" / "4"
-    request = run.Request("heldout", str(data), out, references=(1,), metrics=("psnr",),
-                          sampling=sampling.Sampling(num_steps=1, guidance_scale=1.0),
-                          batch_size=1, shard=(0, 2))  # fmt: skip
+    request = run.Request(
+        "heldout",
+        str(data),
+        out,
+        references=(1,),
+        metrics=("psnr",),
+        sampling=sampling.Sampling(num_steps=1, guidance_scale=1.0),
+        batch_size=1,
+        shard=(0, 2),
+    )
     protocol = request.open_protocol()
     scorer = Scorer(request.metrics, protocol.conventions)
     with pytest.raises(UserError, match="other settings"):
         run.evaluate_pipeline(
-            request, protocol, scorer, loading.load(weights), weights, Stop(),
+            request,
+            protocol,
+            scorer,
+            loading.load(weights),
+            weights,
+            Stop(),
             lambda: settings.start_or_continue(out, {"metrics": ["ssim"]}),
-        )  # fmt: skip
+        )
     assert settings.read(out) == {"metrics": ["ssim"]} and records.read_all(out) == []
 
 

@@ -142,18 +142,24 @@ def test_an_export_is_pushed_and_loads_from_the_hub(run, tmp_path):
     out, program = tmp_path / "out", [sys.executable, "-m", "escherjax.export", "--no-check"]
     with FakeHub() as server:
         environment = os.environ | {
-            "HF_ENDPOINT": server.endpoint, "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "hf")
-        }  # fmt: skip
+            "HF_ENDPOINT": server.endpoint,
+            "HF_TOKEN": "hf_test",
+            "HF_HOME": str(tmp_path / "hf"),
+        }
         pushed = subprocess.run(
             [*program, "--weights", run, "--out", out, "--push-to-hub", "owner/eschernet-6dof"],
-            env=environment, capture_output=True, text=True,
-        )  # fmt: skip
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert pushed.returncode == 0, pushed.stderr
         assert pushed.stdout.splitlines() == [f"{server.endpoint}/owner/eschernet-6dof", str(out)]
         again = subprocess.run(
             [*program, "--weights", "owner/eschernet-6dof", "--out", tmp_path / "again"],
-            env=environment, capture_output=True, text=True,
-        )  # fmt: skip
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
     assert again.returncode == 0, again.stderr
     for path in out.rglob("*.*"):
         assert (tmp_path / "again" / path.relative_to(out)).read_bytes() == path.read_bytes()

@@ -35,9 +35,7 @@ from escherjax.training.writers import MetricWriter
 
 SHORT = {"num_steps": 12, "checkpoint_every_steps": 4}
 ENDLESS = {"num_steps": 10**6}
-REPORTING = {
-    "num_steps": 4, "log_every_steps": 1, "eval_every_steps": 4, "sample_every_steps": 4
-}  # fmt: skip
+REPORTING = {"num_steps": 4, "log_every_steps": 1, "eval_every_steps": 4, "sample_every_steps": 4}
 ON_ALL_DEVICES = {"mesh__data": 1, "mesh__fsdp": -1, "batch_size": 8}
 
 
@@ -161,8 +159,7 @@ def test_a_full_disk_ends_the_run_with_a_message(tmp_path, environment, unbroken
     assert code == 1 and "no space is left there, or a quota or limit" in output, output
     assert verify.steps(workdir) == verify.steps(unbroken)
     assert all(
-        not verify.verify(workdir / "checkpoints" / str(step))
-        for step in verify.steps(workdir)
+        not verify.verify(workdir / "checkpoints" / str(step)) for step in verify.steps(workdir)
     )
 
 
@@ -242,8 +239,10 @@ def test_lines_of_the_log_that_cannot_be_read_are_dropped_and_counted(tmp_path, 
     config = tiny_config()
     checkpoint.prepare_workdir(tmp_path, config)
     whole = [
-        {"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}, {"step": 2, "heldout/psnr_n2": 9.0}
-    ]  # fmt: skip
+        {"step": 1, "loss": 1.0},
+        {"step": 2, "loss": 0.5},
+        {"step": 2, "heldout/psnr_n2": 9.0},
+    ]
     lines = [json.dumps(row).encode() for row in whole]
     broken = [b'{"loss": 3.0}', b'{"step": 1, "lo\xff": 1', b"", b"7", b'{"step": "1"}', b'{"st']
     path = tmp_path / "metrics.jsonl"

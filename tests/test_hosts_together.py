@@ -43,9 +43,12 @@ def start(tmp_path, environment):
         }
         process = subprocess.Popen(
             [sys.executable, "-m", "escherjax.train", *fields],
-            env=environment | together | (variables or {}), cwd=cwd, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            env=environment | together | (variables or {}),
+            cwd=cwd,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         processes.append(process)
         return process
 
@@ -104,8 +107,9 @@ def test_a_host_that_is_busy_for_long_is_ended_with_the_message_of_the_one_that_
     write_shards(tmp_path / "sees" / "data", scenes)
     (tmp_path / "blind").mkdir()
     fields = {"data__source": "data,procedural", "data__num_scenes": 100_000}
-    processes = [start(index, cwd=tmp_path / name, **fields)
-                 for index, name in enumerate(("sees", "blind"))]  # fmt: skip
+    processes = [
+        start(index, cwd=tmp_path / name, **fields) for index, name in enumerate(("sees", "blind"))
+    ]
     busy, failed = (refusal(process) for process in processes)
     assert "error: data " in failed and "error: host 1: data " in busy
 

@@ -75,12 +75,20 @@ def test_a_pipeline_comes_from_the_hub_byte_for_byte_without_pickles_or_programs
 @pytest.mark.parametrize(
     ("part", "expected"),
     [
-        ("unet", {"model_index.json", "escherjax.json", "scheduler/scheduler_config.json",
-                  "unet/config.json", "unet/diffusion_pytorch_model.safetensors"}),
+        (
+            "unet",
+            {
+                "model_index.json",
+                "escherjax.json",
+                "scheduler/scheduler_config.json",
+                "unet/config.json",
+                "unet/diffusion_pytorch_model.safetensors",
+            },
+        ),
         ("vae", {"vae/config.json", "vae/diffusion_pytorch_model.safetensors"}),
         ("image_encoder", {"image_encoder/model.safetensors"}),
     ],
-)  # fmt: skip
+)
 def test_only_the_part_in_use_is_fetched(server, tmp_path, part, expected):
     server.add("someone/model", {**FILES, **UNWANTED})
     folder = hub.resolve("someone/model", part, endpoint=server.endpoint, cache_dir=tmp_path)
@@ -225,13 +233,21 @@ def test_load_takes_a_hub_id_and_its_name_says_the_camera_encoding(server, tmp_p
         "print(json.dumps([p.model.cape, float(p.params['unet']['conv_in']['bias'].sum())]))\n"
         "assert (folder / 'unet').is_dir()"
     )
-    environment = {**os.environ, "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path),
-                   "JAX_PLATFORMS": "cpu", "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": server.endpoint,
+        "HF_HOME": str(tmp_path),
+        "JAX_PLATFORMS": "cpu",
+        "HF_HUB_DISABLE_XET": "1",
+    }
     environment.pop("HF_HUB_OFFLINE", None)
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True,
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
         cwd=os.path.dirname(os.path.dirname(hub.__file__)) + "/..",
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     cape, total = json.loads(done.stdout)
     from safetensors.numpy import load_file

@@ -33,17 +33,23 @@ def write_photos(folder):
     side = 600
     exif = Image.Exif()
     exif[0x0112] = 6
-    noise = [cv2.GaussianBlur(rng.integers(0, 256, (side, side, 3), np.uint8), (0, 0), 3.0)
-             for _ in range(2)]  # fmt: skip
+    noise = [
+        cv2.GaussianBlur(rng.integers(0, 256, (side, side, 3), np.uint8), (0, 0), 3.0)
+        for _ in range(2)
+    ]
     textures = [cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX) for texture in noise]
     for view, pose in enumerate(c2w):
         w2c = np.linalg.inv(pose)
         picture = np.zeros((SIZE, SIZE, 3), np.uint8)
         for texture, height, half in zip(textures, (0.0, 0.5), (EXTENT, 0.35), strict=True):
             scale = 2 * half / side
-            world = np.array([
-                [scale, 0, 0.5 * scale - half], [0, scale, 0.5 * scale - half], [0, 0, 1],
-            ])  # fmt: skip
+            world = np.array(
+                [
+                    [scale, 0, 0.5 * scale - half],
+                    [0, scale, 0.5 * scale - half],
+                    [0, 0, 1],
+                ]
+            )
             plane = w2c[:3, [0, 1, 3]].copy()
             plane[:, 2] += height * w2c[:3, 2]
             to_index = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1]])

@@ -79,9 +79,10 @@ def slow_gaussian_ssim(x, y):
             var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
             cov = (window * (a - mean_a) * (b - mean_b)).sum()
             values.append(
-                (2 * mean_a * mean_b + 1e-4) * (2 * cov + 9e-4)
+                (2 * mean_a * mean_b + 1e-4)
+                * (2 * cov + 9e-4)
                 / ((mean_a**2 + mean_b**2 + 1e-4) * (var_a + var_b + 9e-4))
-            )  # fmt: skip
+            )
     return np.mean(values)
 
 

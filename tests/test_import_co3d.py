@@ -47,14 +47,22 @@ def write_sequence(root, sequence, kind, height, width, views=VIEWS):
         Image.fromarray(picture).save(root / names[0])
         Image.fromarray(picture.max(-1)).save(root / names[1])
         viewpoint = {
-            "R": R.tolist(), "T": T.tolist(), "focal_length": focal.tolist(),
-            "principal_point": center.tolist(), "intrinsics_format": kind,
-        }  # fmt: skip
-        entries.append({
-            "sequence_name": sequence, "frame_number": view, "frame_timestamp": 0.1 * view,
-            "image": {"path": names[0], "size": [height, width]},
-            "mask": {"path": names[1], "mass": 1.0}, "viewpoint": viewpoint,
-        })  # fmt: skip
+            "R": R.tolist(),
+            "T": T.tolist(),
+            "focal_length": focal.tolist(),
+            "principal_point": center.tolist(),
+            "intrinsics_format": kind,
+        }
+        entries.append(
+            {
+                "sequence_name": sequence,
+                "frame_number": view,
+                "frame_timestamp": 0.1 * view,
+                "image": {"path": names[0], "size": [height, width]},
+                "mask": {"path": names[1], "mass": 1.0},
+                "viewpoint": viewpoint,
+            }
+        )
     return entries
 
 
@@ -91,8 +99,10 @@ def test_missing_format_is_the_per_axis_one_and_the_files_world_can_be_kept(tmp_
     assert source[0].scene_id == "a"
     assert_points_where_painted(source[0])
     assert report["notes"]["a"] == {
-        "rotation": np.eye(3).tolist(), "center": [0, 0, 0], "scale": 1.0
-    }  # fmt: skip
+        "rotation": np.eye(3).tolist(),
+        "center": [0, 0, 0],
+        "scale": 1.0,
+    }
 
 
 def test_masks_become_alpha_and_shrunk_pictures_keep_points_on_their_pixels(tmp_path):

@@ -50,9 +50,7 @@ def start(source, out, *more, before="pass"):
     """The command in a process of its own, which runs the statements `before` first."""
     run = "import runpy; runpy.run_module('data_prep.zero123', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", f"{before}; {run}", "--source", source, "--out", out]
-    return subprocess.Popen(
-        [*map(str, command), *SHARDS, *more], stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([*map(str, command), *SHARDS, *more], stderr=subprocess.PIPE, text=True)
 
 
 def assert_only_whole_shards(out, whole, expected):

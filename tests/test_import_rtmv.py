@@ -94,9 +94,10 @@ def test_every_fault_of_a_scene_is_named_and_the_others_are_kept(tmp_path):
     write_exr(pictures / "00003.exr", {"RGB": bad})
     edit(pictures, 4, lambda camera: camera.update(width=2 * WIDTH))
     edit(
-        root / "transposed", 0,
+        root / "transposed",
+        0,
         lambda camera: camera.update(cam2world=np.array(camera["cam2world"]).T.tolist()),
-    )  # fmt: skip
+    )
     source, report = run(rtmv, root, tmp_path / "out")
     assert [source[i].scene_id for i in range(len(source))] == ["good"]
     reasons = {entry["scene_id"]: entry["reason"] for entry in report["skipped"]}

@@ -45,10 +45,17 @@ def write_scene(folder, pictures, fov_deg=PUBLISHED_FOV_DEG, poses=POSES, **fiel
         height, width = picture.shape[:2]
         K = cameras.intrinsics_from_fov(np.radians(fov_deg), min(height, width), 1)
         Image.fromarray(picture).save(folder / f"{number}.png")
-        frames.append({
-            "file_path": f"{number}.png", "transform_matrix": blender_pose(c2w).tolist(),
-            "fl_x": float(K[0, 0]), "w": width, "h": height, "cx": width / 2, "cy": height / 2,
-        })  # fmt: skip
+        frames.append(
+            {
+                "file_path": f"{number}.png",
+                "transform_matrix": blender_pose(c2w).tolist(),
+                "fl_x": float(K[0, 0]),
+                "w": width,
+                "h": height,
+                "cx": width / 2,
+                "cy": height / 2,
+            }
+        )
     (folder / "transforms.json").write_text(json.dumps({**fields, "frames": frames}))
     return folder
 
@@ -191,7 +198,7 @@ def test_named_cameras_stand_where_they_say():
     np.testing.assert_allclose(np.degrees(azimuth) % 360, [0, 90, 180, 45, 270], atol=1e-4)
     np.testing.assert_allclose(radius, [2, 2, 2, 1.8, 2], rtol=1e-6)
     # what is at the right of the front photo is seen by the camera called right
-    (u, _), = cameras.project(positions[1:2] / 2, c2w[0], np.eye(3))[0]
+    ((u, _),) = cameras.project(positions[1:2] / 2, c2w[0], np.eye(3))[0]
     assert u > 0
     with pytest.raises(UserError) as error:
         named_cameras(["above", "0:91", "0:0:0", "1:2:3:4", "nan"])
@@ -267,8 +274,11 @@ def broken(tmp_path):
         "empty folder, cameras": (empty, front, "holds no pictures"),
         "nothing": ([], front, "holds no pictures"),
         "missing": (tmp_path / "none", {}, "neither a folder nor a picture"),
-        "missing photos": ([plain / "x.png", plain / "y.png"], {"cameras": ["0", "90"]},
-                           "x.png cannot be read.*y.png cannot be read"),
+        "missing photos": (
+            [plain / "x.png", plain / "y.png"],
+            {"cameras": ["0", "90"]},
+            "x.png cannot be read.*y.png cannot be read",
+        ),
         "too few cameras": (plain, front, "3 photos but 1 cameras"),
         "no references": (scene, {"references": []}, "one view at least"),
         "reference 9": (scene, {"references": [0, 9]}, "views 0 to 2"),
@@ -276,8 +286,11 @@ def broken(tmp_path):
         "pose NaN": (unset, {}, "view 1 holds NaN"),
         "focal length NaN": (lens, {}, "intrinsics.*positive focal"),
         "pose of a photo": ([drawn()], {"cameras": Cameras(bad_pose[1:2])}, "holds NaN"),
-        "K of a photo": ([drawn()], {"cameras": Cameras(POSES[:1], np.zeros((1, 3, 3)))},
-                         "positive focal"),
+        "K of a photo": (
+            [drawn()],
+            {"cameras": Cameras(POSES[:1], np.zeros((1, 3, 3)))},
+            "positive focal",
+        ),
         "print colours": ([cmyk], front, "mode 'CMYK'"),
         "no picture": ([b"hello"], front, "needed a whole PNG, JPEG or WebP"),
         "empty alpha": ([blank], front, "picture 0 is transparent everywhere"),
@@ -291,7 +304,7 @@ def broken(tmp_path):
         "mask and matting": ([drawn()], {**front, **mask, "matting": "u2net"}, "choose one"),
         "field of view": ([drawn()], {**front, "photo_fov_deg": 180.0}, "under 180"),
         "field of view of a scene": (scene, {"photo_fov_deg": 50.0}, "intrinsics of their own"),
-    }  # fmt: skip
+    }
 
 
 def test_bad_inputs_are_refused_with_advice(tmp_path):

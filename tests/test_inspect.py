@@ -170,14 +170,21 @@ def bad_scenes():
         "empty": ("unreadable picture", "view 1 cannot be decoded", changed("empty", empty)),
         "size": ("wrong picture size", "view 1 is 6 x 5", changed("size", other_size)),
         "counts": ("wrong counts", "4 pictures, poses (3, 4, 4)", changed("counts", **fewer)),
-        "none": ("wrong counts", "has no views", changed(
-            "none", images=[], c2w=np.zeros((0, 4, 4), np.float32),
-            K=np.zeros((0, 3, 3), np.float32))),
+        "none": (
+            "wrong counts",
+            "has no views",
+            changed(
+                "none",
+                images=[],
+                c2w=np.zeros((0, 4, 4), np.float32),
+                K=np.zeros((0, 3, 3), np.float32),
+            ),
+        ),
         "mirror": ("pose mirrored", "view 3 is mirrored", changed("mirror", mirror)),
         "flat": ("pose not rigid", "view 0 is not rigid", changed("flat", flatten)),
         "nan": ("pose not finite", "view 2 holds NaN", changed("nan", spoil)),
         "focal": ("bad intrinsics", "intrinsics of view 3", changed("focal", no_focal)),
-    }  # fmt: skip
+    }
 
 
 def test_each_kind_of_bad_record_is_counted_and_named(tmp_path, capsys):
@@ -222,8 +229,10 @@ def test_quick_reads_headers_only(tmp_path):
     source = records.open_shards(write_raw(tmp_path / "set", payloads))
     found = [survey.examine(source, index, decode=False).faults for index in range(3)]
     assert [[fault.kind for fault in faults] for faults in found] == [
-        [], ["unreadable picture"], ["wrong picture size"],
-    ]  # fmt: skip
+        [],
+        ["unreadable picture"],
+        ["wrong picture size"],
+    ]
 
 
 def test_quick_names_a_scene_that_cannot_be_drawn(tmp_path, capsys):

@@ -59,9 +59,20 @@ def data(tmp_path_factory):
 
 def arguments(weights, data, out, *more):
     return [
-        "--weights", str(weights), "--data", str(data), "--out", str(out), "--resolution", "16",
-        "--batch-size", "1", "--workers", "2", *more,
-    ]  # fmt: skip
+        "--weights",
+        str(weights),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--resolution",
+        "16",
+        "--batch-size",
+        "1",
+        "--workers",
+        "2",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +116,7 @@ def test_report_and_latents_json_say_what_was_made(stored, params):
     assert report["scenes"] == 7 and report["views"] == 34 and report["num_skipped"] == 0
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bytes(
-    weights, data, stored, tmp_path, monkeypatch
-):
+def test_an_interrupted_run_goes_on_to_the_same_bytes(weights, data, stored, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
@@ -238,9 +247,7 @@ def first_batches(stored):
 
 
 def exact_moments(model, params, batch):
-    mean, logvar = model.encode_latents(
-        {"vae": params["vae"]}, unit_images(batch["target_images"])
-    )
+    mean, logvar = model.encode_latents({"vae": params["vae"]}, unit_images(batch["target_images"]))
     return jnp.concatenate([mean, logvar], -1)
 
 

@@ -49,15 +49,26 @@ def run(script, folder, *arguments, **environment):
 def test_tpu_pod_passes_arguments_whole_to_every_host(tmp_path):
     # In place of gcloud: runs what each host's shell would be given, with python3 printing.
     stand_in(tmp_path, "gcloud", 'echo "${@:1:8}"; eval "${@: -1}"')
-    stand_in(tmp_path, "python3", "printf '<%s>' \"$ESCHERJAX_EXPECTED_DEVICES\" \"$@\"")
+    stand_in(tmp_path, "python3", 'printf \'<%s>\' "$ESCHERJAX_EXPECTED_DEVICES" "$@"')
     (tmp_path / "escherjax").mkdir()
-    done = run("tpu_pod.sh", tmp_path, "--config", "a b.py", "--config.unet.attention=(True,)",
-               WORKDIR="/mnt/my runs", EXPECTED_DEVICES="16", TPU_NAME="pod", ZONE="z")  # fmt: skip
+    done = run(
+        "tpu_pod.sh",
+        tmp_path,
+        "--config",
+        "a b.py",
+        "--config.unet.attention=(True,)",
+        WORKDIR="/mnt/my runs",
+        EXPECTED_DEVICES="16",
+        TPU_NAME="pod",
+        ZONE="z",
+    )
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == "compute tpus tpu-vm ssh pod --zone z --worker=all"
-    assert second == ("<16><-m><escherjax.train><--workdir></mnt/my runs><--config><a b.py>"
-                      "<--config.unet.attention=(True,)>")  # fmt: skip
+    assert second == (
+        "<16><-m><escherjax.train><--workdir></mnt/my runs><--config><a b.py>"
+        "<--config.unet.attention=(True,)>"
+    )
 
 
 RUN = """
@@ -80,12 +91,17 @@ def test_tpu_pod_stops_the_run_of_its_work_directory_and_waits_for_its_end(tmp_p
     (package / "train.py").write_text(RUN)
     runs = {
         name: subprocess.Popen(
-            ["bash", LAUNCH / "tpu_pod.sh", "--config", "a.py"], stdout=subprocess.PIPE, text=True,
-            env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path),
-                 "WORKDIR": str(tmp_path / name)},
+            ["bash", LAUNCH / "tpu_pod.sh", "--config", "a.py"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={
+                "PATH": f"{tmp_path}:{os.environ['PATH']}",
+                "HOME": str(tmp_path),
+                "WORKDIR": str(tmp_path / name),
+            },
         )
         for name in ("my run (1)", "my run (1) too")
-    }  # fmt: skip
+    }
     try:
         assert [run.stdout.readline() for run in runs.values()] == ["up\n", "up\n"]
         workdir = str(tmp_path / "my run (1)")
@@ -108,8 +124,14 @@ def test_tpu_pod_stops_the_run_of_its_work_directory_and_waits_for_its_end(tmp_p
 def test_slurm_requeues_a_run_that_saved_at_a_signal(tmp_path, code, requeued):
     stand_in(tmp_path, "srun", f"exit {code}")
     stand_in(tmp_path, "scontrol", 'echo "$@"')
-    done = run("slurm.sbatch", tmp_path, "--config", "a.py",
-               SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID="9")  # fmt: skip
+    done = run(
+        "slurm.sbatch",
+        tmp_path,
+        "--config",
+        "a.py",
+        SLURM_SUBMIT_DIR=str(tmp_path),
+        SLURM_JOB_ID="9",
+    )
     assert done.returncode == code
     assert done.stdout == ("requeue 9\n" if requeued else "")
 
@@ -119,8 +141,14 @@ def test_slurm_leaves_tasks_that_are_still_ending_alone(tmp_path):
     # srun's code is 143 and the job FAILED; with 0 it is 75. A site's slurm.conf may say 1, or a
     # WaitTime of seconds, so that both must be named.
     stand_in(tmp_path, "srun", 'printf "%s\\n" "$@"')
-    done = run("slurm.sbatch", tmp_path, "--config", "a.py",
-               SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID="9")  # fmt: skip
+    done = run(
+        "slurm.sbatch",
+        tmp_path,
+        "--config",
+        "a.py",
+        SLURM_SUBMIT_DIR=str(tmp_path),
+        SLURM_JOB_ID="9",
+    )
     assert done.returncode == 0
     options = done.stdout.split("python3")[0].split()
     assert "--kill-on-bad-exit=0" in options

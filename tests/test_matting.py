@@ -43,9 +43,13 @@ def darkness_model(side):
     negative = message((1, "mean"), (2, "negative"), (4, "Neg"))
     sign = message((1, "negative"), (2, "out"), (4, "Sign"))
     graph = message(
-        (1, mean), (1, negative), (1, sign), (2, "darkness"),
-        (11, tensor("in", 1, 3, side, side)), (12, tensor("out", 1, 1, side, side)),
-    )  # fmt: skip
+        (1, mean),
+        (1, negative),
+        (1, sign),
+        (2, "darkness"),
+        (11, tensor("in", 1, 3, side, side)),
+        (12, tensor("out", 1, 1, side, side)),
+    )
     return message((1, 8), (8, message((1, ""), (2, 13))), (7, graph))
 
 

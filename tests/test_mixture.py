@@ -27,9 +27,7 @@ class Scenes(list):
         for number in range(num_scenes):
             pictures = rng.integers(0, 256, (num_views, size, size, 4)).astype(np.uint8)
             scene_id = f"{seed}-{number}"
-            self.append(
-                records.Scene(scene_id, "noise", pictures, c2w[number], K, size, size)
-            )
+            self.append(records.Scene(scene_id, "noise", pictures, c2w[number], K, size, size))
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +96,11 @@ def test_turns_count_up_without_gaps(shares):
         seen[part] += 1
     period = sum(shares)
     for part, share in enumerate(shares):  # far away, where only random access gets
-        turns = [t for p, t in (mixture.whose_turn(period * 7 + r, shares) for r in range(300))
-                 if p == part]  # fmt: skip
+        turns = [
+            t
+            for p, t in (mixture.whose_turn(period * 7 + r, shares) for r in range(300))
+            if p == part
+        ]
         assert turns == list(range(7 * share, 7 * share + len(turns)))
 
 
@@ -124,8 +125,9 @@ def test_an_unreadable_scene_is_named_with_its_source_and_place(parts):
     batch = next(batches)
     batches.close()
     assert sorted(batches.bad_records) == [
-        ("bad:record 0", "its shard is gone"), ("bad:record 1", "its shard is gone"),
-    ]  # fmt: skip
+        ("bad:record 0", "its shard is gone"),
+        ("bad:record 1", "its shard is gone"),
+    ]
     assert batch["valid"].sum() == 5
 
 
@@ -204,8 +206,9 @@ def test_views_that_were_not_drawn_are_never_decoded(parts):
     for batch, step in zip(clean, range(4), strict=True):
         poses = np.concatenate([batch["ref_c2w"], batch["target_c2w"]], 1)[0]
         drawn = {int((pose == scene.c2w).all((1, 2)).argmax()) for pose in poses}
-        spoiled = [data if view in drawn else b"no picture"
-                   for view, data in enumerate(whole[0].images)]  # fmt: skip
+        spoiled = [
+            data if view in drawn else b"no picture" for view, data in enumerate(whole[0].images)
+        ]
         partly = [dataclasses.replace(scene, images=spoiled)]
         assert_same(batch, take(partly, settings, 1, global_batch=1, start_step=step)[0])
         with pytest.raises(UserError, match="cannot be decoded"):
@@ -224,9 +227,17 @@ def write_shards(folder, source, split="train"):
 def test_config_names_several_sources_and_the_first_is_held_out(parts, tmp_path):
     shards = write_shards(tmp_path / "a", parts["a"])
     named = f"{shards}, procedural"
-    fields = {"data__source": named, "data__num_scenes": 2, "data__heldout_split": "train",
-              "eval_every_steps": 1, "eval__num_scenes": 4, "eval__batch_size": 4,
-              "resolution": SIZE, "data__weights": (3, 1), "mesh__fsdp": 8}  # fmt: skip
+    fields = {
+        "data__source": named,
+        "data__num_scenes": 2,
+        "data__heldout_split": "train",
+        "eval_every_steps": 1,
+        "eval__num_scenes": 4,
+        "eval__batch_size": 4,
+        "resolution": SIZE,
+        "data__weights": (3, 1),
+        "mesh__fsdp": 8,
+    }
     settings = tiny_config(**fields)
     mixed = sources.open_training_source(settings)
     assert mixed.names == [str(shards), "procedural"] and mixed.weights == (3, 1)
@@ -259,7 +270,7 @@ def test_every_source_that_cannot_be_opened_is_named(tmp_path):
         ({"data__zoom": "1.5"}, "needed .low, high."),
         ({"data__shift": 0.1}, "without zoom"),
     ],
-)  # fmt: skip
+)
 def test_impossible_data_settings_are_refused_at_once(changes, message):
     with pytest.raises(UserError, match=message):
         tiny_config(**changes)

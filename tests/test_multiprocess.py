@@ -31,9 +31,17 @@ HELDOUT = {"sample_every_steps": 4, "eval_every_steps": 4, "eval__num_sampling_s
 
 
 def start(num_processes, devices_each, workdir, logs, **changes):
-    command = [SCRIPT, str(num_processes), str(devices_each), "--", "--config",
-               "configs/6dof.py:smoke", "--workdir", str(workdir),
-               *tiny_arguments(**changes)]  # fmt: skip
+    command = [
+        SCRIPT,
+        str(num_processes),
+        str(devices_each),
+        "--",
+        "--config",
+        "configs/6dof.py:smoke",
+        "--workdir",
+        str(workdir),
+        *tiny_arguments(**changes),
+    ]
     environment = {
         **os.environ,
         "PYTHON": sys.executable,

@@ -69,12 +69,31 @@ def test_ids_are_paths_without_suffix_and_must_differ(tmp_path):
 
 
 def test_every_argument_out_of_range_is_named(tmp_path):
-    wrong = ["--num-views", "0", "--resolution", "0", "--radius", "0.5", "2", "--focal-mm", "50",
-             "20", "--timeout", "nan", "--depth"]  # fmt: skip
+    wrong = [
+        "--num-views",
+        "0",
+        "--resolution",
+        "0",
+        "--radius",
+        "0.5",
+        "2",
+        "--focal-mm",
+        "50",
+        "20",
+        "--timeout",
+        "nan",
+        "--depth",
+    ]
     with pytest.raises(UserError) as error:
         run(render_meshes, tmp_path, tmp_path / "out", *wrong)
-    for name in ("--num-views 0", "--resolution 0", "--radius 0.5", "--focal-mm 50", "--timeout",
-                 "--views-folder"):  # fmt: skip
+    for name in (
+        "--num-views 0",
+        "--resolution 0",
+        "--radius 0.5",
+        "--focal-mm 50",
+        "--timeout",
+        "--views-folder",
+    ):
         assert name in str(error.value)
 
 

@@ -49,9 +49,7 @@ def read_all(path):
     data = path.read_bytes()
     begin = riegeli.footer_offset(data[-BLOCK:])
     bounds = riegeli.chunk_bounds(data[begin:], begin).tolist()
-    return [
-        riegeli.read_record(data[a:b], a) for a, b in zip(bounds, bounds[1:], strict=False)
-    ]  # fmt: skip
+    return [riegeli.read_record(data[a:b], a) for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -23,9 +23,19 @@ from escherjax.errors import UserError
 SIZE = 96
 VIEWS = 8
 FAST = [
-    "--resolution", str(SIZE), "--samples", "16", "--no-denoise", "--view-transform", "Standard",
-    "--num-views", str(VIEWS), "--focal-mm", "25", "45",
-]  # fmt: skip
+    "--resolution",
+    str(SIZE),
+    "--samples",
+    "16",
+    "--no-denoise",
+    "--view-transform",
+    "Standard",
+    "--num-views",
+    str(VIEWS),
+    "--focal-mm",
+    "25",
+    "45",
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +66,18 @@ def rendered(blender_python, tmp_path_factory):
     wrapper.chmod(0o755)
     views = folder / "views"
     arguments = [
-        folder / "meshes", folder / "out", *FAST, "--shards", "2", "--depth", "--mask",
-        "--views-folder", str(views), "--blender-python", str(wrapper),
-    ]  # fmt: skip
+        folder / "meshes",
+        folder / "out",
+        *FAST,
+        "--shards",
+        "2",
+        "--depth",
+        "--mask",
+        "--views-folder",
+        str(views),
+        "--blender-python",
+        str(wrapper),
+    ]
 
     def stop_at_last(python, job, *more):
         if job["model"].endswith("obj.obj"):

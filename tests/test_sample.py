@@ -45,8 +45,19 @@ def scene(tmp_path_factory):
 
 
 def run(workdir, scene, out, *arguments):
-    return sample.main(["--weights", str(workdir), "--views", str(scene), "--out", str(out),
-                        "--steps", "2", *arguments])  # fmt: skip
+    return sample.main(
+        [
+            "--weights",
+            str(workdir),
+            "--views",
+            str(scene),
+            "--out",
+            str(out),
+            "--steps",
+            "2",
+            *arguments,
+        ]
+    )
 
 
 def test_a_work_directory_loads_its_averaged_parameters(workdir):
@@ -111,11 +122,25 @@ def test_a_run_is_repeated_with_the_weights_that_it_had(workdir, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"command": command, "weights": weights}))
     repeat = ["--repeat", str(tmp_path / "run.json"), "--out", "again"]
     assert run_record.repeated(repeat) == [
-        "--weights", "run/checkpoints/7", "--weights-hash", "abc", "--seed", "3", "--out", "again"
-    ]  # fmt: skip
+        "--weights",
+        "run/checkpoints/7",
+        "--weights-hash",
+        "abc",
+        "--seed",
+        "3",
+        "--out",
+        "again",
+    ]
     others = run_record.repeated([*repeat, "--weights=others"])
-    assert others == ["--weights", str(workdir), "--seed", "3", "--out", "again",
-                      "--weights=others"]  # fmt: skip
+    assert others == [
+        "--weights",
+        str(workdir),
+        "--seed",
+        "3",
+        "--out",
+        "again",
+        "--weights=others",
+    ]
     run_record.check_weights("abc", weights)
     with pytest.raises(UserError, match="have the hash abc; needed those of --weights-hash def"):
         run_record.check_weights("def", weights)

@@ -43,8 +43,11 @@ def fuzz(work, count, timeout):
     with (work / "results").open("w+") as results:
         ran = subprocess.run(
             [sys.executable, "-m", "tests.shard_fuzz", str(work), "0", str(count)],
-            stdout=results, stderr=subprocess.PIPE, text=True, timeout=timeout,
-        )  # fmt: skip
+            stdout=results,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=timeout,
+        )
         results.seek(0)
         lines = [json.loads(line) for line in results]
     assert ran.returncode == 0, (lines[-1:], ran.stderr)

@@ -66,14 +66,16 @@ def test_ddim_with_eta_equals_diffusers(spacing, eta, rng):
     start = rng.normal(size=SHAPE).astype(np.float32)
     fresh = rng.normal(size=(10, *SHAPE)).astype(np.float32)
     theirs = diffusers.DDIMScheduler(
-        1000, **FIELDS, clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        1000,
+        **FIELDS,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
         timestep_spacing=spacing,
-    )  # fmt: skip
+    )
     theirs.set_timesteps(10)
     made = NoiseSchedule.from_config(timestep_spacing=spacing)
-    _, every = _ours(
-        made, start, 10, "ddim", eta=eta, draw_noise=lambda i: jnp.asarray(fresh)[i]
-    )
+    _, every = _ours(made, start, 10, "ddim", eta=eta, draw_noise=lambda i: jnp.asarray(fresh)[i])
     x = torch.from_numpy(start)
     for i, t in enumerate(theirs.timesteps):
         prediction = _network(x, float(t), torch)
@@ -85,9 +87,14 @@ def test_ddim_with_eta_equals_diffusers(spacing, eta, rng):
 
 def test_a_schedule_without_signal_at_its_end_equals_diffusers(rng):
     theirs = diffusers.DDIMScheduler(
-        1000, **FIELDS, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing",
-        rescale_betas_zero_snr=True, prediction_type="v_prediction",
-    )  # fmt: skip
+        1000,
+        **FIELDS,
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+    )
     made = schedule.from_diffusers(dict(theirs.config))
     assert made.alphas_cumprod[-1] == 0
     assert made.alphas_cumprod[0] == pytest.approx(float(theirs.alphas_cumprod[0]), rel=1e-6)
@@ -108,9 +115,11 @@ def test_a_schedule_without_signal_at_its_end_equals_diffusers(rng):
 def test_an_infallible_network_is_believed(sampler, zero_snr, rng):
     """Whoever always knows the clean latents ends at them, from any noise, without a NaN."""
     made = NoiseSchedule.from_config(
-        prediction_type="sample", set_alpha_to_one=True, timestep_spacing="trailing",
+        prediction_type="sample",
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
         rescale_betas_zero_snr=zero_snr,
-    )  # fmt: skip
+    )
     clean, start = rng.normal(size=(2, *SHAPE)).astype(np.float32)
     for num_steps in (1, 2, 3, 7):
         final = samplers.sample(made, lambda x, t: jnp.asarray(clean), start, num_steps, sampler)

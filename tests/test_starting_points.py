@@ -86,9 +86,7 @@ def test_the_pipelines_replaced_part_is_not_even_opened(tmp_path):
     write_pipeline(tmp_path / "pipeline", config, params)
     (tmp_path / "pipeline/unet/config.json").write_text("{broken")
     unet = write_part(tmp_path / "sd", "unet", config, params["unet"])
-    found, _ = initial(
-        tiny_config(**VAE, init__pipeline=tmp_path / "pipeline", init__unet=unet)
-    )
+    found, _ = initial(tiny_config(**VAE, init__pipeline=tmp_path / "pipeline", init__unet=unet))
     assert_equal_trees(found, params)
 
 
@@ -128,9 +126,13 @@ def test_a_classifier_gives_its_encoder_and_the_table_names_the_head(tmp_path):
 def test_every_difference_of_every_part_is_listed_at_once(tmp_path):
     config = tiny_config(**VAE)
     other = tiny_config(
-        **{**VAE, "latents__vae__latent_channels": 9, "encoder__widths": "(16,)",
-           "unet__num_heads": 2}
-    )  # fmt: skip
+        **{
+            **VAE,
+            "latents__vae__latent_channels": 9,
+            "encoder__widths": "(16,)",
+            "unet__num_heads": 2,
+        }
+    )
     write_pipeline(tmp_path / "other", other, random_params(other))
     message = refusal(tiny_config(**VAE, init__pipeline=tmp_path / "other"))
     for line in (
@@ -269,9 +271,11 @@ def test_a_run_of_other_sizes_is_refused_with_all_that_differs_or_taken_in_part(
     for path in differing:
         assert f"tensor {'/'.join(path)} is {list(theirs[path].shape)};" in message
     assert len(differing) > 30 and message.count("is surplus") == len(theirs) - len(ours)
-    for line in ("config.unet.num_heads: 2 there, 4 in this model",
-                 "config.unet.block_channels: (32,) there, (64,) in this model",
-                 "config.encoder.depths: (2,) there, (1,) in this model"):  # fmt: skip
+    for line in (
+        "config.unet.num_heads: 2 there, 4 in this model",
+        "config.unet.block_channels: (32,) there, (64,) in this model",
+        "config.encoder.depths: (2,) there, (1,) in this model",
+    ):
         assert line in message
 
     fields = {"init__workdir": workdir, "init__workdir_weights": "raw"}
@@ -330,8 +334,16 @@ def test_smaller_storage_rounds_the_loaded_parameters_once():
 
 def run_on_one_device(workdir, overrides):
     """The training command in a process that has a single device."""
-    command = [sys.executable, "-m", "escherjax.train", "--config", "configs/6dof.py:smoke",
-               "--workdir", str(workdir), *overrides]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "escherjax.train",
+        "--config",
+        "configs/6dof.py:smoke",
+        "--workdir",
+        str(workdir),
+        *overrides,
+    ]
     environment = {**os.environ, "XLA_FLAGS": ""}
     return subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

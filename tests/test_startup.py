@@ -22,8 +22,12 @@ SLURM = {
     "SLURM_STEP_NODELIST": "gpu[1-2]",
     "SLURM_STEP_NUM_NODES": "2",
 }
-GKE = {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "1", "JOB_COMPLETION_INDEX": "1",
-       "KUBERNETES_SERVICE_HOST": "10.0.0.1"}  # fmt: skip
+GKE = {
+    "TPU_WORKER_HOSTNAMES": "a,b,c,d",
+    "TPU_WORKER_ID": "1",
+    "JOB_COMPLETION_INDEX": "1",
+    "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+}
 
 
 @pytest.mark.parametrize(
@@ -73,9 +77,13 @@ def test_a_tpu_machine_asks_the_cloud_unless_another_platform_is_wanted():
         assert detect(variables, has_tpu=True).arguments is None
 
 
-ONE_GKE_HOST = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0",
-                "TPU_SKIP_MDS_QUERY": "true", "JOB_COMPLETION_INDEX": "0",
-                "KUBERNETES_SERVICE_HOST": "10.0.0.1"}  # fmt: skip
+ONE_GKE_HOST = {
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_SKIP_MDS_QUERY": "true",
+    "JOB_COMPLETION_INDEX": "0",
+    "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+}
 
 
 def test_a_tpu_slice_of_one_host_is_no_job_that_kubernetes_must_be_asked_about(monkeypatch):
@@ -108,10 +116,19 @@ def test_a_job_of_kubernetes_without_its_package_is_refused(monkeypatch):
 
 def test_every_contradiction_is_named():
     with pytest.raises(UserError) as error:
-        detect({"ESCHERJAX_NUM_PROCESSES": "x", "ESCHERJAX_PROCESS_ID": "-1",
-                "ESCHERJAX_EXPECTED_DEVICES": "0"})  # fmt: skip
-    for part in ("NUM_PROCESSES = 'x'", "PROCESS_ID = '-1'", "EXPECTED_DEVICES = '0'",
-                 "ESCHERJAX_COORDINATOR missing"):  # fmt: skip
+        detect(
+            {
+                "ESCHERJAX_NUM_PROCESSES": "x",
+                "ESCHERJAX_PROCESS_ID": "-1",
+                "ESCHERJAX_EXPECTED_DEVICES": "0",
+            }
+        )
+    for part in (
+        "NUM_PROCESSES = 'x'",
+        "PROCESS_ID = '-1'",
+        "EXPECTED_DEVICES = '0'",
+        "ESCHERJAX_COORDINATOR missing",
+    ):
         assert part in str(error.value)
     with pytest.raises(UserError, match="PROCESS_ID = 4; needed one below"):
         detect({**OURS, "ESCHERJAX_PROCESS_ID": "4"})

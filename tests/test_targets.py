@@ -85,9 +85,16 @@ def test_every_fault_of_a_list_is_named(tmp_path):
     with pytest.raises(UserError) as caught:
         choose(str(path))
     for number, part in enumerate(
-        ["radius 0", "elevation_deg 100", "azimuth_deg = '30'", "elevation_deg = None",
-         "look_at = [0, 0]", "stands where it looks", "is 7"]
-    ):  # fmt: skip
+        [
+            "radius 0",
+            "elevation_deg 100",
+            "azimuth_deg = '30'",
+            "elevation_deg = None",
+            "look_at = [0, 0]",
+            "stands where it looks",
+            "is 7",
+        ]
+    ):
         assert f"camera {number}" in str(caught.value) and part in str(caught.value), part
     assert "has roll; known" in str(caught.value)
     for content, reason in (("[", "cannot be read"), ("[]", "no cameras"), ("{}", "no frames")):

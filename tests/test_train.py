@@ -89,9 +89,17 @@ def test_a_run_stopped_in_every_way_ends_with_the_bits_of_one_that_never_was(
 
 def test_work_directory_holds_what_is_promised(unbroken):
     rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
-    promised = {"step", "loss", "lr", "grad_norm", "steps_per_sec", "target_views_per_sec",
-                "data_wait_frac", "grad_norm_image_encoder",
-                "grad_norm_unet/mid_block"}  # fmt: skip
+    promised = {
+        "step",
+        "loss",
+        "lr",
+        "grad_norm",
+        "steps_per_sec",
+        "target_views_per_sec",
+        "data_wait_frac",
+        "grad_norm_image_encoder",
+        "grad_norm_unet/mid_block",
+    }
     assert all(promised <= row.keys() for row in rows)
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert list(unbroken.glob("events.out.tfevents.*"))
@@ -137,8 +145,9 @@ class StopAsked(Stop):
 
 
 def test_a_stop_before_another_size_is_compiled_saves_and_compiles_no_more(tmp_path, caplog):
-    config = tiny_config(mesh__fsdp=-1, batch_size=8, data__buckets=LONG["data__buckets"],
-                         checkpoint_every_steps=50)  # fmt: skip
+    config = tiny_config(
+        mesh__fsdp=-1, batch_size=8, data__buckets=LONG["data__buckets"], checkpoint_every_steps=50
+    )
     loader = LoaderConfig(buckets=config.data.buckets, seed=config.seed)
     other = next(s for s in range(1, 6) if loader.bucket_of(s) != loader.bucket_of(0))
     # Asked once at the start, before each step, and before each of the two compilations.

@@ -114,16 +114,21 @@ def test_loss_and_gradients_equal_the_originals_training_step(golden):
 
 def test_gradient_norms_are_those_of_each_part_and_of_its_blocks():
     grads = {
-        "unet": {"mid_block": {"a": jnp.array([3.0]), "b": jnp.array([[4.0]])},
-                 "conv_in": {"kernel": jnp.array([12.0])}},
+        "unet": {
+            "mid_block": {"a": jnp.array([3.0]), "b": jnp.array([[4.0]])},
+            "conv_in": {"kernel": jnp.array([12.0])},
+        },
         "image_encoder": {"stages_0": jnp.array([84.0])},
-    }  # fmt: skip
+    }
     norms = gradient_norms(grads)
     assert {name: float(norm) for name, norm in norms.items()} == {
-        "grad_norm": 85.0, "grad_norm_unet": 13.0, "grad_norm_unet/mid_block": 5.0,
-        "grad_norm_unet/conv_in": 12.0, "grad_norm_image_encoder": 84.0,
+        "grad_norm": 85.0,
+        "grad_norm_unet": 13.0,
+        "grad_norm_unet/mid_block": 5.0,
+        "grad_norm_unet/conv_in": 12.0,
+        "grad_norm_image_encoder": 84.0,
         "grad_norm_image_encoder/stages_0": 84.0,
-    }  # fmt: skip
+    }
 
 
 def test_three_updates_equal_the_originals(golden):
@@ -138,9 +143,7 @@ def test_three_updates_equal_the_originals(golden):
     )
     schedule = learning_rate(config.optimizer)
     for update in range(3):
-        np.testing.assert_allclose(
-            schedule(update), arrays[f"train/lr_used_{update}"], rtol=1e-5
-        )
+        np.testing.assert_allclose(schedule(update), arrays[f"train/lr_used_{update}"], rtol=1e-5)
     optimizer = make_optimizer(config.optimizer)
     total = float(arrays["train/total_grad_norm_0"])
     for key in arrays.files:

@@ -19,10 +19,17 @@ def scenes(radii, fov_deg=40.0, width=30, height=20):
     """Scenes whose two cameras stand at these (nearest, farthest) distances."""
     K = np.tile(cameras.intrinsics_from_fov(np.radians(fov_deg), height, height), (2, 1, 1))
     return [
-        Scene(str(i), "test", [b"", b""], cameras.from_spherical(1.2, [0.0, 1.0], list(ends)), K,
-              height, width)
+        Scene(
+            str(i),
+            "test",
+            [b"", b""],
+            cameras.from_spherical(1.2, [0.0, 1.0], list(ends)),
+            K,
+            height,
+            width,
+        )
         for i, ends in enumerate(radii)
-    ]  # fmt: skip
+    ]
 
 
 def of_shards(**changes):

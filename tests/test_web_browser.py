@@ -20,8 +20,12 @@ from tests.random_models import random_params
 from tests.tiny import tiny_config
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SOFTWARE_GL = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader",
-               "--enable-unsafe-swiftshader"]  # fmt: skip
+SOFTWARE_GL = [
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+]
 TIMEOUT_MS = 120_000
 
 pytestmark = [

@@ -30,9 +30,7 @@ def test_more_views_than_memory_holds_are_drawn_in_passes_and_a_dolly_is_zoomed(
     conditioning = view_plans.conditioning_budget(1, None)
     held = pipe.estimate_memory(conditioning, AT_ONCE, 1.0).working / 0.75  # of it is counted on
     monkeypatch.setattr(memory_estimate, "free_bytes", lambda: held)
-    session = Session(
-        pipe.resolution, Limits(), Settings(num_steps=NUM_STEPS, guidance_scale=1.0)
-    )
+    session = Session(pipe.resolution, Limits(), Settings(num_steps=NUM_STEPS, guidance_scale=1.0))
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     session.add_posed("a", image, from_spherical(1.0, 0.3, 1.8))
     session.set_path(name="dolly", num_views=NUM_VIEWS)

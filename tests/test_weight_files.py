@@ -214,7 +214,9 @@ HEADERS = {
     "deep": (b"[" * 100_000, b"", "nested too deeply"),
     "NaN": (b'{"a": NaN}', b"", "NaN is no JSON number"),
     "repeated": (
-        b'{"a": 1, "a": 2, "b": {"c": 1, "c": 2}}', b"", "it repeats the names a, c",
+        b'{"a": 1, "a": 2, "b": {"c": 1, "c": 2}}',
+        b"",
+        "it repeats the names a, c",
     ),
     "metadata": ({"__metadata__": {"a": 1}}, b"", "__metadata__ in its header is no table"),
     "no entry": ({"a": 1}, b"", "tensor a has no entry of dtype, shape and data_offsets"),
@@ -227,18 +229,22 @@ HEADERS = {
     "huge": ({"a": entry(0, 4, shape=[2**62] * 8)}, bytes(4), "tensor a has 4 bytes; F32"),
     "backwards": ({"a": entry(4, 0, shape=[1])}, bytes(4), "has the data_offsets [4, 0]"),
     "three": (
-        {"a": {**entry(0, 4), "data_offsets": [0, 4, 8]}}, bytes(4), "data_offsets [0, 4, 8]"
+        {"a": {**entry(0, 4), "data_offsets": [0, 4, 8]}},
+        bytes(4),
+        "data_offsets [0, 4, 8]",
     ),
     "size": ({"a": entry(0, 8, shape=[1])}, bytes(8), "has 8 bytes; F32 [1] needs 4"),
     "overlap": (
-        {"a": entry(0, 8), "b": entry(4, 12)}, bytes(12), "tensor b overlaps the tensor before it"
+        {"a": entry(0, 8), "b": entry(4, 12)},
+        bytes(12),
+        "tensor b overlaps the tensor before it",
     ),
     "gap": ({"a": entry(0, 4), "b": entry(8, 12)}, bytes(12), "tensor b follows a gap"),
     "short": ({"a": entry(0, 8)}, bytes(7), "end at byte 8 of the data, which is 7 bytes long"),
     "long": ({"a": entry(0, 8)}, bytes(9), "end at byte 8 of the data, which is 9 bytes long"),
     "unprintable": ({"a\x1b[2J": 1}, b"", "tensor 'a\\x1b[2J' has no entry"),
     "long name": ({"a" * 10_000: 1}, b"", "a... has no entry"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", HEADERS)
@@ -316,10 +322,22 @@ def test_repeated_fields_of_a_config_are_refused(tmp_path, tensors):
 
 @pytest.mark.parametrize(
     "shard",
-    ["../model.safetensors", "/etc/model.safetensors", "a/model.safetensors", "..\\m.safetensors",
-     "C:\\m.safetensors", "model.bin", "", ".", "x\x00.safetensors", "é" * 200 + ".safetensors",
-     7, None, ["model.safetensors"]],
-)  # fmt: skip
+    [
+        "../model.safetensors",
+        "/etc/model.safetensors",
+        "a/model.safetensors",
+        "..\\m.safetensors",
+        "C:\\m.safetensors",
+        "model.bin",
+        "",
+        ".",
+        "x\x00.safetensors",
+        "é" * 200 + ".safetensors",
+        7,
+        None,
+        ["model.safetensors"],
+    ],
+)
 def test_shards_elsewhere_are_refused(tmp_path, tensors, shard):
     folder = tmp_path / "encoder"
     (folder / "a").mkdir(parents=True)

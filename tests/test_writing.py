@@ -50,8 +50,12 @@ def test_streamed_files_are_the_librarys_byte_for_byte(rng, tmp_path):
 def test_a_model_on_pixels_has_no_vae_folder(tmp_path):
     pipe_of().save_torch(tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "escherjax.json", "image_encoder", "model_index.json", "scheduler", "unet",
-    ]  # fmt: skip
+        "escherjax.json",
+        "image_encoder",
+        "model_index.json",
+        "scheduler",
+        "unet",
+    ]
     assert "vae" not in json.loads((tmp_path / "out/model_index.json").read_text())
 
 
@@ -59,9 +63,10 @@ def test_what_was_trained_goes_to_float32_and_the_rest_keeps_its_type(tmp_path, 
     pipe = pipe_of("vae")
     pipe.save_torch(tmp_path / "half", dtype="float16")
     half = escherjax.load(tmp_path / "half")
-    assert json.loads((tmp_path / "half/image_encoder/config.json").read_text())[
-        "torch_dtype"
-    ] == "float16"
+    assert (
+        json.loads((tmp_path / "half/image_encoder/config.json").read_text())["torch_dtype"]
+        == "float16"
+    )
     half.params["unet"]["conv_in"]["bias"] += np.float32(1e-6)
     half.save_torch(tmp_path / "trained")
     assert dtypes(tmp_path / "trained" / UNET) == {"float32"}
@@ -218,8 +223,13 @@ def test_params_on_several_devices_are_written_whole(tmp_path):
 def test_facts_of_the_pipeline_are_written_and_read(tmp_path):
     pipe = pipe_of()
     pipe.facts = dataclasses.replace(
-        pipe.facts, num_references=(1, 3), num_targets=4, weights="ema", trained_steps=7,
-        guidance_scale=2.5, translation_unit="metres",
-    )  # fmt: skip
+        pipe.facts,
+        num_references=(1, 3),
+        num_targets=4,
+        weights="ema",
+        trained_steps=7,
+        guidance_scale=2.5,
+        translation_unit="metres",
+    )
     pipe.save_torch(tmp_path / "out")
     assert escherjax.load(tmp_path / "out").facts == pipe.facts

@@ -21,8 +21,13 @@ def one_device_environment(cache):
 
 
 def arguments(workdir, **changes):
-    return ["--config", "configs/6dof.py:smoke", "--workdir", str(workdir),
-            *tiny_arguments(**{**LONG_RUN, **changes})]  # fmt: skip
+    return [
+        "--config",
+        "configs/6dof.py:smoke",
+        "--workdir",
+        str(workdir),
+        *tiny_arguments(**{**LONG_RUN, **changes}),
+    ]
 
 
 def start(workdir, environment, **changes):

@@ -25,10 +25,16 @@ class WebClient:
         )
         threading.Thread(target=self._receive, daemon=True).start()
         camera = {
-            "wxyz": (1.0, 0.0, 0.0, 0.0), "position": (0.0, 2.0, 0.0), "fov": 1.0, "near": 0.01,
-            "far": 100.0, "image_height": 100, "image_width": 100, "look_at": (0.0, 0.0, 0.0),
+            "wxyz": (1.0, 0.0, 0.0, 0.0),
+            "position": (0.0, 2.0, 0.0),
+            "fov": 1.0,
+            "near": 0.01,
+            "far": 100.0,
+            "image_height": 100,
+            "image_width": 100,
+            "look_at": (0.0, 0.0, 0.0),
             "up_direction": (0.0, 0.0, 1.0),
-        }  # fmt: skip
+        }
         self.send("ViewerCameraMessage", **camera)
 
     def close(self):
@@ -45,14 +51,21 @@ class WebClient:
         """Sends a file through the page's upload button, as one part."""
         target, transfer = self.widget("Choose a picture"), uuid.uuid4().hex
         self.send(
-            "FileTransferStartUpload", source_component_uuid=target, transfer_uuid=transfer,
-            filename=name, mime_type="", size_bytes=len(data) if size is None else size,
+            "FileTransferStartUpload",
+            source_component_uuid=target,
+            transfer_uuid=transfer,
+            filename=name,
+            mime_type="",
+            size_bytes=len(data) if size is None else size,
             part_count=1,
-        )  # fmt: skip
+        )
         self.send(
-            "FileTransferPart", source_component_uuid=target, transfer_uuid=transfer, part_index=0,
+            "FileTransferPart",
+            source_component_uuid=target,
+            transfer_uuid=transfer,
+            part_index=0,
             content=data,
-        )  # fmt: skip
+        )
 
     def widget(self, label):
         """The id of the newest widget whose label begins so."""
@@ -61,9 +74,10 @@ class WebClient:
 
     def _find(self, label):
         found = [
-            name for name, props in self.widgets.items()
+            name
+            for name, props in self.widgets.items()
             if (props.get("label") or "").startswith(label)
-        ]  # fmt: skip
+        ]
         return found[-1] if found else None
 
     def shows(self, text):

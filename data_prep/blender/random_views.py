@@ -83,14 +83,16 @@ def random_lighting(seed: int, scene_id: str, kind: str) -> dict[str, Any]:
     lights = [_sun(*numbers[1], color=[1.0, 1.0 - 0.12 * warmth, 1.0 - 0.3 * warmth])]
     for (azimuth, height, strength, hue), side in zip(numbers[2:4], (1.2, 0.6), strict=True):
         towards = _direction(azimuth, 1.6 * height - 0.6)
-        lights.append({
-            "kind": "AREA",
-            "location": (2.5 * towards).tolist(),
-            "direction": (-towards).tolist(),
-            "energy": 10 + 50 * strength,
-            "size": side,
-            "color": [1.0 - 0.2 * hue, 0.95, 0.8 + 0.2 * hue],
-        })  # fmt: skip
+        lights.append(
+            {
+                "kind": "AREA",
+                "location": (2.5 * towards).tolist(),
+                "direction": (-towards).tolist(),
+                "energy": 10 + 50 * strength,
+                "size": side,
+                "color": [1.0 - 0.2 * hue, 0.95, 0.8 + 0.2 * hue],
+            }
+        )
     return {"world": world, "lights": lights}
 
 

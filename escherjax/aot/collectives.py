@@ -8,14 +8,29 @@ import re
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2,
-          "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}  # fmt: skip
+_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w.\-]+) \(.*\{\s*$")
 _COLLECTIVE = re.compile(rf"^\s*(?:ROOT )?%[\w.\-]+ = (.+?) ({'|'.join(KINDS)})(-start)?\((.*)$")
 _SHAPE = re.compile(r"\b(\w+)\[([\d,]*)\]")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
-_CALLS = re.compile(r"(?:calls|to_apply|body|condition)=%([\w.\-]+)|(?:branch_computations|"
-                    r"called_computations)=\{([^}]*)\}")  # fmt: skip
+_CALLS = re.compile(
+    r"(?:calls|to_apply|body|condition)=%([\w.\-]+)|(?:branch_computations|"
+    r"called_computations)=\{([^}]*)\}"
+)
 
 
 @dataclasses.dataclass(frozen=True)

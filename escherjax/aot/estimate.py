@@ -37,11 +37,18 @@ def analyze(program: Program, compiled: Any, chip: Chip, num_chips: int) -> dict
         "bytes": {"hbm": hbm_bytes, "ici": sent},
         "collectives": summarize(found),
         "largest_collectives": [
-            {"kind": one.kind, "shape": one.shape, "bytes": one.num_bytes, "calls": one.calls,
-             "chips": one.group, "source": one.source, "arrays": one.arrays}
+            {
+                "kind": one.kind,
+                "shape": one.shape,
+                "bytes": one.num_bytes,
+                "calls": one.calls,
+                "chips": one.group,
+                "source": one.source,
+                "arrays": one.arrays,
+            }
             for one in sorted(found, key=lambda one: -one.num_bytes * one.calls)[:8]
         ],
-    }  # fmt: skip
+    }
     result["loop_steps"] = program.loop_steps
     result["time"] = None  # the compiler counts the body of a loop once, and does not say how much
     if program.loop_steps == 1:

@@ -98,9 +98,16 @@ def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is too large ({error}); shrink it first.") from error
     except (
-        OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError,
-        struct.error, zlib.error,
-    ) as error:  # fmt: skip
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        EOFError,
+        IndexError,
+        OverflowError,
+        struct.error,
+        zlib.error,
+    ) as error:
         size = len(file.getbuffer()) if isinstance(file, io.BytesIO) else file.stat().st_size
         reason = "no picture" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UserError(

@@ -52,8 +52,13 @@ def naming_damage(folder: str | Path) -> Iterator[None]:
     try:
         yield
     except (
-        json_format.Error, ValueError, KeyError, TypeError, AttributeError, ImportError
-    ) as error:  # fmt: skip
+        json_format.Error,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ImportError,
+    ) as error:
         raise UserError(
             f"{COMPLETE_FILE} or {FEATURES_FILE} of {folder} is damaged "
             f"({type(error).__name__}: {str(error)[:200]}); copy them again."

@@ -39,10 +39,12 @@ KINDS = [  # quadric of a kind of solid, and how often it is drawn
 
 def _numbers(seed: int, indices: np.ndarray, count: int) -> np.ndarray:
     """Uniform draws [S, count] float32 in [0, 1): row i depends on (seed, indices[i]) alone."""
-    return np.stack([
-        np.random.Generator(np.random.Philox(key=[seed, index])).random(count, np.float32)
-        for index in indices.tolist()
-    ])  # fmt: skip
+    return np.stack(
+        [
+            np.random.Generator(np.random.Philox(key=[seed, index])).random(count, np.float32)
+            for index in indices.tolist()
+        ]
+    )
 
 
 def _matrices(*entries: np.ndarray) -> np.ndarray:
@@ -142,8 +144,9 @@ def random_worlds(seed: int, indices: np.ndarray) -> raytrace.World:
         [np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)], -1
     )
     solids = (rotation, center, half_size, quadric, cut, face_colors, pattern_color)
-    solids = raytrace.Solids(*(x.astype(np.float32) for x in solids), pattern,
-                             pattern_scale.astype(np.float32))  # fmt: skip
+    solids = raytrace.Solids(
+        *(x.astype(np.float32) for x in solids), pattern, pattern_scale.astype(np.float32)
+    )
     return raytrace.World(solids, count.astype(np.int32), light.astype(np.float32))
 
 

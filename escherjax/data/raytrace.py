@@ -189,9 +189,13 @@ def _trace(origin, directions, world: World):
 
 @functools.partial(jax.jit, static_argnames=("resolution", "supersample", "scenes_at_once"))
 def render(
-    worlds: World, c2w: jax.Array, K: jax.Array, resolution: int, supersample: int = 2,
+    worlds: World,
+    c2w: jax.Array,
+    K: jax.Array,
+    resolution: int,
+    supersample: int = 2,
     scenes_at_once: int = 1,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """Pictures of B scenes: RGBA uint8, straight alpha, colour 0 where alpha is 0.
 
     worlds: fields [B, ...]; c2w: [B, V, 4, 4] OpenCV axes; K: [B, V, 3, 3] pixels of `resolution`.

@@ -91,8 +91,7 @@ def scene_faults(scene: Scene) -> list[Fault]:
     faults += [Fault("bad moments", text) for text in texts]
     if scene.c2w.shape[1:] == (4, 4):
         faults += [
-            Fault(f"pose {kind}", text, view)
-            for view, kind, text in cameras.pose_faults(scene.c2w)
+            Fault(f"pose {kind}", text, view) for view, kind, text in cameras.pose_faults(scene.c2w)
         ]
     if scene.K.shape[1:] == (3, 3):
         usable = np.isfinite(scene.K).all((1, 2)) & (scene.K[:, [0, 1], [0, 1]] > 0).all(1)
@@ -119,16 +118,18 @@ def features(with_moments: bool = False) -> Any:
     """The TFDS features of a record, with or without stored moments."""
     from tensorflow_datasets import features as tfds_features
 
-    return tfds_features.FeaturesDict({
-        "scene_id": tfds_features.Text(),
-        "source": tfds_features.Text(),
-        "images": tfds_features.Sequence(tfds_features.Tensor(shape=(), dtype=np.object_)),
-        "c2w": tfds_features.Tensor(shape=(None, 4, 4), dtype=np.float32),
-        "K": tfds_features.Tensor(shape=(None, 3, 3), dtype=np.float32),
-        "height": tfds_features.Scalar(np.int32),
-        "width": tfds_features.Scalar(np.int32),
-        **(moments_lib.record_features() if with_moments else {}),
-    })  # fmt: skip
+    return tfds_features.FeaturesDict(
+        {
+            "scene_id": tfds_features.Text(),
+            "source": tfds_features.Text(),
+            "images": tfds_features.Sequence(tfds_features.Tensor(shape=(), dtype=np.object_)),
+            "c2w": tfds_features.Tensor(shape=(None, 4, 4), dtype=np.float32),
+            "K": tfds_features.Tensor(shape=(None, 3, 3), dtype=np.float32),
+            "height": tfds_features.Scalar(np.int32),
+            "width": tfds_features.Scalar(np.int32),
+            **(moments_lib.record_features() if with_moments else {}),
+        }
+    )
 
 
 def encode_scene(scene: Scene) -> bytes:
@@ -218,8 +219,7 @@ def write_metadata(
             name=split,
             shard_lengths=list(lengths),
             num_bytes=sum(
-                file_size(shard_path(folder, split, i, len(lengths)))
-                for i in range(len(lengths))
+                file_size(shard_path(folder, split, i, len(lengths))) for i in range(len(lengths))
             ),
             filename_template=template.replace(split=split),
         )
@@ -313,8 +313,14 @@ class ShardSource:
             fields["moments"] = moments_lib.from_fields(fields)
             return Scene(**{field.name: fields[field.name] for field in dataclasses.fields(Scene)})
         except (
-            DecodeError, RuntimeError, ValueError, KeyError, TypeError, IndexError, OSError
-        ) as error:  # fmt: skip
+            DecodeError,
+            RuntimeError,
+            ValueError,
+            KeyError,
+            TypeError,
+            IndexError,
+            OSError,
+        ) as error:
             # TFDS puts its own explanation, of many lines, behind the first
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(

@@ -109,9 +109,13 @@ def _read_camera(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     intrinsics = camera.get("intrinsics")
     named = intrinsics if isinstance(intrinsics, dict) else {}
     needed = {
-        "w": camera.get("width"), "h": camera.get("height"), "fl_x": named.get("fx"),
-        "fl_y": named.get("fy"), "cx": named.get("cx"), "cy": named.get("cy"),
-    }  # fmt: skip
+        "w": camera.get("width"),
+        "h": camera.get("height"),
+        "fl_x": named.get("fx"),
+        "fl_y": named.get("fy"),
+        "cx": named.get("cx"),
+        "cy": named.get("cy"),
+    }
     try:
         c2w = np.asarray(camera.get("cam2world"), np.float64)
         fields = {name: float(value) for name, value in needed.items()}

@@ -139,7 +139,7 @@ def find_views(
 
 
 def layout_of(folder: Path, split: str = "train") -> str | None:
-    """"transforms", "zero123" or "colmap", by the names of a folder's files; None for neither."""
+    """ "transforms", "zero123" or "colmap", by the names of a folder's files; None for neither."""
     files = os.listdir(folder)
     if f"transforms_{split}.json" in files or "transforms.json" in files:
         return "transforms"

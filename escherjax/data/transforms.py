@@ -18,8 +18,13 @@ from escherjax.errors import UserError
 
 DISTORTION_NAMES = ("k1", "k2", "k3", "p1", "p2")
 PINHOLE_MODELS = (
-    "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "RADIAL", "SIMPLE_RADIAL",
-)  # fmt: skip
+    "PINHOLE",
+    "SIMPLE_PINHOLE",
+    "PERSPECTIVE",
+    "OPENCV",
+    "RADIAL",
+    "SIMPLE_RADIAL",
+)
 
 
 def read_cameras(path: Path) -> np.ndarray:

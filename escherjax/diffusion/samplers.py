@@ -45,9 +45,7 @@ def sample(
     table = solvers.make_table(schedule, num_steps, sampler, eta)
     if eta and draw_noise is None:
         raise UserError(f"eta = {eta} needs noise to add; give draw_noise.")
-    rows = (
-        np.arange(num_steps), table.timesteps, table.correct, table.advance, table.noise
-    )  # fmt: skip
+    rows = (np.arange(num_steps), table.timesteps, table.correct, table.advance, table.noise)
 
     def step(state: tuple[jax.Array, ...], row: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         x, corrected, claim_1, claim_2 = state  # D_{i-1} and D_{i-2}

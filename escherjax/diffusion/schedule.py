@@ -28,10 +28,16 @@ TIMESTEP_SPACINGS = ("leading", "trailing")
     jax.tree_util.register_dataclass,
     data_fields=["betas", "alphas_cumprod"],
     meta_fields=[
-        "beta_start", "beta_end", "beta_schedule", "prediction_type", "steps_offset",
-        "set_alpha_to_one", "timestep_spacing", "rescale_betas_zero_snr",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "prediction_type",
+        "steps_offset",
+        "set_alpha_to_one",
+        "timestep_spacing",
+        "rescale_betas_zero_snr",
     ],
-)  # fmt: skip
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class NoiseSchedule:
     """Noise levels of all training timesteps, and how predictions and sampling steps are read.
@@ -219,9 +225,7 @@ def to_diffusers(schedule: NoiseSchedule) -> dict[str, Any]:
     }
 
 
-def add_noise(
-    schedule: NoiseSchedule, x: jax.Array, noise: jax.Array, t: jax.Array
-) -> jax.Array:
+def add_noise(schedule: NoiseSchedule, x: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
     """Noises clean latents to timestep t: sqrt(abar_t) x + sqrt(1 - abar_t) noise, float32.
 
     x, noise: [B, ...]; t: int [B], or any number of leading axes of x.

@@ -126,7 +126,9 @@ def _curve(series: Series, u, v) -> str:
 
 def _key(series: Series) -> str:
     style = html.escape(series.style)
-    line = "" if series.markers_only else (
-        f'<line class="line {style}" x1="1" x2="27" y1="6" y2="6"/>'
+    line = (
+        ""
+        if series.markers_only
+        else (f'<line class="line {style}" x1="1" x2="27" y1="6" y2="6"/>')
     )
     return f'{line}<circle class="marker {style}" cx="14" cy="6" r="3.2"/>'

@@ -43,13 +43,15 @@ def write(path: Path, found: Comparison) -> None:
     heads = ["", "references", "scenes", *found.letters, *(f"{o} − {first}" for o in others)]
     rows, styles, last = [], [], ""
     for row in found.rows:
-        rows.append([
-            page.heading(row.metric) if row.metric != last else "",
-            row.count,
-            str(len(row.scenes)),
-            *(page.estimate(row.metric, mean) for mean in row.means),
-            *(_difference_cell(row, difference) for difference in row.differences),
-        ])  # fmt: skip
+        rows.append(
+            [
+                page.heading(row.metric) if row.metric != last else "",
+                row.count,
+                str(len(row.scenes)),
+                *(page.estimate(row.metric, mean) for mean in row.means),
+                *(_difference_cell(row, difference) for difference in row.differences),
+            ]
+        )
         styles.append("group" if row.metric != last else "")
         last = row.metric
     changes = [
@@ -81,17 +83,27 @@ def _curves(found: Comparison) -> str:
     for metric in dict.fromkeys(row.metric for row in found.rows):
         rows = [row for row in found.rows if row.metric == metric]
         used = [
-            Series(f"{letter}  {found.paths[run].name}", _STYLES[run % len(_STYLES)],
-                   [_point(row.count, row.means[run]) for row in rows])
+            Series(
+                f"{letter}  {found.paths[run].name}",
+                _STYLES[run % len(_STYLES)],
+                [_point(row.count, row.means[run]) for row in rows],
+            )
             for run, letter in enumerate(found.letters)
-        ]  # fmt: skip
-        drawn = chart(f"{metric} against the number of references", used,
-                      "number of references", page.UNITS.get(metric, ""), log_x=True)  # fmt: skip
+        ]
+        drawn = chart(
+            f"{metric} against the number of references",
+            used,
+            "number of references",
+            page.UNITS.get(metric, ""),
+            log_x=True,
+        )
         figures.append(f"<figure><figcaption>{page.heading(metric)}</figcaption>{drawn}</figure>")
     return page.section(
-        "Against the number of references", f'<div class="charts">{"".join(figures)}</div>',
-        legend(used), note="Bands are 95% intervals of each run's own mean.",
-    )  # fmt: skip
+        "Against the number of references",
+        f'<div class="charts">{"".join(figures)}</div>',
+        legend(used),
+        note="Bands are 95% intervals of each run's own mean.",
+    )
 
 
 def _per_scene(found: Comparison) -> str:
@@ -103,23 +115,33 @@ def _per_scene(found: Comparison) -> str:
     tabs, panes = [], []
     for run, letter in enumerate(others, 1):
         rows = [
-            [html.escape(scene)] + [
-                page.number(row.metric, float(row.values[run][at[scene]] - row.values[0][at[scene]])
-                            if scene in at else None, sign=True)
+            [html.escape(scene)]
+            + [
+                page.number(
+                    row.metric,
+                    float(row.values[run][at[scene]] - row.values[0][at[scene]])
+                    if scene in at
+                    else None,
+                    sign=True,
+                )
                 for row, at in zip(found.rows, places, strict=True)
             ]
             for scene in scenes
-        ]  # fmt: skip
+        ]
         pane, pressed = f"scenes_{letter}", "true" if run == 1 else "false"
-        tabs.append(f'<button type="button" aria-pressed="{pressed}" data-pane="{pane}">'
-                    f"{letter} − {first}</button>")  # fmt: skip
+        tabs.append(
+            f'<button type="button" aria-pressed="{pressed}" data-pane="{pane}">'
+            f"{letter} − {first}</button>"
+        )
         hidden = "" if run == 1 else " hidden"
         panes.append(f'<div id="{pane}"{hidden}>{page.table(heads, rows, "sortable plain")}</div>')
     find = '<input class="find" type="search" placeholder="find a scene" aria-label="find a scene">'
     return page.section(
-        "Scene by scene", f'<div class="tabs">{"".join(tabs)}{find}</div>', *panes,
+        "Scene by scene",
+        f'<div class="tabs">{"".join(tabs)}{find}</div>',
+        *panes,
         note="Differences of each scene's mean. A click on a column's head sorts by it.",
-    )  # fmt: skip
+    )
 
 
 def _point(count: str, mean: Estimate) -> tuple[float, float, float | None, float | None]:

@@ -19,8 +19,13 @@ from escherjax.evaluation.scoring import CONSISTENCY
 from escherjax.metrics.bootstrap import interval, paired_interval
 
 # Settings that must agree for figures to mean the same; a name stands for all below it.
-_MEANING = ("protocol.protocol", "protocol.mode", "protocol.conventions", "protocol.rules",
-            "weights.resolution")  # fmt: skip
+_MEANING = (
+    "protocol.protocol",
+    "protocol.mode",
+    "protocol.conventions",
+    "protocol.rules",
+    "weights.resolution",
+)
 
 # Number of references, as text -> scene -> metric -> value.
 SceneValues = dict[str, dict[str, dict[str, float]]]

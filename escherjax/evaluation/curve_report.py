@@ -22,10 +22,13 @@ def write(out: Path, rows: list[dict[str, Any]], settings: dict[str, Any]) -> Pa
     figures, used = [], []
     for name in names:
         used = [
-            Series(f"N = {count}", f"s{index if index == 0 else index + 1}",
-                   [_point(row, SAMPLES, count, name) for row in rows])
+            Series(
+                f"N = {count}",
+                f"s{index if index == 0 else index + 1}",
+                [_point(row, SAMPLES, count, name) for row in rows],
+            )
             for index, count in enumerate(counts)
-        ]  # fmt: skip
+        ]
         copied = [_point(row, NEAREST, counts[-1], name) for row in rows]
         baseline = f"nearest reference, copied (N = {counts[-1]})"
         used.append(Series(baseline, "s1", copied))
@@ -36,10 +39,11 @@ def write(out: Path, rows: list[dict[str, Any]], settings: dict[str, Any]) -> Pa
         [f'<a href="{html.escape(row["folder"])}/{report.FILE_NAME}">{row["step"]:,}</a>']
         + [
             page.estimate(name, row["results"][SAMPLES][count][name])
-            for name in names for count in last
+            for name in names
+            for count in last
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     protocol = settings["protocol"]
     path = out / report.FILE_NAME
     page.write(

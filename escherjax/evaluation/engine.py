@@ -264,8 +264,14 @@ class _Progress:
     """A bar with rate and time left; without a terminal, a line in the log now and then."""
 
     def __init__(self, total: int, done: int):
-        self._bar = tqdm(total=total, initial=done, desc="evaluate", unit="case",
-                         dynamic_ncols=True, disable=None)  # fmt: skip
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc="evaluate",
+            unit="case",
+            dynamic_ncols=True,
+            disable=None,
+        )
         self._count = self._start = done
         self._total, self._began = total, time.perf_counter()
         self._logged = self._began
@@ -281,8 +287,13 @@ class _Progress:
         if self._bar.disable and (now - self._logged > _LOG_EVERY_SECONDS):
             self._logged = now
             rate = (self._count - self._start) / (now - self._began)
-            log.info("%d of %d cases, %.2f cases/s, %.0f s left", self._count, self._total, rate,
-                     (self._total - self._count) / rate)  # fmt: skip
+            log.info(
+                "%d of %d cases, %.2f cases/s, %.0f s left",
+                self._count,
+                self._total,
+                rate,
+                (self._total - self._count) / rate,
+            )
 
     def close(self) -> None:
         self._bar.close()

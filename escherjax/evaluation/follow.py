@@ -83,9 +83,14 @@ class _Follower:
                 self._pipe.params, self._pipe.facts = loaded.params, loaded.facts
             request = dataclasses.replace(self._request, out=out)
             return run.evaluate_pipeline(
-                request, self._protocol, self._scorer, self._pipe, folder, self._stop,
+                request,
+                self._protocol,
+                self._scorer,
+                self._pipe,
+                folder,
+                self._stop,
                 lambda: settings.start_or_continue(self._request.out, self._settings),
-            )  # fmt: skip
+            )
         except Exception as error:  # Orbax raises what it likes when files vanish under it
             if folder.is_dir() and not verify.look(folder):
                 raise
@@ -95,8 +100,12 @@ class _Follower:
 
     def write_curve(self) -> bool:
         """Writes follow.jsonl and the report over steps from the summaries there are."""
-        rows = [curve_row(path.parent) for path in sorted(
-            self._request.out.glob(f"{settings.STEP_PREFIX}*/{summary.FILE_NAME}"))]  # fmt: skip
+        rows = [
+            curve_row(path.parent)
+            for path in sorted(
+                self._request.out.glob(f"{settings.STEP_PREFIX}*/{summary.FILE_NAME}")
+            )
+        ]
         records.write_rows(self._request.out / FILE_NAME, rows)
         if rows:
             curve_report.write(self._request.out, rows, settings.read(self._request.out))
@@ -113,4 +122,3 @@ def curve_row(folder: Path) -> dict[str, Any]:
         "num_skipped": content["num_skipped"],
         **({"consistency": content["consistency"]["results"]} if "consistency" in content else {}),
     }
-

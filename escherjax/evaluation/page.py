@@ -14,16 +14,25 @@ from escherjax.data.whole_files import whole_file
 
 # What readers see for the names in the files.
 TITLES = {
-    "psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS",
-    "tsed": "TSED", "distance": "distance", "track_error": "track error",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "tsed": "TSED",
+    "distance": "distance",
+    "track_error": "track error",
     "matches_per_pair": "matches a pair",
-}  # fmt: skip
+}
 UNITS = {"psnr": "dB", "distance": "px", "track_error": "px"}
 LOWER_IS_BETTER = ("lpips", "distance", "track_error")
 _DECIMALS = {
-    "psnr": 2, "ssim": 4, "lpips": 4,
-    "tsed": 3, "distance": 2, "track_error": 2, "matches_per_pair": 1,
-}  # fmt: skip
+    "psnr": 2,
+    "ssim": 4,
+    "lpips": 4,
+    "tsed": 3,
+    "distance": 2,
+    "track_error": 2,
+    "matches_per_pair": 1,
+}
 
 
 def write(path: Path, title: str, about: str, body: Iterable[str], pictures: Any = None) -> None:

@@ -211,9 +211,12 @@ def make_protocol(
     Raises UserError naming every problem: unknown names, missing folders, no scenes.
     """
     options = {
-        "index_path": index_path, "split": split, "num_targets": num_targets, "fov_deg": fov_deg,
+        "index_path": index_path,
+        "split": split,
+        "num_targets": num_targets,
+        "fov_deg": fov_deg,
         "max_radius": max_radius,
-    }  # fmt: skip
+    }
     takes = {"nerf": {"index_path"}, "heldout": {"split", "num_targets", "fov_deg", "max_radius"}}
     problems = []
     if name not in PROTOCOLS:

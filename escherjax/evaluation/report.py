@@ -27,8 +27,10 @@ def write(out: Path, content: dict[str, Any]) -> Path:
     body = [
         page.lines(
             f"{page.counted(content['num_skipped'], 'case')} could not be used",
-            [f"{row['scene']}, N = {row['num_references']}: {row['reason']}"
-             for row in content["skipped"]],
+            [
+                f"{row['scene']}, N = {row['num_references']}: {row['reason']}"
+                for row in content["skipped"]
+            ],
         ),
         _results(content),
         _curves(content),
@@ -39,7 +41,7 @@ def write(out: Path, content: dict[str, Any]) -> Path:
             "How this was computed",
             page.facts(content["settings"], "Protocol, weights and sampling", is_open=True),
         ),
-    ]  # fmt: skip
+    ]
     title, about = describe(content)
     path = out / FILE_NAME
     page.write(path, title, about, body, kept)
@@ -79,8 +81,10 @@ def as_text(content: dict[str, Any]) -> str:
             cells = []
             for name in names:
                 mean, low, high = (values[name][key] for key in ("mean", "low", "high"))
-                bounds = "" if low is None else (
-                    f" [{page.number(name, low)}, {page.number(name, high)}]"
+                bounds = (
+                    ""
+                    if low is None
+                    else (f" [{page.number(name, low)}, {page.number(name, high)}]")
                 )
                 cells.append(page.number(name, mean) + bounds)
             rows.append((count, METHOD_TITLES[method], str(values["num_scenes"]), *cells))
@@ -110,11 +114,14 @@ def _results(content: dict[str, Any]) -> str:
         paper = _published(content, int(count), names)
         rows += [
             (shown, "samples", *(page.estimate(name, samples[name]) for name in names)),
-            ("", "nearest reference, copied",
-             *(page.estimate(name, nearest[name]) for name in names)),
+            (
+                "",
+                "nearest reference, copied",
+                *(page.estimate(name, nearest[name]) for name in names),
+            ),
             ("", "gain over it", *(page.estimate(name, gain[name], sign=True) for name in names)),
             *(("", f"{method}, the paper's", *cells) for method, cells in paper),
-        ]  # fmt: skip
+        ]
         styles += ["group", "baseline", "baseline", *["published"] * len(paper)]
     heads = ("references", "", *map(page.heading, names))
     note = (
@@ -128,9 +135,7 @@ def _results(content: dict[str, Any]) -> str:
         warning = page.lines(
             "Not computed as the paper's figures were", differs_from_paper(content)
         )
-    return page.section(
-        "Results", page.table(heads, rows, row_styles=styles), warning, note=note
-    )
+    return page.section("Results", page.table(heads, rows, row_styles=styles), warning, note=note)
 
 
 def paper_figures(content: dict[str, Any]) -> list[Figures]:
@@ -150,8 +155,9 @@ def differs_from_paper(content: dict[str, Any]) -> list[str]:
         ("guidance", settings["sampling"]["guidance_scale"], 3.0),
         ("sampler", settings["sampling"]["sampler"], "ddim"),
     ]
-    return [f"{name}: {ours} here, {theirs} there" for name, ours, theirs in pairs
-            if ours != theirs]  # fmt: skip
+    return [
+        f"{name}: {ours} here, {theirs} there" for name, ours, theirs in pairs if ours != theirs
+    ]
 
 
 def _published(
@@ -169,23 +175,33 @@ def _curves(content: dict[str, Any]) -> str:
     figures, used = [], []
     for name in metric_names(content):
         used = [
-            Series(METHOD_TITLES[method], f"s{index}", [
-                (float(count), *(values[name][key] for key in ("mean", "low", "high")))
-                for count, values in by_count.items()
-            ])
+            Series(
+                METHOD_TITLES[method],
+                f"s{index}",
+                [
+                    (float(count), *(values[name][key] for key in ("mean", "low", "high")))
+                    for count, values in by_count.items()
+                ],
+            )
             for index, (method, by_count) in enumerate(content["results"].items())
-        ]  # fmt: skip
+        ]
         used += _paper_curves(content, name)
-        drawn = chart(f"{name} against the number of references", used,
-                      "number of references", page.UNITS.get(name, ""), log_x=True)  # fmt: skip
+        drawn = chart(
+            f"{name} against the number of references",
+            used,
+            "number of references",
+            page.UNITS.get(name, ""),
+            log_x=True,
+        )
         figures.append(f"<figure><figcaption>{page.heading(name)}</figcaption>{drawn}</figure>")
     if not figures:
         return ""
     return page.section(
         "Against the number of references",
-        f'<div class="charts">{"".join(figures)}</div>', legend(used),
+        f'<div class="charts">{"".join(figures)}</div>',
+        legend(used),
         note="Bands are 95% intervals over scenes. Point at a marker for its numbers.",
-    )  # fmt: skip
+    )
 
 
 def _paper_curves(content: dict[str, Any], name: str) -> list[Series]:
@@ -212,16 +228,20 @@ def _per_scene(content: dict[str, Any]) -> str:
     tabs, panes = [], []
     for index, method in enumerate(per_scene):
         rows = [
-            [html.escape(scene)] + [
+            [html.escape(scene)]
+            + [
                 page.number(name, per_scene[method][n].get(scene, {}).get(name))
-                for name in names for n in counts
+                for name in names
+                for n in counts
             ]
             for scene in scenes[:MAX_ROWS]
-        ]  # fmt: skip
+        ]
         pane = f"scenes_{method}"
         pressed = "true" if index == 0 else "false"
-        tabs.append(f'<button type="button" aria-pressed="{pressed}" data-pane="{pane}">'
-                    f"{METHOD_TITLES[method]}</button>")  # fmt: skip
+        tabs.append(
+            f'<button type="button" aria-pressed="{pressed}" data-pane="{pane}">'
+            f"{METHOD_TITLES[method]}</button>"
+        )
         hidden = " hidden" if index else ""
         panes.append(f'<div id="{pane}"{hidden}>{page.table(heads, rows, "sortable plain")}</div>')
     note = "A click on a column's head sorts by it."
@@ -262,8 +282,11 @@ def pictures(out: Path, content: dict[str, Any]) -> tuple[dict[str, Any], list[s
     left_out: list[str] = []
     per_scene = content["per_scene"][SAMPLES]
     for scene in sorted({scene for of in per_scene.values() for scene in of}):
-        loaded = {count: case_pictures.load(out, scene, int(count))
-                  for count in per_scene if scene in per_scene[count]}  # fmt: skip
+        loaded = {
+            count: case_pictures.load(out, scene, int(count))
+            for count in per_scene
+            if scene in per_scene[count]
+        }
         cases = {count: one for count, one in loaded.items() if one is not None}
         uris = {uri for one in cases.values() for uri in _uris(one)} - numbers.keys()
         if not cases:
@@ -272,11 +295,15 @@ def pictures(out: Path, content: dict[str, Any]) -> tuple[dict[str, Any], list[s
             left_out.append(scene)
             continue
         numbers |= {uri: len(numbers) + i for i, uri in enumerate(sorted(uris))}
-        scenes.append({
-            "id": scene,
-            "cases": {count: _numbered(one, numbers, per_scene[count][scene])
-                      for count, one in cases.items()},
-        })  # fmt: skip
+        scenes.append(
+            {
+                "id": scene,
+                "cases": {
+                    count: _numbered(one, numbers, per_scene[count][scene])
+                    for count, one in cases.items()
+                },
+            }
+        )
     return {"images": list(numbers), "scenes": scenes}, left_out
 
 

@@ -152,8 +152,10 @@ def merge(out: Path) -> bool:
     rows = records.read_all(out)
     skipped = records.read_skipped(out, rows)
     if not rows and skipped:
-        reasons = listed([f"{row['scene']} (N = {row['num_references']}): {row['reason']}"
-                          for row in skipped], most=5)  # fmt: skip
+        reasons = listed(
+            [f"{row['scene']} (N = {row['num_references']}): {row['reason']}" for row in skipped],
+            most=5,
+        )
         raise UserError(f"no scene could be evaluated. {reasons}")
     started = settings.read(out)
     if not rows:

@@ -45,9 +45,7 @@ def summarize(
     without a value counts in no mean: `num_scenes` of each value says how many do.
     """
     values = scene_means(rows)
-    views = collections.Counter(
-        (row["method"], str(row["num_references"])) for row in rows
-    )
+    views = collections.Counter((row["method"], str(row["num_references"])) for row in rows)
     results = {
         method: {
             count: {

@@ -9,9 +9,7 @@ if TYPE_CHECKING:
     from escherjax.metrics.lpips_weights import load_lpips
     from escherjax.metrics.perceptual import lpips
 
-__all__ = [
-    "interval", "load_lpips", "lpips", "paired_interval", "psnr", "ssim", "view_consistency"
-]  # fmt: skip
+__all__ = ["interval", "load_lpips", "lpips", "paired_interval", "psnr", "ssim", "view_consistency"]
 
 _HOME = {
     "interval": "bootstrap",

@@ -98,13 +98,16 @@ def view_consistency(
     enough = num_matches >= min_matches
     passed = enough & (distance < max_distance)
     tracks = _tracks(wanted, matches)
-    errors = np.array([
-        _reprojection_error(
-            c2w[views], K[views],
-            np.stack([features[v][0][i] for v, i in zip(views, indices, strict=True)]),
-        )
-        for views, indices in tracks
-    ])  # fmt: skip
+    errors = np.array(
+        [
+            _reprojection_error(
+                c2w[views],
+                K[views],
+                np.stack([features[v][0][i] for v, i in zip(views, indices, strict=True)]),
+            )
+            for views, indices in tracks
+        ]
+    )
     return Consistency(
         pairs=wanted,
         num_matches=num_matches,

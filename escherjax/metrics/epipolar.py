@@ -45,9 +45,10 @@ def mutual_matches(matcher: Any, first: Features, second: Features) -> np.ndarra
     forward = matcher.knnMatch(first[1], second[1], k=2)
     backward = {m.queryIdx: m.trainIdx for m in matcher.match(second[1], first[1])}
     good = [
-        (a.queryIdx, a.trainIdx) for a, b in forward
+        (a.queryIdx, a.trainIdx)
+        for a, b in forward
         if a.distance < RATIO * b.distance and backward[a.trainIdx] == a.queryIdx
-    ]  # fmt: skip
+    ]
     return np.array(good, int).reshape(-1, 2)
 
 

@@ -152,9 +152,13 @@ def _distances(x: jax.Array, y: jax.Array, weights: LpipsWeights) -> jax.Array:
     for number, stage in enumerate(STAGES[weights.net]):
         if stage.pool is not None:
             features = jax.lax.reduce_window(
-                features, -jnp.inf, jax.lax.max, (1, stage.pool, stage.pool, 1), (1, 2, 2, 1),
+                features,
+                -jnp.inf,
+                jax.lax.max,
+                (1, stage.pool, stage.pool, 1),
+                (1, 2, 2, 1),
                 "VALID",
-            )  # fmt: skip
+            )
         for conv in stage.convs:
             features = _conv_relu(features, conv, weights.tensors)
         length = jnp.sqrt(jnp.sum(jnp.square(features), axis=-1, keepdims=True))

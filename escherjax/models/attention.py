@@ -166,9 +166,7 @@ class Attention(nn.Module):
             out = self.spread.attend(kernel, q, k, v, key_lengths, self.keys_are_views)
         return self.to_out_0(out.reshape(x.shape))
 
-    def keys_values(
-        self, context: jax.Array, key_poses: cape.Poses
-    ) -> tuple[jax.Array, jax.Array]:
+    def keys_values(self, context: jax.Array, key_poses: cape.Poses) -> tuple[jax.Array, jax.Array]:
         """All that attention takes from a context: keys, turned, and values, [B, L, heads, hd]."""
         k = cape.rotate_keys(self.cape, self._heads(self.to_k(context)), key_poses)
         return k, self._heads(self.to_v(context))

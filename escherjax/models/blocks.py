@@ -226,13 +226,13 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, conditioning: Conditioning) -> jax.Array:
-        """x: [B, M*T, C], view-major -> the same shape; guided [B, ...] or [2B, ...] -> [2B, ...].
-        """
+        """x: [B, M*T, C], view-major -> the same shape; guided [B, ...] or [2B, ...] -> [2B, ...]."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         heads = (x.shape[-1], self.num_heads, self.cape, self.attention_impl, self.spread)
         num_scenes, num_targets = conditioning.num_scenes, conditioning.num_targets
-        shared = conditioning.target_poses, (
-            None if num_targets is None else num_targets * (x.shape[1] // conditioning.num_views)
+        shared = (
+            conditioning.target_poses,
+            (None if num_targets is None else num_targets * (x.shape[1] // conditioning.num_views)),
         )
         if x.shape[0] > num_scenes:
             shared = jax.tree.map(lambda array: as_pairs(array, num_scenes), shared)

@@ -138,9 +138,7 @@ class _Embeddings(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         side = (self.config.patch_size, self.config.patch_size)
-        x = nn.Conv(
-            self.config.widths[0], side, side, "VALID", **types, name="patch_embeddings"
-        )(x)
+        x = nn.Conv(self.config.widths[0], side, side, "VALID", **types, name="patch_embeddings")(x)
         return _layer_norm("layernorm", **types)(x)
 
 
@@ -178,9 +176,9 @@ class _Stage(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if self.downsample:
             x = _layer_norm("downsampling_layer_0", **types)(x)
-            x = nn.Conv(
-                self.width, (2, 2), (2, 2), "VALID", **types, name="downsampling_layer_1"
-            )(x)
+            x = nn.Conv(self.width, (2, 2), (2, 2), "VALID", **types, name="downsampling_layer_1")(
+                x
+            )
         for i in range(self.depth):
             x = _Block(self.spread, **types, name=f"layers_{i}")(x)
         return x

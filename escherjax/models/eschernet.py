@@ -383,9 +383,13 @@ def from_parts(
     pairs = [
         ("unet.in_channels", unet.in_channels, "latent channels", latents.latent_channels),
         ("unet.out_channels", unet.out_channels, "latent channels", latents.latent_channels),
-        ("unet.cross_channels", unet.cross_channels, "the encoder's last width",
-         encoder.widths[-1]),
-    ]  # fmt: skip
+        (
+            "unet.cross_channels",
+            unet.cross_channels,
+            "the encoder's last width",
+            encoder.widths[-1],
+        ),
+    ]
     problems = [f"{a} is {x}, {b} {y}" for a, x, b, y in pairs if x != y]
     if problems:
         raise UserError(f"The networks do not fit together: {'; '.join(problems)}. Needed equals.")

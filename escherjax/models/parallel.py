@@ -117,9 +117,7 @@ class Spread:
         # The gather is inside: out there the compiler would first undo the split of all other axes.
         by_head = PartitionSpec(self.batch_axes, None, self.model_axis)
         lengths = PartitionSpec(self.batch_axes)
-        return self._map(local, (by_head, by_head, by_head, lengths), by_head)(
-            q, k, v, key_lengths
-        )
+        return self._map(local, (by_head, by_head, by_head, lengths), by_head)(q, k, v, key_lengths)
 
     def _map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Any:
         """A call of `function` on each device, inside `over_views` or outside."""

@@ -123,11 +123,15 @@ def _cut_object(picture: Picture, window: Window) -> tuple[str, ...]:
     height, width = picture.pixels.shape[:2]
     if not window.holds(box):
         return ("shows an object that the training field of view cuts off.",)
-    touched = [side for side, at_edge in zip(
-        ("left", "top", "right", "bottom"),
-        (box[0] == 0, box[1] == 0, box[2] == width, box[3] == height),
-        strict=True,
-    ) if at_edge]  # fmt: skip
+    touched = [
+        side
+        for side, at_edge in zip(
+            ("left", "top", "right", "bottom"),
+            (box[0] == 0, box[1] == 0, box[2] == width, box[3] == height),
+            strict=True,
+        )
+        if at_edge
+    ]
     if touched and not window.inside(height, width):
         return (f"shows an object that ends at its {', '.join(touched)} edge; white follows it.",)
     return ()

@@ -263,9 +263,7 @@ def commit() -> str:
         return ""
 
 
-def restore(
-    manager: ocp.CheckpointManager, abstract: TrainState
-) -> tuple[TrainState, int] | None:
+def restore(manager: ocp.CheckpointManager, abstract: TrainState) -> tuple[TrainState, int] | None:
     """(state, data position) of the newest whole checkpoint, or None where there is none yet.
 
     abstract: ShapeDtypeStructs with shardings, so that any mesh opens any checkpoint. Every byte is

@@ -86,8 +86,12 @@ class _Lock:
         if holder and not (locked and holder.get("boot") == _boot_id()):
             log.info(
                 "%s/%s names process %s on %s; watching for %.0f s whether it is alive",
-                self._workdir, FILE_NAME, holder.get("pid"), holder.get("host"), WATCH_SECONDS
-            )  # fmt: skip
+                self._workdir,
+                FILE_NAME,
+                holder.get("pid"),
+                holder.get("host"),
+                WATCH_SECONDS,
+            )
             end = time.monotonic() + WATCH_SECONDS
             while time.monotonic() < end:
                 time.sleep(BEAT_SECONDS / 5)

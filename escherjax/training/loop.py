@@ -206,9 +206,7 @@ def _heldout(model: EscherNet, config: ConfigDict, mesh: Mesh) -> HeldOut | None
 
 
 def _is_due(config: ConfigDict, step: int) -> bool:
-    intervals = (
-        config.checkpoint_every_steps, config.eval_every_steps, config.sample_every_steps
-    )  # fmt: skip
+    intervals = (config.checkpoint_every_steps, config.eval_every_steps, config.sample_every_steps)
     return step > 0 and any(every and step % every == 0 for every in intervals)
 
 
@@ -289,7 +287,5 @@ def _log_setup(mesh: Mesh, abstract: TrainState) -> None:
     )
     log.info(
         "largest tensors and how they are split:\n%s",
-        sharding.describe(
-            abstract.params, sharding.state_shardings(mesh, abstract.params)
-        ),
+        sharding.describe(abstract.params, sharding.state_shardings(mesh, abstract.params)),
     )

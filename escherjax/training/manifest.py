@@ -54,9 +54,7 @@ def damage(folder: Path, items: Sequence[str], sizes_only: bool = False) -> list
     if unlisted:
         return [f"{folder / FILE_NAME}: lists no file of {', '.join(unlisted)}"]
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        found = pool.map(
-            lambda path: _difference(path, *expected[path], sizes_only), expected
-        )
+        found = pool.map(lambda path: _difference(path, *expected[path], sizes_only), expected)
         return [line for line in found if line]
 
 

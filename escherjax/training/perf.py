@@ -55,8 +55,10 @@ def _jaxpr_flops(jaxpr: Any) -> float:
         if name == "dot_general":
             (lhs_contract, _), _ = equation.params["dimension_numbers"]
             lhs = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(
-                lhs[axis] for axis in lhs_contract
+            total += (
+                2
+                * math.prod(equation.outvars[0].aval.shape)
+                * math.prod(lhs[axis] for axis in lhs_contract)
             )
         elif name == "conv_general_dilated":
             kernel = equation.invars[1].aval.shape

@@ -119,9 +119,7 @@ def _axis_sizes(mesh: ConfigDict, num_devices: int) -> dict[str, int]:
             if free
             else f"its product must be {num_devices}, or one axis -1"
         )
-        raise UserError(
-            f"config.mesh = {sizes} does not divide {num_devices} devices; {needed}."
-        )
+        raise UserError(f"config.mesh = {sizes} does not divide {num_devices} devices; {needed}.")
     if free:
         sizes[free[0]] = num_devices // fixed
     elif fixed != num_devices:

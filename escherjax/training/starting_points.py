@@ -34,9 +34,7 @@ Shapes = dict[ParamPath, tuple[int, ...]]
 RANDOM = "random numbers"
 _FIELDS = {"unet": "unet", "image_encoder": "encoder", "vae": "vae"}  # part -> config.init field
 _FOLDERS = {"unet": ("unet", "unet_ema"), "image_encoder": ("image_encoder",), "vae": ("vae",)}
-_DIFFUSION = (
-    "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type"
-)  # fmt: skip
+_DIFFUSION = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type")
 _MOST_NAMES = 3  # in a cell of the table
 
 
@@ -199,9 +197,7 @@ def _open_folder(weights: str, part: str) -> _Stored:
 def _said_beside(folder: Path) -> dict[str, Any]:
     """What a pipeline folder says of its U-Net's training; nothing of what it leaves out."""
     problems: list[str] = []
-    scheduler = strict_json.read_optional(
-        folder / "scheduler" / "scheduler_config.json", problems
-    )
+    scheduler = strict_json.read_optional(folder / "scheduler" / "scheduler_config.json", problems)
     facts = strict_json.read_optional(folder / "escherjax.json", problems)
     if problems:
         raise UserError("; ".join(problems) + ". Restore or remove what cannot be read.")
@@ -270,9 +266,13 @@ def _fitting(
     partial = config.init.allow_partial and part != "vae"
     if differences and not partial:
         listed = "".join(f"\n  - {line}" for line in differences)
-        remedy = "" if part == "vae" else (
-            " With config.init.allow_partial=True, tensors that do not fit are left at "
-            "initialisation."
+        remedy = (
+            ""
+            if part == "vae"
+            else (
+                " With config.init.allow_partial=True, tensors that do not fit are left at "
+                "initialisation."
+            )
         )
         raise UserError(
             f"The {part} in {stored.source} is of another network; {len(differences)} "

@@ -127,9 +127,7 @@ def make_train_step(
         if num_micro == 1:
             (total, losses), grads = gradient_of(state.params, state.frozen, batch, draws)
         else:
-            total, losses, grads = _accumulate(
-                gradient_of, state, (batch, draws), num_micro, mesh
-            )
+            total, losses, grads = _accumulate(gradient_of, state, (batch, draws), num_micro, mesh)
         grads = like_state(jax.tree.map(lambda g: g / num_valid, grads))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -48,9 +48,7 @@ class Stop:
 
     def _leave_if_nothing_is_lost(self) -> None:
         if self._noticed.is_set() and self._nothing_to_save and not _jax_listens():
-            raise Preempted(
-                "stopped by a signal before the first update; start again to continue"
-            )
+            raise Preempted("stopped by a signal before the first update; start again to continue")
 
     @property
     def heard(self) -> bool:

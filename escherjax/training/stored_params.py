@@ -34,9 +34,7 @@ def find_step(workdir: Path, step: int | None = None) -> int:
     return steps[-1] if step is None else step
 
 
-def restore_sampling_params(
-    workdir: Path, abstract: TrainState, step: int, weights: str
-) -> Params:
+def restore_sampling_params(workdir: Path, abstract: TrainState, step: int, weights: str) -> Params:
     """All parameters for drawing views; no optimizer bytes read.
 
     step: of a checkpoint there is (`find_step`). weights: "ema" for the average, "raw".

@@ -68,8 +68,11 @@ class Watchdog:
             self._stalled = note
             log.warning(
                 "no progress for %.0f s (config.stall_seconds) while %s; stacks of all threads are "
-                "in %s. The run is left alone.", still, note[1], self._path
-            )  # fmt: skip
+                "in %s. The run is left alone.",
+                still,
+                note[1],
+                self._path,
+            )
             faulthandler.dump_traceback(self._file, all_threads=True)
 
     def _show(self) -> None:

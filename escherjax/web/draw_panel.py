@@ -78,9 +78,13 @@ class DrawPanel:
                 "Steps", 1, self._session.limits.steps, 1, settings.num_steps
             )
             self._guidance = gui.add_slider(
-                "Guidance", 0.0, 10.0, 0.1, settings.guidance_scale,
+                "Guidance",
+                0.0,
+                10.0,
+                0.1,
+                settings.guidance_scale,
                 hint="1 for none; it starts at what this network was judged at",
-            )  # fmt: skip
+            )
             self._sampler = gui.add_dropdown("Sampler", SAMPLERS, initial_value=settings.sampler)
             self._seed = gui.add_number("Seed", settings.seed, min=0, max=2**31 - 1, step=1)
         if self._queue is None:

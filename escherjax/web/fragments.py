@@ -61,8 +61,9 @@ def thumbnails(
         )
     return (
         '<div style="display:flex;flex-wrap:wrap;gap:4px;margin:0 12px 8px">'
-        + "".join(tiles) + "</div>"
-    )  # fmt: skip
+        + "".join(tiles)
+        + "</div>"
+    )
 
 
 def line(text: str, color: str = "#44546a") -> str:

@@ -52,9 +52,15 @@ class Page:
         guard.limit_uploads(client, session.limits.upload_bytes, self.refuse_upload)
         with self._lock:
             self._scene = SceneView(
-                client.scene, session.fov_deg, self._safe, self._select, self._drag_reference,
-                self._view_target, self._drag_target, self._drag_viewpoint,
-            )  # fmt: skip
+                client.scene,
+                session.fov_deg,
+                self._safe,
+                self._select,
+                self._drag_reference,
+                self._view_target,
+                self._drag_target,
+                self._drag_viewpoint,
+            )
             self._add_pictures_step()
             self._add_cameras_step()
             self._add_path_step()
@@ -182,9 +188,7 @@ class Page:
         self._session.set_camera(
             self._selected, self._azimuth.value, self._elevation.value, self._radius.value
         )
-        self._scene.move_reference(
-            self._selected, self._session.references[self._selected].c2w
-        )
+        self._scene.move_reference(self._selected, self._session.references[self._selected].c2w)
 
     def _drag_reference(self, index: int, position: np.ndarray) -> None:
         radius = spherical_of(self._session.references[index].c2w[:3, 3])[2]
@@ -213,9 +217,12 @@ class Page:
             [r.image for r in references], labels, REFERENCE_COLOR, selected
         )
         notes = [note.removeprefix(WARNING) for note in references[selected].notes]
-        self._camera_text.content = "".join(map(fragments.line, [
-            *notes, "Where was each picture taken from? Drag the orange cameras, or set:"
-        ]))  # fmt: skip
+        self._camera_text.content = "".join(
+            map(
+                fragments.line,
+                [*notes, "Where was each picture taken from? Drag the orange cameras, or set:"],
+            )
+        )
         if self._picture.options != tuple(labels):
             self._picture.options = tuple(labels)
         self._picture.value = labels[selected]
@@ -237,16 +244,20 @@ class Page:
                 "Start °", -180.0, 180.0, 1.0, path.start_azimuth_deg
             )
             self._path_radius = gui.add_slider("Distance", *RADIUS_RANGE, 0.05, path.radius)
-            self._viewpoints_text = gui.add_html(fragments.line(
-                "Turn the 3D view, add where you are, drag the green cameras."
-            ))  # fmt: skip
+            self._viewpoints_text = gui.add_html(
+                fragments.line("Turn the 3D view, add where you are, drag the green cameras.")
+            )
             self._closed_path = gui.add_checkbox("Closed loop", path.closed)
             self._add_viewpoint = gui.add_button("Add this viewpoint", icon="camera-plus")
             self._clear_viewpoints = gui.add_button("Remove all", icon="trash", color="gray")
         for widget in (
-            self._path_name, self._num_views, self._path_elevation, self._start_azimuth,
-            self._path_radius, self._closed_path,
-        ):  # fmt: skip
+            self._path_name,
+            self._num_views,
+            self._path_elevation,
+            self._start_azimuth,
+            self._path_radius,
+            self._closed_path,
+        ):
             widget.on_update(self._safe(lambda _: self._set_path()))
         self._add_viewpoint.on_click(self._safe(lambda _: self._take_viewpoint()))
         self._clear_viewpoints.on_click(self._safe(lambda _: self._forget_viewpoints()))
@@ -294,8 +305,11 @@ class Page:
         name = session.path.name
         own = name == CUSTOM_PATH
         own_widgets = (
-            self._viewpoints_text, self._closed_path, self._add_viewpoint, self._clear_viewpoints
-        )  # fmt: skip
+            self._viewpoints_text,
+            self._closed_path,
+            self._add_viewpoint,
+            self._clear_viewpoints,
+        )
         for widget in own_widgets:
             widget.visible = own
         self._start_azimuth.visible = self._path_radius.visible = not own

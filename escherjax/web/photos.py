@@ -72,9 +72,7 @@ def frame_photos(
         return []
     pictures = [_upright(label, photo) for label, photo, _ in photos]
     c2w = np.stack([pose for _, _, pose in photos])
-    views = InputViews(
-        c2w, np.arange(len(photos)), dict(enumerate(pictures)), pictures.__getitem__
-    )
+    views = InputViews(c2w, np.arange(len(photos)), dict(enumerate(pictures)), pictures.__getitem__)
     fitted = views.fit(resolution, fov_deg)
     notes: list[list[str]] = []
     for note in fitted.notes:  # of each picture one line, then its warnings

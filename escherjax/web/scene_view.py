@@ -58,9 +58,11 @@ class SceneView:
             "/object", np.array(edges, np.float32), (150, 160, 175), thickness=0.006
         )
         scene.add_line_segments(
-            "/front", np.array([[[0.5, 0, -0.54], [0.95, 0, -0.54]]], np.float32), (150, 160, 175),
+            "/front",
+            np.array([[[0.5, 0, -0.54], [0.95, 0, -0.54]]], np.float32),
+            (150, 160, 175),
             thickness=0.012,
-        )  # fmt: skip
+        )
         scene.add_label("/front/name", "front", position=(1.0, 0.0, -0.54))
 
     def show_references(
@@ -105,9 +107,12 @@ class SceneView:
             self._path = None
         if len(c2w) > 1:
             self._path = self._scene.add_spline_catmull_rom(
-                "/path", c2w[:, :3, 3], closed=closed and len(c2w) > 2, color=TARGET_COLOR,
+                "/path",
+                c2w[:, :3, 3],
+                closed=closed and len(c2w) > 2,
+                color=TARGET_COLOR,
                 thickness=0.006,
-            )  # fmt: skip
+            )
 
     def show_viewpoints(self, c2w: Sequence[np.ndarray]) -> None:
         """Draws the cameras [4, 4] that the visitor's own path leads through."""
@@ -134,9 +139,15 @@ class SceneView:
         """Shows one of the drawn views large at its camera."""
         if self._current is None:
             self._current = self._scene.add_camera_frustum(
-                "/current", self._fov_rad, 1.0, scale=1.5 * _SCALE, thickness=0.02,
-                color=TARGET_COLOR, cast_shadow=False, receive_shadow=False,
-            )  # fmt: skip
+                "/current",
+                self._fov_rad,
+                1.0,
+                scale=1.5 * _SCALE,
+                thickness=0.02,
+                color=TARGET_COLOR,
+                cast_shadow=False,
+                receive_shadow=False,
+            )
         _place(self._current, c2w)
         self._current.image = _small(image)
 
@@ -150,10 +161,16 @@ class SceneView:
         image: np.ndarray | None = None,
     ) -> Any:
         handle = self._scene.add_camera_frustum(
-            name, self._fov_rad, 1.0, scale=_SCALE, thickness=0.012, color=color,
-            image=None if image is None else _small(image), cast_shadow=False,
+            name,
+            self._fov_rad,
+            1.0,
+            scale=_SCALE,
+            thickness=0.012,
+            color=color,
+            image=None if image is None else _small(image),
+            cast_shadow=False,
             receive_shadow=False,
-        )  # fmt: skip
+        )
         _place(handle, c2w)
         clicked, moved = calls
 

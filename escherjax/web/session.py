@@ -164,8 +164,9 @@ class Session:
         Raises UserError if the file cannot be used or names none of the pictures.
         """
         if len(data) > self.limits.upload_bytes:
-            raise UserError(f"transforms.json has {len(data)} bytes; needed at most "
-                            f"{self.limits.upload_bytes}.")  # fmt: skip
+            raise UserError(
+                f"transforms.json has {len(data)} bytes; needed at most {self.limits.upload_bytes}."
+            )
         views = transforms.parse_views(data, "transforms.json")
         by_stem = {_stem(name): (c2w, lens) for name, c2w, lens in views}
         matches = {
@@ -247,9 +248,12 @@ class Session:
             closed = path.closed and len(self.viewpoints) > 2
             return splines.spline(np.stack(self.viewpoints), path.num_views, closed)
         return trajectories.trajectory(
-            path.name, path.num_views, path.radius, math.radians(path.elevation_deg),
+            path.name,
+            path.num_views,
+            path.radius,
+            math.radians(path.elevation_deg),
             math.radians(path.start_azimuth_deg),
-        )  # fmt: skip
+        )
 
     def target_zoom(self, c2w: np.ndarray) -> np.ndarray:
         """How much each of the views [M] is enlarged; 1 but on a dolly zoom."""

@@ -75,9 +75,7 @@ class Facts:
             "num_references": None if self.num_references is None else list(self.num_references),
             "num_targets": self.num_targets,
             "latents": (
-                {"kind": "vae"}
-                if self.patch is None
-                else {"kind": "pixels", "patch": self.patch}
+                {"kind": "vae"} if self.patch is None else {"kind": "pixels", "patch": self.patch}
             ),
             "weights": self.weights,
             "trained_steps": self.trained_steps,
@@ -225,9 +223,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trained_steps": (lambda v: v is None or _is_count(v, 0), "an integer from 0 on, or null"),
     "guidance_scale": (_is_scale, "a finite number from 0 on"),
     "fov_deg": (lambda v: v is None or (_is_scale(v) and 0 < v < 180), "degrees, or null"),
-    "camera_radius": (
-        lambda v: v is None or _is_radius(v), "[least, most] above 0, or null"
-    ),
+    "camera_radius": (lambda v: v is None or _is_radius(v), "[least, most] above 0, or null"),
 }
 
 # Fields that files of earlier versions do not have, as those are to be read.

@@ -28,10 +28,13 @@ _PATTERNS = {
     "vae": ("vae/*.json", "vae/*.safetensors"),
     # ConvNeXtV2's own repositories keep their files at the top, without a folder.
     "image_encoder": (
-        "image_encoder/*.json", "image_encoder/*.safetensors", "config.json", "model*.safetensors",
+        "image_encoder/*.json",
+        "image_encoder/*.safetensors",
+        "config.json",
+        "model*.safetensors",
         "model*.safetensors.index.json",
     ),
-}  # fmt: skip
+}
 
 
 def resolve(
@@ -129,12 +132,12 @@ def _huggingface_hub(purpose: str) -> ModuleType:
 # What an answer of the hub means to the user.
 _REFUSALS = {
     401: "the hub wants a valid access token, or there is no such repository: check the name, and "
-         "run `hf auth login` or set HF_TOKEN",
+    "run `hf auth login` or set HF_TOKEN",
     403: "your access token does not allow this; accept the repository's terms on its page, or "
-         "take a token with the right to write",
+    "take a token with the right to write",
     404: "the hub has no such repository or revision; check the name",
     409: "the repository was changed at the same time; try again",
-}  # fmt: skip
+}
 
 
 @contextmanager

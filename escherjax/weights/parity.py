@@ -124,9 +124,14 @@ def _outputs(pipe: Pipeline, folder: Path) -> Iterator[tuple[str, np.ndarray, np
         unit, references, targets, _NUM_STEPS, guidance, initial_latents=latents[0]
     )
     sampled = theirs(
-        unit, references, targets, _NUM_STEPS, guidance, latents=_first(latents[0]),
+        unit,
+        references,
+        targets,
+        _NUM_STEPS,
+        guidance,
+        latents=_first(latents[0]),
         output_type="np",
-    )  # fmt: skip
+    )
     yield "views", ours, sampled.images
 
 

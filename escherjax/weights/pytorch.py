@@ -232,9 +232,7 @@ def _is_on_pixels(facts: dict[str, Any] | None) -> bool:
     return isinstance(latents, dict) and latents.get("kind") == "pixels"
 
 
-def _read_component(
-    folder: Path, name: str, place: Place, problems: list[str]
-) -> _Part | None:
+def _read_component(folder: Path, name: str, place: Place, problems: list[str]) -> _Part | None:
     """One network, or None; what is wrong is added to `problems`."""
     component = _COMPONENTS[name]
     if not folder.is_dir():

@@ -38,9 +38,7 @@ class TensorSpec:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-def write(
-    path: Path, specs: Mapping[str, TensorSpec], read: Callable[[str], np.ndarray]
-) -> None:
+def write(path: Path, specs: Mapping[str, TensorSpec], read: Callable[[str], np.ndarray]) -> None:
     """Writes and syncs a file of the tensors in `specs`; a long one shows its progress.
 
     read: gives the array of a name, of the shape in `specs`; called once for each, when its turn
@@ -54,8 +52,10 @@ def write(
         spec = specs[name]
         begin, end = end, end + spec.num_bytes
         header[name] = {
-            "dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [begin, end]
-        }  # fmt: skip
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:

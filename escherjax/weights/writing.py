@@ -1,11 +1,11 @@
 """Writing PyTorch pipeline folders, as diffusers and transformers read them, without PyTorch.
 
-    folder/model_index.json
-    folder/escherjax.json  what the weights expect of cameras and views (`escherjax.weights.facts`)
-    folder/unet/           config.json, diffusion_pytorch_model.safetensors
-    folder/vae/            the same; absent where latents are pixels
-    folder/image_encoder/  config.json, model.safetensors
-    folder/scheduler/      scheduler_config.json
+folder/model_index.json
+folder/escherjax.json  what the weights expect of cameras and views (`escherjax.weights.facts`)
+folder/unet/           config.json, diffusion_pytorch_model.safetensors
+folder/vae/            the same; absent where latents are pixels
+folder/image_encoder/  config.json, model.safetensors
+folder/scheduler/      scheduler_config.json
 """
 
 from __future__ import annotations
@@ -190,8 +190,11 @@ def _types(
         log.warning(
             "%s is written in float32: %d of %d tensors, such as %s, have values that the type "
             "they were stored in would round",
-            part, len(misfits), len(leaves), ", ".join(misfits[:_MOST_NAMES]),
-        )  # fmt: skip
+            part,
+            len(misfits),
+            len(leaves),
+            ", ".join(misfits[:_MOST_NAMES]),
+        )
         return dict.fromkeys(types, "F32")
     return types
 

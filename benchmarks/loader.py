@@ -85,7 +85,7 @@ def write_inputs(root: Path, arguments: argparse.Namespace) -> dict[str, Path]:
     import numpy as np
 
     from escherjax import cameras
-    from escherjax.data.records import write_scenes
+    from escherjax.data.shards import write_scenes
 
     places = {}
     for size in SIZES:
@@ -112,7 +112,7 @@ def write_with_moments(folder: Path, scenes: Sequence[Any]) -> None:
     import ml_dtypes
     import numpy as np
 
-    from escherjax.data import records
+    from escherjax.data import shards
 
     rng = np.random.default_rng(0)
     shape = (VIEWS_PER_SCENE, *MOMENTS_SHAPE)
@@ -121,15 +121,15 @@ def write_with_moments(folder: Path, scenes: Sequence[Any]) -> None:
         for scene in scenes
     ]
     folder.mkdir()
-    count = records.write_shard(records.shard_path(folder, "train", 0, 1), with_moments)
-    records.write_metadata(folder, {"train": [count]}, with_moments=True)
+    count = shards.write_shard(shards.shard_path(folder, "train", 0, 1), with_moments)
+    shards.write_metadata(folder, {"train": [count]}, with_moments=True)
 
 
 def read_scenes(arguments: argparse.Namespace, size: int) -> list[Any]:
     """`--scenes` scenes of 12 PNG views each; those there are come again with other views."""
+    from escherjax.data.formats.folders import find_scene_folders, read_scene_folder
     from escherjax.data.images import encode_png, resize_image
     from escherjax.data.procedural import ProceduralSource
-    from escherjax.data.scenes import find_scene_folders, read_scene_folder
 
     if arguments.source is None:
         source = ProceduralSource(0, 2, VIEWS_PER_SCENE, SIZES[0])
@@ -204,7 +204,7 @@ def open_batches(place: Path, config: Any, arguments: argparse.Namespace) -> Any
         folders = sorted(place.iterdir())
         return endless_batches(folders, 6, config.resolution, arguments.batch, workers)
     from escherjax.data.loader import make_loader
-    from escherjax.data.records import open_shards
+    from escherjax.data.shards import open_shards
 
     if place.name.startswith("latents"):
         config = dataclasses.replace(config, moments_shape=MOMENTS_SHAPE)

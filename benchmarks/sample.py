@@ -84,10 +84,11 @@ def measure(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]
 
     from benchmarks.kernels import busiest_kernels
     from escherjax.cameras import Cameras, from_spherical
+    from escherjax.devices import mesh as sharding
     from escherjax.models import eschernet
-    from escherjax.pipeline import Pipeline
-    from escherjax.training import perf, sharding
-    from escherjax.training.loop import enable_compilation_cache
+    from escherjax.sample.pipeline import Pipeline
+    from escherjax.train import perf
+    from escherjax.train.loop import enable_compilation_cache
 
     enable_compilation_cache()
     mesh = sharding.view_mesh(arguments.view_parallel)
@@ -182,7 +183,7 @@ def _flops(
     import jax.numpy as jnp
 
     from escherjax.cameras import Cameras
-    from escherjax.training import perf
+    from escherjax.train import perf
 
     plain = dataclasses.replace(model, unet=model.unet.clone(attention_impl="xla"))
     side = config.encoder.image_size

@@ -57,14 +57,15 @@ def measure(
 
     import escherjax
     from escherjax.cameras import Cameras
-    from escherjax.data import sources
-    from escherjax.metrics import interval, psnr, ssim
-    from escherjax.training import checkpoint
-    from escherjax.training.loop import enable_compilation_cache
+    from escherjax.metrics import psnr, ssim
+    from escherjax.reports.bootstrap import interval
+    from escherjax.train import sources
+    from escherjax.train.loop import enable_compilation_cache
+    from escherjax.weights import runs
 
     enable_compilation_cache()
     pipe = escherjax.load(weights)
-    config = checkpoint.read_config(weights).copy_and_resolve_references()
+    config = runs.read_config(weights).copy_and_resolve_references()
     with config.unlocked():
         config.eval.num_references = (references,)
         config.eval.num_scenes = config.eval.batch_size = num_scenes or config.eval.num_scenes

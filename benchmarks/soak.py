@@ -174,13 +174,11 @@ def _differing_arrays(first: Path, second: Path) -> list[str]:
     """Names of the parameters and averages of the newest checkpoints that are not bit-equal."""
     import numpy as np
 
-    from escherjax.training import stored_params
+    from escherjax.weights import run_params
 
     names = []
     for weights in ("raw", "ema"):
-        stored = [
-            stored_params.open_checkpoint(folder, weights=weights) for folder in (first, second)
-        ]
+        stored = [run_params.open_checkpoint(folder, weights=weights) for folder in (first, second)]
         if stored[0].step != stored[1].step or stored[0].shapes != stored[1].shapes:
             return [f"step {stored[0].step} and step {stored[1].step}"]
         ours, theirs = (part.read(part.shapes) for part in stored)

@@ -24,7 +24,7 @@ from escherjax.errors import run_command
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from escherjax.training.state import TrainState
+    from escherjax.train.state import TrainState
 
 Batches = Iterator[dict[str, Any]]
 WARM_UP = 3  # steps that are not timed
@@ -64,12 +64,13 @@ def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]
     import jax
 
     from benchmarks.kernels import busiest_kernels
+    from escherjax.devices import mesh as sharding
     from escherjax.models import eschernet
-    from escherjax.training import perf, sharding
-    from escherjax.training.loop import enable_compilation_cache
-    from escherjax.training.optimizer import make_optimizer
-    from escherjax.training.state import create_state
-    from escherjax.training.step import make_train_step
+    from escherjax.train import perf
+    from escherjax.train.loop import enable_compilation_cache
+    from escherjax.train.optimizer import make_optimizer
+    from escherjax.train.state import create_state
+    from escherjax.train.step import make_train_step
 
     enable_compilation_cache()
     mesh = sharding.make_mesh(config)
@@ -153,8 +154,8 @@ def _time_steps(
 
 def _loaded_batches(config: ConfigDict, mesh: Any) -> Batches:
     """Batches of the config's data, put on the devices."""
-    from escherjax.data import sources
-    from escherjax.training import sharding
+    from escherjax.devices import mesh as sharding
+    from escherjax.train import sources
 
     for batch in sources.training_batches(sources.open_training_source(config), config, 0):
         del batch["scene_ids"]
@@ -168,8 +169,8 @@ def _random_batches(config: ConfigDict, mesh: Any) -> Batches:
     import numpy as np
 
     from escherjax.cameras import from_spherical
+    from escherjax.devices import mesh as sharding
     from escherjax.models import eschernet
-    from escherjax.training import sharding
 
     rng = np.random.default_rng(0)
     size, side = config.batch_size // jax.process_count(), config.resolution

@@ -22,14 +22,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep import importing, normalizing
+from data_prep.lib import importing, normalizing
 from escherjax.errors import UserError, listed, run_command
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from escherjax.data.formats.folders import ReadPicture
     from escherjax.data.images import View
-    from escherjax.data.scenes import ReadPicture
 
 ANNOTATION_FILE = r"frame_annotations\w*\.(jgz|json|json\.gz)"
 NDC_FORMATS = ("ndc_norm_image_bounds", "ndc_isotropic")
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     importing.check_arguments(args)
     normalizing.check_arguments(args)
 
-    from escherjax.data.scenes import assemble_scene
+    from escherjax.data.formats.folders import assemble_scene
 
     annotations = Annotations()
     found = find_sequences(args.source, annotations)[: args.limit]
@@ -129,8 +129,8 @@ def read_frames(
 
     Raises UserError naming every frame that lacks a picture, a mask or a whole viewpoint.
     """
-    from escherjax.data.scenes import read_picture
-    from escherjax.data.transforms import pinhole_intrinsics
+    from escherjax.data.formats.folders import read_picture
+    from escherjax.data.formats.transforms import pinhole_intrinsics
 
     views, mask_of, problems = [], {}, []
     for frame in frames:
@@ -240,7 +240,7 @@ def _with_alpha(path: Path, mask_path: Path) -> np.ndarray:
     """uint8 [H, W, 4]: a photograph with its mask as alpha."""
     import numpy as np
 
-    from escherjax.data.scenes import read_picture
+    from escherjax.data.formats.folders import read_picture
 
     picture, mask = read_picture(path)[1], read_picture(mask_path)[1]
     if picture.shape[:2] != mask.shape[:2]:

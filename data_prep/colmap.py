@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep import importing, normalizing
+from data_prep.lib import importing, normalizing
 from escherjax.errors import run_command
 
 
@@ -42,11 +42,11 @@ def main(argv: Sequence[str]) -> None:
     importing.check_arguments(args)
     normalizing.check_arguments(args)
 
-    from escherjax.data import colmap, scenes
+    from escherjax.data.formats import colmap, folders
 
     colmap.load_pycolmap()
     models = (args.model,) if args.model else colmap.MODEL_FOLDERS
-    found = scenes.find_folders(
+    found = folders.find_folders(
         args.source,
         lambda folder, _: colmap.find_model(folder, models) is not None,
         f"folders with a COLMAP model in {' or '.join(models)}",
@@ -73,18 +73,18 @@ def read_model(
     """Reads one COLMAP model as a scene, noting how its world was moved.
 
     args: of `importing.argument_parser` and `normalizing.add_arguments`; the rest as in
-    `escherjax.data.colmap.read_views`.
+    `escherjax.data.formats.colmap.read_views`.
     """
     import numpy as np
 
-    from escherjax.data import colmap, scenes
+    from escherjax.data.formats import colmap, folders
 
     views = colmap.read_views(model, pictures, masks)
     c2w = np.stack([pose for _, pose, _ in views])
     c2w, notes = normalizing.normalize_poses(c2w, args)
     views = [(path, pose, lens) for (path, _, lens), pose in zip(views, c2w, strict=True)]
     return importing.Imported(
-        scenes.assemble_scene(
+        folders.assemble_scene(
             scene_id, source, views, args.resolution, importing.picture_format(args)
         ),
         notes,

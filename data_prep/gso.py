@@ -14,8 +14,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from data_prep import importing, zero123
-from escherjax.data.gso import AXES, find_objects
+from data_prep import zero123
+from data_prep.lib import importing
+from escherjax.data.formats.gso import AXES, find_objects
 from escherjax.errors import run_command
 
 

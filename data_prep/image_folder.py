@@ -18,8 +18,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep import importing, normalizing
 from data_prep.colmap import read_model
+from data_prep.lib import importing, normalizing
 from escherjax.errors import run_command
 
 # Photos that cannot be read here; they are named in the report instead of being passed over.
@@ -51,14 +51,14 @@ def main(argv: Sequence[str]) -> None:
     importing.check_arguments(args)
     normalizing.check_arguments(args)
 
-    from escherjax.data import colmap, scenes
+    from escherjax.data.formats import colmap, folders
     from escherjax.data.images import IMAGE_SUFFIXES
     from escherjax.data.whole_files import is_remote
 
     colmap.load_pycolmap()
-    from data_prep import structure_from_motion
+    from data_prep.lib import structure_from_motion
 
-    found = scenes.find_folders(
+    found = folders.find_folders(
         args.source,
         lambda _, files: any(_is_photo(name) for name in files),
         f"folders with photos ({', '.join(IMAGE_SUFFIXES)})",

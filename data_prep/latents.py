@@ -19,8 +19,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from data_prep import importing
-from data_prep.shards import Imported, ShardTask, Skipped
+from data_prep.lib import importing
+from data_prep.lib.tasks import Imported, ShardTask, Skipped
 from escherjax.errors import UserError, run_command
 
 BACKGROUNDS = ("white", "black", "zero123")
@@ -86,7 +86,7 @@ class Encoder:
         import numpy as np
         from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-        from escherjax.training.step import compiler_options, unit_images
+        from escherjax.train.step import compiler_options, unit_images
 
         devices = jax.local_devices()
         mesh = Mesh(np.array(devices), ("data",))
@@ -154,7 +154,7 @@ class MomentsReader:
     def _read(self, place: int) -> Any:
         import numpy as np
 
-        from escherjax.data.drawing import read_views
+        from escherjax.data.rows import read_views
 
         name = f"record {place}"
         try:
@@ -220,9 +220,9 @@ def add_latents(args: argparse.Namespace) -> None:
     from jax.experimental import multihost_utils
     from tqdm import tqdm
 
-    from escherjax.data import metadata, moments, records
+    from escherjax.data import metadata, moments, shards
     from escherjax.models.vae import VAE
-    from escherjax.training import starting_points
+    from escherjax.train import starting_points
     from escherjax.weights import facts
 
     for name in ("resolution", "batch_size", "limit", "workers"):
@@ -230,7 +230,7 @@ def add_latents(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: needed at least 1.")
     sources = {
-        split: records.open_shards(args.data, split) for split in metadata.split_names(args.data)
+        split: shards.open_shards(args.data, split) for split in metadata.split_names(args.data)
     }
     config, params = starting_points.read_vae(args.weights)
     reduction = 2 ** (len(config.block_channels) - 1)

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep import importing, normalizing
 from data_prep.colmap import read_model
+from data_prep.lib import importing, normalizing
 from escherjax.errors import UserError, run_command
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     importing.check_arguments(args)
     normalizing.check_arguments(args)
 
-    from escherjax.data import colmap
+    from escherjax.data.formats import colmap
 
     colmap.load_pycolmap()
     ids = _instances(args.source, args.classes)[: args.limit]

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep import importing, normalizing
+from data_prep.lib import importing, normalizing
 from escherjax.errors import run_command
 
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     importing.check_arguments(args)
     normalizing.check_arguments(args)
 
-    from escherjax.data.scenes import find_scene_folders, read_scene_folder
+    from escherjax.data.formats.folders import find_scene_folders, read_scene_folder
 
     found = find_scene_folders(args.source, "transforms", args.split)[: args.limit]
 

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from data_prep import importing
+from data_prep.lib import importing
 from escherjax.errors import UserError, run_command
 
 DEFAULT_SCENES = 256
@@ -71,9 +71,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _write_folders(args: argparse.Namespace) -> None:
     """One folder a scene: 000.png, ... with straight alpha, and transforms.json."""
+    from escherjax.data.formats.transforms import write_transforms
     from escherjax.data.images import encode_png
     from escherjax.data.procedural import ProceduralSource
-    from escherjax.data.transforms import write_transforms
 
     if args.out.exists() and any(args.out.iterdir()):
         raise UserError(f"--out {args.out} is not empty; name a new folder.")

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep import importing, normalizing
+from data_prep.lib import importing, normalizing
 from escherjax.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     if not args.frames.is_dir():
         raise UserError(f"--frames {args.frames} is no folder; needed CLIP/TIMESTAMP.png in it.")
 
-    from escherjax.data.scenes import assemble_scene
+    from escherjax.data.formats.folders import assemble_scene
 
     found = find_clips(args.source)[: args.limit]
 

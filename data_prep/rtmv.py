@@ -3,7 +3,7 @@
     python -m data_prep.rtmv --source google_scanned --color tonemapped --out shards
     python -m data_prep.rtmv --source google_scanned --color faithful --first-views 20 --out shards
 
-Scenes are read by escherjax/data/rtmv.py. There are two ways from linear colours to 8 bits:
+Scenes are read by escherjax/data/formats/rtmv.py. There are two ways from linear colours to 8 bits:
 `tonemapped` clips to [0, 1] and applies the sRGB curve; `faithful` repeats what the published
 evaluation does, value * 255 cast to an 8-bit integer: no curve, and values above 1 wrap around
 modulo 256. Alpha is not read. Needs the extra `prep`.
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep import importing, normalizing
+from data_prep.lib import importing, normalizing
 from escherjax.errors import run_command
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def main(argv: Sequence[str]) -> None:
     importing.check_arguments(args)
     normalizing.check_arguments(args)
 
-    from escherjax.data import rtmv
-    from escherjax.data.scenes import assemble_scene
+    from escherjax.data.formats import rtmv
+    from escherjax.data.formats.folders import assemble_scene
 
     rtmv.check_openexr()
     found = rtmv.find_scenes(args.source)[: args.limit]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep import archives, importing, selection
+from data_prep.lib import archives, importing, selection
 from escherjax.errors import UserError, run_command
 
 RELEASED_VIEWS, RELEASED_EMPTY_VIEWS = 12, 2
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         _import_archive(args)
         return
 
-    from escherjax.data.scenes import find_scene_folders
+    from escherjax.data.formats.folders import find_scene_folders
 
     found, about = selection.select(args, find_scene_folders(args.source, "zero123"))
     import_renders(args, "zero123", found, about=about)
@@ -82,7 +82,7 @@ def import_renders(
 
     about: see `importing.import_scenes`.
     """
-    from escherjax.data.scenes import read_scene_folder
+    from escherjax.data.formats.folders import read_scene_folder
 
     stored = importing.picture_format(args)
 
@@ -98,7 +98,7 @@ def import_renders(
 
 
 def _import_archive(args: argparse.Namespace) -> None:
-    from escherjax.data.scenes import read_zero123, view_number
+    from escherjax.data.formats.folders import read_zero123, view_number
 
     importing.check_not_taken(args)
     archive = archives.Archive(

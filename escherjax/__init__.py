@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from escherjax.loading import load
-    from escherjax.pipeline import Pipeline
+    from escherjax.sample.loading import load
+    from escherjax.sample.pipeline import Pipeline
 
 __all__ = ["Pipeline", "load"]
 
-_HOME = {"Pipeline": "escherjax.pipeline", "load": "escherjax.loading"}
+_HOME = {"Pipeline": "escherjax.sample.pipeline", "load": "escherjax.sample.loading"}
 
 
 def __getattr__(name: str):

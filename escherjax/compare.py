@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from escherjax import files
 from escherjax.errors import UserError, run_command
-from escherjax.training import disk
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,10 +34,10 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("one evaluation was named; needed two or more to compare.")
 
     # After parsing, so that --help answers at once.
-    from escherjax.evaluation import compare_report, comparison
+    from escherjax.reports import compare_report, comparison
 
     page = arguments.out
-    with contextlib.nullcontext() if page is None else disk.output_file(page):
+    with contextlib.nullcontext() if page is None else files.output_file(page):
         found = comparison.compare(arguments.runs)
         print(compare_report.as_text(found))
         if page is not None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from escherjax.errors import EXIT_ERROR, EXIT_OK, UserError, run_command
 
 if TYPE_CHECKING:
-    from escherjax.pipeline import Pipeline
+    from escherjax.sample.pipeline import Pipeline
 
 log = logging.getLogger("escherjax.export")
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     if (arguments.private or arguments.revision) and not arguments.push_to_hub:
         raise UserError("--private and --revision go with --push-to-hub OWNER/NAME; add it.")
 
-    from escherjax import loading
+    from escherjax.sample import loading
     from escherjax.weights import hub, writing
 
     writing.check_target(arguments.out)

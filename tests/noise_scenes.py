@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from escherjax.cameras import from_spherical
-from escherjax.data.transforms import write_transforms
+from escherjax.data.formats.transforms import write_transforms
 
 SIDE, NUM_VIEWS = 16, 5
 

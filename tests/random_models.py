@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from escherjax.diffusion.schedule import NoiseSchedule
 from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
+from escherjax.models.diffusion.schedule import NoiseSchedule
 from escherjax.models.eschernet import EscherNet
 from escherjax.models.pixels import PixelCodec
 from escherjax.models.unet import UNet, UNetConfig

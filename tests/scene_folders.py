@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from escherjax import cameras
-from escherjax.data import images, procedural, raytrace, records
+from escherjax.data import images, procedural, raytrace, shards
 
 SIZE = 64
 CENTERS = np.array([[0.35, 0.1, 0.0], [-0.1, 0.3, 0.25], [0.05, -0.2, -0.35]], np.float32)
@@ -72,4 +72,4 @@ def assert_balls_where_projected(scene, points=CENTERS, tolerance=0.35):
 def run(module, source, out, *more):
     """Runs an importer; (the shards it made, its report)."""
     module.main(["--source", str(source), "--out", str(out), "--workers", "2", *more])
-    return records.open_shards(out), json.loads((out / "report.json").read_text())
+    return shards.open_shards(out), json.loads((out / "report.json").read_text())

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import inspect
-from escherjax.data import images, loader, records
+from data_prep.inspect import __main__ as inspect
+from escherjax.data import images, loader
+from escherjax.data import shards as records
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.errors import UserError
 

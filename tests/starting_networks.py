@@ -6,11 +6,11 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from escherjax.devices import mesh
 from escherjax.models import eschernet
-from escherjax.training import checkpoint, sharding
-from escherjax.training.optimizer import make_optimizer
-from escherjax.training.state import create_state
-from escherjax.weights import folder_configs, names
+from escherjax.train.optimizer import make_optimizer
+from escherjax.train.state import create_state
+from escherjax.weights import folder_configs, names, runs
 
 FILES = {
     "unet": "diffusion_pytorch_model.safetensors",
@@ -49,8 +49,8 @@ def write_pipeline(folder, config, params):
 def mesh_of(config):
     """Of all eight devices, or of one where the config asks for no more."""
     if config.mesh.data == config.mesh.fsdp == 1:
-        return sharding.single_device_mesh()
-    return sharding.make_mesh(config)
+        return mesh.single_device_mesh()
+    return mesh.make_mesh(config)
 
 
 def saved_run(workdir, config, params):
@@ -58,7 +58,7 @@ def saved_run(workdir, config, params):
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     state = create_state(model, optimizer, mesh_of(config), config, params)
     state = state.replace(step=state.step + 7, ema=jax.tree.map(lambda x: 2 * x, state.ema))
-    checkpoint.prepare_workdir(workdir, config)
-    with checkpoint.open_manager(workdir) as manager:
-        checkpoint.save(manager, state, config)
+    runs.prepare_workdir(workdir, config)
+    with runs.open_manager(workdir) as manager:
+        runs.save(manager, state, config)
     return workdir

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from escherjax.aot import estimate, topology
-from escherjax.aot.chips import CHIPS
-from escherjax.aot.collectives import find_collectives, find_kernels
-from escherjax.aot.programs import Program, lower_program
+from escherjax.compile import estimate, topology
+from escherjax.compile.collectives import find_collectives, find_kernels
+from escherjax.compile.programs import Program, lower_program
+from escherjax.devices import mesh as sharding
+from escherjax.devices.chips import CHIPS
 from escherjax.errors import UserError
 from escherjax.models.blocks import Upsample
-from escherjax.training import sharding
 from tests.tiny import tiny_arguments, tiny_config
 
 HLO = """HloModule jit_step

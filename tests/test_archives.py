@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from scene_folders import assert_balls_where_projected, render_balls, run, write_zero123
 
-from data_prep import archives, zero123
-from escherjax.data import records
+from data_prep import zero123
+from data_prep.lib import archives
+from escherjax.data import shards as records
 from escherjax.errors import UserError
 
 ORDER = "dbace"  # of the archive's folders; not sorted

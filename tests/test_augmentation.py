@@ -7,9 +7,11 @@ import pytest
 from tiny import tiny_config
 
 from escherjax import cameras
-from escherjax.data import drawing, images, loader, records, sources
+from escherjax.data import images, loader, shards
+from escherjax.data import rows as drawing
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.errors import UserError
+from escherjax.train import sources
 
 POINT = np.array([0.1, -0.12, 0.08], np.float32)
 
@@ -28,7 +30,7 @@ def scene_of_a_dot(rng, views=4, height=48, width=48, channels=4):
     if channels == 3:
         pictures = images.on_background(pictures, (90, 90, 90))
         pictures = [images.encode_png(picture) for picture in pictures]
-    return records.Scene("dot", "test", pictures, c2w, K, height, width)
+    return shards.Scene("dot", "test", pictures, c2w, K, height, width)
 
 
 def where_red(picture):
@@ -93,7 +95,7 @@ def test_zoom_changes_nothing_but_pictures_and_intrinsics(rng):
 def test_what_lies_beyond_a_picture_is_background(background, ground):
     solid = np.full((1, 20, 20, 4), 255, np.uint8)
     solid[..., :3], solid[:, 0, 0] = (10, 200, 30), 0
-    scene = records.Scene(
+    scene = shards.Scene(
         "one", "test", solid, np.eye(4, dtype=np.float32)[None], np.eye(3)[None], 20, 20
     )
     crops = np.array([[0.5, 0.0, 0.0]])
@@ -159,8 +161,8 @@ def test_shift_is_bounded_and_used(rng):
 def test_zoom_out_of_opaque_shards_is_refused_before_anything_starts(rng, tmp_path):
     scene = scene_of_a_dot(rng)
     encoded = [images.encode_png(picture) for picture in scene.images]
-    records.write_scenes(tmp_path / "cut_out", [dataclasses.replace(scene, images=encoded)])
-    records.write_scenes(tmp_path / "opaque", [scene_of_a_dot(rng, channels=3)])
+    shards.write_scenes(tmp_path / "cut_out", [dataclasses.replace(scene, images=encoded)])
+    shards.write_scenes(tmp_path / "opaque", [scene_of_a_dot(rng, channels=3)])
     config = tiny_config(
         data__source=f"{tmp_path / 'cut_out'},{tmp_path / 'opaque'}", data__zoom=(0.8, 1.2)
     )

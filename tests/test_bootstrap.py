@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from escherjax.errors import UserError
-from escherjax.metrics import bootstrap
-from escherjax.metrics.bootstrap import interval, paired_interval
+from escherjax.reports import bootstrap
+from escherjax.reports.bootstrap import interval, paired_interval
 
 SCIPY_NAMES = {"bca": "BCa", "percentile": "percentile"}
 

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from escherjax.data import images
-from escherjax.data.scenes import read_scene_folder
+from escherjax.data.formats.folders import read_scene_folder
 from escherjax.errors import UserError
-from escherjax.evaluation import page, records, report, saved_views, summary
-from escherjax.evaluation.protocol import Case, Conventions
-from escherjax.evaluation.records import CaseName
-from escherjax.evaluation.scoring import Scorer
+from escherjax.evaluate import report, saved_views
+from escherjax.evaluate.protocol import Case, Conventions
 from escherjax.metrics import epipolar, view_consistency
 from escherjax.metrics.consistency import nearest_pairs
+from escherjax.metrics.scoring import Scorer
+from escherjax.reports import page, results, summary
+from escherjax.reports.results import CaseName
 from tests.test_epipolar import K, textured_scene
 
 SETTINGS = {
@@ -79,7 +80,7 @@ def test_without_truth_all_targets_are_measured_alone(scorer, case):
     assert row["samples"]["num_pairs"] == len(nearest_pairs(case.target_c2w))
     blank = scorer.consistency(untrue, np.full_like(case.truth, 255), case.target_K)
     assert blank["samples"]["distance"] is None and blank["samples"]["tsed"] == 0
-    assert blank == json.loads(records.as_lines([blank]))
+    assert blank == json.loads(results.as_lines([blank]))
 
 
 def row_of(scene, samples, true_views=None, count=1):
@@ -111,7 +112,7 @@ def test_scenes_without_a_value_count_in_no_mean_and_are_told(tmp_path):
     scores = [
         {"scene": scene, "num_references": count, "method": method, "view": 0, "num_views": 1}
         for scene, count in (("a", 1), ("b", 1), ("a", 2))
-        for method in records.METHODS
+        for method in results.METHODS
     ]
     content = summary.summarize(SETTINGS, scores, [], rows)
     found = content["consistency"]["results"]
@@ -141,13 +142,13 @@ def test_scenes_without_a_value_count_in_no_mean_and_are_told(tmp_path):
 
 def test_lines_cut_off_or_damaged_are_left_out_and_named(tmp_path):
     path = tmp_path / "consistency.jsonl"
-    lines = records.as_lines([row_of("a", (1.0, 1.0)), row_of("b", (1.0, 1.0))])
+    lines = results.as_lines([row_of("a", (1.0, 1.0)), row_of("b", (1.0, 1.0))])
     path.write_text(lines.replace('"scene": "a"', '"scene": 1') + '{"scene": "c"')
-    found = records.read_consistency(path)
-    assert records.case_names(found.records) == {("b", 1)}
+    found = results.read_consistency(path)
+    assert results.case_names(found.records) == {("b", 1)}
     assert found.problems == ["line 3 is half written.", "line 1 is damaged."]
-    (tmp_path / "consistency.1.jsonl").write_text(records.as_lines([row_of("b", (0.0, 0.0))]))
-    (row,) = records.read_all_consistency(tmp_path)
+    (tmp_path / "consistency.1.jsonl").write_text(results.as_lines([row_of("b", (0.0, 0.0))]))
+    (row,) = results.read_all_consistency(tmp_path)
     assert row["samples"]["tsed"] == 0.0  # of the first file by name
 
 

@@ -17,9 +17,10 @@ from jax.sharding import PartitionSpec as P
 from tiny import tiny_config
 
 from escherjax import checkpoints as command
+from escherjax.devices import mesh as sharding
 from escherjax.errors import TrainingError, UserError
-from escherjax.training import checkpoint, manifest, sharding, stored_params, verify
-from escherjax.training.state import TrainState
+from escherjax.train.state import TrainState
+from escherjax.weights import integrity, run_params, runs, verify
 
 CONFIG = tiny_config()
 
@@ -66,16 +67,16 @@ def abstract_on(mesh):
 
 
 def write(workdir, steps=(10, 20), devices=1, **keep):
-    checkpoint.prepare_workdir(workdir, CONFIG)
-    with checkpoint.open_manager(workdir, **keep) as manager:
+    runs.prepare_workdir(workdir, CONFIG)
+    with runs.open_manager(workdir, **keep) as manager:
         for step in steps:
-            checkpoint.save(manager, state_on(mesh_of(devices), step), CONFIG)
+            runs.save(manager, state_on(mesh_of(devices), step), CONFIG)
     return workdir
 
 
 def restore(workdir, devices=1):
-    with checkpoint.open_manager(workdir) as manager:
-        return checkpoint.restore(manager, abstract_on(mesh_of(devices)))
+    with runs.open_manager(workdir) as manager:
+        return runs.restore(manager, abstract_on(mesh_of(devices)))
 
 
 def assert_is_step(restored, step):
@@ -105,9 +106,9 @@ def test_a_checkpoint_opens_on_another_number_of_devices_bit_for_bit(tmp_path, b
 
 def test_saving_compiles_nothing_for_small_arrays_of_many_devices(tmp_path, caplog):
     state = jax.device_put(host_state(3), jax.sharding.NamedSharding(mesh_of(8), P()))
-    checkpoint.prepare_workdir(tmp_path / "run", CONFIG)
-    with checkpoint.open_manager(tmp_path / "run") as manager, jax.log_compiles():
-        checkpoint.save(manager, state, CONFIG)
+    runs.prepare_workdir(tmp_path / "run", CONFIG)
+    with runs.open_manager(tmp_path / "run") as manager, jax.log_compiles():
+        runs.save(manager, state, CONFIG)
     assert "XLA compilation" not in caplog.text
     assert_is_step(restore(tmp_path / "run"), 3)
 
@@ -131,7 +132,7 @@ def flip_one_bit(folder):
 
 
 def delete_half(folder):
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != manifest.FILE_NAME)
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != integrity.FILE_NAME)
     for file in files[::2]:
         file.unlink()
     return files[0]
@@ -139,29 +140,29 @@ def delete_half(folder):
 
 def delete_optimizer_and_manifest(folder):
     shutil.rmtree(folder / "optimizer")
-    (folder / manifest.FILE_NAME).unlink()
+    (folder / integrity.FILE_NAME).unlink()
     return folder / "optimizer"
 
 
 def delete_manifest(folder):
-    (folder / manifest.FILE_NAME).unlink()
-    return folder / manifest.FILE_NAME
+    (folder / integrity.FILE_NAME).unlink()
+    return folder / integrity.FILE_NAME
 
 
 def break_manifest(folder):
-    file = folder / manifest.FILE_NAME
+    file = folder / integrity.FILE_NAME
     file.write_text(file.read_text()[:50])
     return file
 
 
 def empty_manifest(folder):
-    file = folder / manifest.FILE_NAME
+    file = folder / integrity.FILE_NAME
     file.write_text('{"algorithm": "crc32", "files": {}}')
     return file
 
 
 def drop_the_optimizer_from_the_manifest(folder):
-    file = folder / manifest.FILE_NAME
+    file = folder / integrity.FILE_NAME
     listed = json.loads(file.read_text())["files"]
     kept = {name: entry for name, entry in listed.items() if not name.startswith("optimizer/")}
     file.write_text(json.dumps({"algorithm": "crc32", "files": kept}))
@@ -191,8 +192,8 @@ def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_taken
     aside = workdir / "checkpoints" / "20.damaged"
     assert sorted(p.name for p in aside.rglob("*")) == left
     # The run saves that step again, and finds it.
-    with checkpoint.open_manager(workdir) as manager:
-        checkpoint.save(manager, state_on(mesh_of(1), 20), CONFIG)
+    with runs.open_manager(workdir) as manager:
+        runs.save(manager, state_on(mesh_of(1), 20), CONFIG)
     assert_is_step(restore(workdir), 20)
     assert aside.is_dir()
 
@@ -200,7 +201,7 @@ def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_taken
 def test_a_renamed_checkpoint_is_set_aside(workdir, caplog):
     (workdir / "checkpoints" / "20").rename(workdir / "checkpoints" / "100")
     with pytest.raises(UserError, match=r"record is of step 20(.|\n)*STEP of \[10\]"):
-        stored_params.open_checkpoint(workdir)
+        run_params.open_checkpoint(workdir)
     assert_is_step(restore(workdir), 10)
     assert "100: its record is of step 20" in caplog.text
     assert (workdir / "checkpoints" / "100.damaged").is_dir()
@@ -220,10 +221,10 @@ def test_the_manifest_is_written_for_the_step_saved_whatever_times_folders_have(
     delete_manifest(old)
     ahead = time.time() + 86400  # as a clock that was set back leaves it
     os.utime(old, (ahead, ahead))
-    with checkpoint.open_manager(workdir) as manager:
+    with runs.open_manager(workdir) as manager:
         for step in (30, 40):
-            checkpoint.save(manager, state_on(mesh_of(1), step), CONFIG)
-    assert not manifest.exists(old)
+            runs.save(manager, state_on(mesh_of(1), step), CONFIG)
+    assert not integrity.exists(old)
     for step in (30, 40):
         assert verify.verify(workdir / "checkpoints" / str(step)) == []
 
@@ -233,16 +234,16 @@ def test_a_config_that_is_lost_comes_back_from_a_checkpoint_as_the_message_says(
     whole = file.read_text()
     file.write_text(whole[:100])
     with pytest.raises(UserError, match="not readable JSON") as cut:
-        checkpoint.check_workdir(workdir, CONFIG)
+        runs.check_workdir(workdir, CONFIG)
     file.unlink()
     with pytest.raises(UserError, match=r"holds no config\.json") as gone:
-        checkpoint.check_workdir(workdir, CONFIG)
+        runs.check_workdir(workdir, CONFIG)
     for raised in (cut, gone):
         file.unlink(missing_ok=True)
         command_line = str(raised.value).split("get it back by\n  ")[1].splitlines()[0]
         subprocess.run(command_line, shell=True, check=True)
         assert file.read_text() == whole
-        checkpoint.check_workdir(workdir, CONFIG)
+        runs.check_workdir(workdir, CONFIG)
 
 
 def test_when_none_is_whole_nothing_is_changed(workdir):
@@ -272,9 +273,9 @@ def test_parameters_are_read_without_the_optimizer(workdir):
     for file in (folder / "optimizer").rglob("*"):
         if file.is_file():
             file.write_bytes(b"nothing of use")
-    params = stored_params.restore_sampling_params(workdir, abstract_on(mesh_of(1)), 20, "ema")
+    params = run_params.restore_sampling_params(workdir, abstract_on(mesh_of(1)), 20, "ema")
     np.testing.assert_array_equal(params["unet"]["kernel"], host_state(20).ema["unet"]["kernel"])
-    stored = stored_params.open_checkpoint(workdir, weights="raw")
+    stored = run_params.open_checkpoint(workdir, weights="raw")
     read = stored.read([("unet", "kernel"), ("vae", "scale")])
     wanted = host_state(20)
     np.testing.assert_array_equal(read["unet", "kernel"], wanted.params["unet"]["kernel"])
@@ -284,8 +285,8 @@ def test_parameters_are_read_without_the_optimizer(workdir):
 def test_damaged_parameters_are_not_sampled_from(workdir):
     file = flip_one_bit(workdir / "checkpoints" / "20")
     for read in (
-        lambda: stored_params.restore_sampling_params(workdir, abstract_on(mesh_of(1)), 20, "raw"),
-        lambda: stored_params.open_checkpoint(workdir),
+        lambda: run_params.restore_sampling_params(workdir, abstract_on(mesh_of(1)), 20, "raw"),
+        lambda: run_params.open_checkpoint(workdir),
     ):
         with pytest.raises(UserError, match=r"is damaged(.|\n)*STEP of \[10\]") as raised:
             read()
@@ -297,12 +298,12 @@ def test_a_full_disk_is_told_and_what_was_whole_stays(workdir):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with (
         pytest.raises(TrainingError, match="no space is left there, or a quota or limit"),
-        checkpoint.open_manager(workdir, keep=2) as manager,
+        runs.open_manager(workdir, keep=2) as manager,
     ):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
         try:
-            checkpoint.save(manager, state_on(mesh_of(1), 30), CONFIG)
-            checkpoint.check_saved(manager, wait=True)
+            runs.save(manager, state_on(mesh_of(1), 30), CONFIG)
+            runs.check_saved(manager, wait=True)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert_is_step(restore(workdir), 20)
@@ -316,9 +317,9 @@ def test_a_save_outlives_jumps_of_the_wall_clock(tmp_path, monkeypatch):
 
 
 def test_a_vanished_work_directory_is_told_and_not_made_anew(workdir):
-    with pytest.raises(TrainingError, match="is gone"), checkpoint.open_manager(workdir) as manager:
+    with pytest.raises(TrainingError, match="is gone"), runs.open_manager(workdir) as manager:
         shutil.rmtree(workdir)
-        checkpoint.save(manager, state_on(mesh_of(1), 30), CONFIG)
+        runs.save(manager, state_on(mesh_of(1), 30), CONFIG)
     assert not workdir.exists()
 
 
@@ -361,7 +362,7 @@ def test_the_command_names_what_is_no_whole_checkpoint(workdir, capsys):
     assert code == 0 and others == ["006", "006.damaged", "best", "\u00b2"]
     code, text = run_command(capsys, workdir, "--verify")
     assert code == 0 and "not a checkpoint: 006 " in text  # strays are no damage
-    assert checkpoint.locate(checkpoints / "006") is None
+    assert runs.locate(checkpoints / "006") is None
 
     missing = delete_manifest(checkpoints / "20")
     shutil.copytree(checkpoints / "10", checkpoints / "100")

@@ -7,18 +7,11 @@ import pytest
 
 from escherjax import compare
 from escherjax.errors import UserError
-from escherjax.evaluation import (
-    case_pictures,
-    charts,
-    comparison,
-    engine,
-    records,
-    report,
-    summary,
-)
-from escherjax.evaluation.protocol import Case, Conventions
-from escherjax.evaluation.scoring import Scorer
-from escherjax.metrics.bootstrap import paired_interval
+from escherjax.evaluate import engine, pictures, report
+from escherjax.evaluate.protocol import Case, Conventions
+from escherjax.metrics.scoring import Scorer
+from escherjax.reports import charts, comparison, results, summary
+from escherjax.reports.bootstrap import paired_interval
 
 
 def settings(mode="faithful", steps=50, **protocol):
@@ -58,10 +51,10 @@ def write_run(folder, values, **changes):
             "method": method,
             "view": view,
             "num_views": 2,
-            "psnr": psnr - (method == records.NEAREST),
+            "psnr": psnr - (method == results.NEAREST),
         }
         for (scene, count), of_views in values.items()
-        for method in records.METHODS
+        for method in results.METHODS
         for view, psnr in enumerate(of_views)
     ]
     folder.mkdir()
@@ -144,7 +137,7 @@ def write_consistency(folder, distances, **rules):
     rows = [
         {"scene": scene, "num_references": 1, "method": method, "view": 0, "num_views": 1}
         for scene in distances
-        for method in records.METHODS
+        for method in results.METHODS
     ]
     folder.mkdir()
     summary.write(folder, summary.summarize(content, rows, [], consistency_rows(distances)))
@@ -209,7 +202,7 @@ def test_one_scene_has_no_interval(tmp_path):
                 "num_views": 1,
                 "psnr": 9.0,
             }
-            for method in records.METHODS
+            for method in results.METHODS
         ],
         [],
     )
@@ -259,9 +252,9 @@ def test_a_protocol_without_true_views_is_reported_without_figures(tmp_path):
     case = Case("a", 1, views[:1], poses[:1], poses, truth=None, scored=np.zeros(0, int))
     rows = engine.score_case(Scorer(("psnr",), Conventions()), case, views)
     assert len(rows) == 4 and "psnr" not in rows[0]
-    (tmp_path / "per_view.jsonl").write_text(records.as_lines(rows))
-    assert records.read_all(tmp_path) == sorted(rows, key=lambda r: (r["method"], r["view"]))
-    case_pictures.save(tmp_path, case, views, rows)
-    content = summary.summarize(settings(), records.read_all(tmp_path), [])
+    (tmp_path / "per_view.jsonl").write_text(results.as_lines(rows))
+    assert results.read_all(tmp_path) == sorted(rows, key=lambda r: (r["method"], r["view"]))
+    pictures.save(tmp_path, case, views, rows)
+    content = summary.summarize(settings(), results.read_all(tmp_path), [])
     text = report.write(tmp_path, content).read_text()
     assert "there is nothing to score" in text and "data:image/webp" in text

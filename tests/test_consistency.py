@@ -7,7 +7,7 @@ import pytest
 
 from data_prep import nerf_json
 from escherjax import cameras
-from escherjax.data import images, procedural, raytrace, records
+from escherjax.data import images, procedural, raytrace, shards
 from escherjax.errors import UserError
 from escherjax.metrics import consistency, epipolar, view_consistency
 from escherjax.metrics.consistency import nearest_pairs
@@ -160,7 +160,7 @@ def test_real_pictures_agree_with_their_cameras_and_not_with_others(data_dir, tm
     pytest.importorskip("cv2")
     source = str(data_dir / "nerf_synthetic_lego")
     nerf_json.main(["--source", source, "--out", str(tmp_path / "out")])
-    scene = records.open_shards(tmp_path / "out")[0]
+    scene = shards.open_shards(tmp_path / "out")[0]
     pictures = np.stack(
         [
             images.on_background(images.decode_image(data, "picture"), images.WHITE)

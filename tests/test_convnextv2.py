@@ -12,7 +12,7 @@ import pytest
 from escherjax.errors import UserError
 from escherjax.models import convnextv2
 from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config, bicubic_taps, preprocess
-from escherjax.weights import names, pytorch
+from escherjax.weights import names, reading
 
 TINY = ConvNeXtV2Config(depths=(1, 1), widths=(8, 12), patch_size=2, image_size=16)
 
@@ -35,7 +35,7 @@ def tiny():
 def encoded(golden):
     """(arrays of the original, our tokens, our intermediate maps as NCHW of image 0)."""
     _, folder, arrays = golden
-    config, params, _ = pytorch.read_component(folder / "image_encoder", "image_encoder")
+    config, params, _ = reading.read_component(folder / "image_encoder", "image_encoder")
     images = (arrays["image_encoder/images_u8"].astype(np.float32) / 255 - 0.5) / 0.5
     apply = jax.jit(lambda p, x: ConvNeXtV2(config).apply({"params": p}, x, mutable=True))
     tokens, state = apply(params, np.moveaxis(images, 1, -1))

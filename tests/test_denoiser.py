@@ -10,7 +10,7 @@ from tiny import tiny_config
 from escherjax import cape
 from escherjax.cameras import Cameras, from_spherical
 from escherjax.models import eschernet
-from escherjax.training import perf
+from escherjax.train import perf
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 

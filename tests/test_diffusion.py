@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from escherjax.diffusion import samplers, schedule, solvers
-from escherjax.diffusion.schedule import NoiseSchedule
 from escherjax.errors import UserError
+from escherjax.models.diffusion import samplers, schedule, solvers
+from escherjax.models.diffusion.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.from_config()
 V_SCHEDULE = NoiseSchedule.from_config(prediction_type="v_prediction")

@@ -5,9 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_prep import epipolar, inspect, nerf_json, zero123
+from data_prep import nerf_json, zero123
+from data_prep.inspect import __main__ as inspect
+from data_prep.inspect import epipolar
 from escherjax import cameras
-from escherjax.data import images, records
+from escherjax.data import images, shards
 
 SIZE = 128
 K = cameras.intrinsics_from_fov(0.9, SIZE, SIZE)
@@ -43,7 +45,7 @@ def textured_scene(views=8, seed=1):
         homography = to_index @ K @ w2c[:3, [0, 1, 3]] @ world
         warped = cv2.warpPerspective(texture, homography, (SIZE, SIZE))
         pictures.append(images.encode_png(warped))
-    return records.Scene("plane", "made", pictures, c2w, np.repeat(K[None], views, 0), SIZE, SIZE)
+    return shards.Scene("plane", "made", pictures, c2w, np.repeat(K[None], views, 0), SIZE, SIZE)
 
 
 def with_tilted_view(scene, view):
@@ -65,7 +67,7 @@ def test_right_cameras_agree_and_a_wrong_one_is_named(tmp_path, capsys):
     shuffled = dataclasses.replace(scene, c2w=scene.c2w[::-1].copy(), scene_id="reversed")
     assert "do not explain the pictures" in epipolar.check_scene(shuffled).scene_warning
 
-    records.write_scenes(tmp_path / "set", [scene, dataclasses.replace(wrong, scene_id="wrong")])
+    shards.write_scenes(tmp_path / "set", [scene, dataclasses.replace(wrong, scene_id="wrong")])
     page = tmp_path / "page.html"
     inspect.main([str(tmp_path / "set"), "--out", str(page), "--epipolar", "--workers", "2"])
     named = "record 1, scene 'wrong': view 3 disagrees with the others"
@@ -143,7 +145,7 @@ def test_real_pictures_agree_with_their_cameras_and_not_with_flipped_ones(
 ):
     pytest.importorskip("cv2")
     importer.main(["--source", str(data_dir / name), "--out", str(tmp_path / "out")])
-    scene = records.open_shards(tmp_path / "out")[0]
+    scene = shards.open_shards(tmp_path / "out")[0]
     right = epipolar.check_scene(scene)
     known = np.isfinite(right.distance)
     assert known.sum() >= 8
@@ -162,6 +164,6 @@ def test_real_pictures_agree_with_their_cameras_and_not_with_flipped_ones(
 def test_real_pictures_in_reverse_order_are_found(data_dir, tmp_path, name):
     pytest.importorskip("cv2")
     nerf_json.main(["--source", str(data_dir / name), "--out", str(tmp_path / "out")])
-    scene = records.open_shards(tmp_path / "out")[0]
+    scene = shards.open_shards(tmp_path / "out")[0]
     wrong = epipolar.check_scene(dataclasses.replace(scene, c2w=scene.c2w[::-1].copy()))
     assert "views that could be measured" in wrong.scene_warning

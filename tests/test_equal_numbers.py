@@ -11,11 +11,11 @@ from random_models import random_params
 from test_train_step import make_batch
 from tiny import tiny_config
 
+from escherjax.devices import mesh as sharding
 from escherjax.models import eschernet
-from escherjax.training import sharding
-from escherjax.training.optimizer import make_optimizer
-from escherjax.training.state import create_state
-from escherjax.training.step import make_train_step
+from escherjax.train.optimizer import make_optimizer
+from escherjax.train.state import create_state
+from escherjax.train.step import make_train_step
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 

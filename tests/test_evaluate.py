@@ -13,12 +13,15 @@ import pytest
 from noise_scenes import NUM_VIEWS, SIDE, write_scene
 from tiny_workdir import write_workdir
 
-from escherjax import evaluate, loading
+from escherjax.devices.stopping import Stop
 from escherjax.errors import EXIT_PREEMPTED, UserError
-from escherjax.evaluation import follow, records, run, sampling
-from escherjax.evaluation.scoring import Scorer
+from escherjax.evaluate import __main__ as evaluate
+from escherjax.evaluate import cases as sampling
+from escherjax.evaluate import follow, run
 from escherjax.metrics import psnr
-from escherjax.training.stopping import Stop
+from escherjax.metrics.scoring import Scorer
+from escherjax.reports import results
+from escherjax.sample import loading
 
 SCENES = ("ball", "box", "cone")
 COUNTS = (1, 2)
@@ -124,7 +127,7 @@ def written(out):
 
 
 def test_every_view_is_scored_and_means_are_means_of_scenes(finished, data):
-    rows, targets = records.read_all(finished), NUM_VIEWS - max(COUNTS)
+    rows, targets = results.read_all(finished), NUM_VIEWS - max(COUNTS)
     assert len(rows) == len(SCENES) * len(COUNTS) * 2 * targets
     summary = json.loads((finished / "summary.json").read_text())
     for method in ("samples", "nearest_reference"):
@@ -244,7 +247,7 @@ def test_a_signal_stops_after_the_batch_and_exits_with_75(
 
     monkeypatch.setattr(loading, "load", load)
     assert evaluate.main(arguments(weights, data, out)) == EXIT_PREEMPTED
-    assert records.case_names(records.read_all(out)) == {("ball", 1)}
+    assert results.case_names(results.read_all(out)) == {("ball", 1)}
     monkeypatch.setattr(loading, "load", lambda *_, **__: pipe)
     assert evaluate.main(arguments(weights, data, out)) == 0
     assert written(out) == written(finished)
@@ -256,8 +259,8 @@ def test_shards_together_equal_one_process(finished, request_for, evaluated, tmp
     assert not (out / "summary.json").exists()
     assert evaluated(request_for(out, shard=(1, 2)))
     assert (out / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
-    parts = [records.read_records(out / f"per_view.{i}.jsonl").records for i in (0, 1)]
-    assert sorted(map(str, parts[0] + parts[1])) == sorted(map(str, records.read_all(finished)))
+    parts = [results.read_records(out / f"per_view.{i}.jsonl").records for i in (0, 1)]
+    assert sorted(map(str, parts[0] + parts[1])) == sorted(map(str, results.read_all(finished)))
     assert len(parts[0]) == len(parts[1])
 
 

@@ -5,23 +5,26 @@ import json
 import numpy as np
 import pytest
 
-from escherjax import evaluate
 from escherjax.errors import UserError
-from escherjax.evaluation import case_pictures, engine, records, sampling, settings
-from escherjax.evaluation.protocol import Case
+from escherjax.evaluate import __main__ as evaluate
+from escherjax.evaluate import cases as sampling
+from escherjax.evaluate import engine, settings
+from escherjax.evaluate import pictures as case_pictures
+from escherjax.evaluate.protocol import Case
+from escherjax.reports import results
 
 
 def test_two_writers_of_one_file_are_refused(tmp_path):
     path = tmp_path / "per_view.jsonl"
-    file = records.RecordFile(path)
+    file = results.RecordFile(path)
     with pytest.raises(UserError, match="being written by another"):
-        records.RecordFile(path)
+        results.RecordFile(path)
     file.close()
-    records.RecordFile(path).close()
+    results.RecordFile(path).close()
 
 
 def test_reading_ahead_keeps_the_order_and_does_not_run_away(tmp_path):
-    batches = [[records.CaseName(str(i), 1)] for i in range(20)]
+    batches = [[results.CaseName(str(i), 1)] for i in range(20)]
     read = []
     for position, (batch, found) in enumerate(
         engine.read_ahead(batches, lambda name: read.append(name) or name, num_ahead=2)
@@ -40,7 +43,7 @@ def case_rows(scene, count=1, views=2):
             "num_views": views,
             "psnr": 1.5,
         }
-        for method in records.METHODS
+        for method in results.METHODS
         for view in range(views)
     ]
 
@@ -49,22 +52,22 @@ def case_rows(scene, count=1, views=2):
 def test_a_case_is_whole_with_every_line_of_every_method(tmp_path, kept):
     """Cut between lines, nothing is damaged, and yet a case is missing lines."""
     path = tmp_path / "per_view.jsonl"
-    path.write_text(records.as_lines(case_rows("a") + case_rows("b")[:kept]))
-    found = records.read_records(path)
-    assert records.case_names(found.records) == {("a", 1)}
+    path.write_text(results.as_lines(case_rows("a") + case_rows("b")[:kept]))
+    found = results.read_records(path)
+    assert results.case_names(found.records) == {("a", 1)}
     assert found.problems == ["scene 'b' with N = 1 is not whole."]
-    file = records.RecordFile(path)
+    file = results.RecordFile(path)
     assert file.cases == {("a", 1)}
     file.append(case_rows("b"))
     file.close()
-    assert records.read_records(path) == (case_rows("a") + case_rows("b"), [])
+    assert results.read_records(path) == (case_rows("a") + case_rows("b"), [])
 
 
 def test_of_a_case_in_two_files_one_counts(tmp_path):
     for index in range(2):
         rows = case_rows("a") + case_rows(f"only{index}")
-        (tmp_path / f"per_view.{index}.jsonl").write_text(records.as_lines(rows))
-    found = records.read_all(tmp_path)
+        (tmp_path / f"per_view.{index}.jsonl").write_text(results.as_lines(rows))
+    found = results.read_all(tmp_path)
     assert [row["scene"] for row in found] == ["a"] * 4 + ["only0"] * 4 + ["only1"] * 4
 
 

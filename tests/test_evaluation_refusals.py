@@ -6,11 +6,13 @@ import pytest
 from noise_scenes import write_scene
 from tiny_workdir import write_workdir
 
-from escherjax import evaluate, loading
+from escherjax.devices.stopping import Stop
 from escherjax.errors import UserError
-from escherjax.evaluation import records, run, sampling, settings
-from escherjax.evaluation.scoring import Scorer
-from escherjax.training.stopping import Stop
+from escherjax.evaluate import __main__ as evaluate
+from escherjax.evaluate import cases, run, settings
+from escherjax.metrics.scoring import Scorer
+from escherjax.reports import results
+from escherjax.sample import loading
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_of_two_that_start_together_with_other_settings_one_scores(workdir, data
         out,
         references=(1,),
         metrics=("psnr",),
-        sampling=sampling.Sampling(num_steps=1, guidance_scale=1.0),
+        sampling=cases.Sampling(num_steps=1, guidance_scale=1.0),
         batch_size=1,
         shard=(0, 2),
     )
@@ -117,7 +119,7 @@ def test_of_two_that_start_together_with_other_settings_one_scores(workdir, data
             Stop(),
             lambda: settings.start_or_continue(out, {"metrics": ["ssim"]}),
         )
-    assert settings.read(out) == {"metrics": ["ssim"]} and records.read_all(out) == []
+    assert settings.read(out) == {"metrics": ["ssim"]} and results.read_all(out) == []
 
 
 def test_a_folder_of_something_else_is_not_taken(tmp_path):
@@ -135,13 +137,13 @@ def test_a_folder_of_something_else_is_not_taken(tmp_path):
 
 def test_what_was_skipped_is_forgotten_but_for_other_shards_of_the_job(tmp_path):
     for name in ("skipped", "skipped.0", "skipped.1", "skipped.2"):
-        records.write_rows(tmp_path / f"{name}.jsonl", [])
-    records.forget_skipped(tmp_path, (0, 2))
+        results.write_rows(tmp_path / f"{name}.jsonl", [])
+    results.forget_skipped(tmp_path, (0, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["skipped.1.jsonl"]
 
 
 def test_a_case_that_was_scored_after_all_is_not_skipped(tmp_path):
     rows = [{"scene": name, "num_references": 1, "reason": "broken"} for name in ("a", "b")]
-    records.write_rows(tmp_path / "skipped.0.jsonl", rows)
+    results.write_rows(tmp_path / "skipped.0.jsonl", rows)
     scored = [{"scene": "b", "num_references": 1}]
-    assert records.read_skipped(tmp_path, scored) == rows[:1]
+    assert results.read_skipped(tmp_path, scored) == rows[:1]

@@ -23,15 +23,17 @@ from training_process import (
     wait_for,
 )
 
+from escherjax import files
+from escherjax.devices import mesh
 from escherjax.errors import TrainingError, UserError
 from escherjax.models import eschernet
-from escherjax.train import main
-from escherjax.training import checkpoint, disk, sharding, stored_params, verify
-from escherjax.training.loop import train
-from escherjax.training.optimizer import make_optimizer
-from escherjax.training.profiling import ProfileWindow
-from escherjax.training.state import abstract_state
-from escherjax.training.writers import MetricWriter
+from escherjax.train.__main__ import main
+from escherjax.train.loop import train
+from escherjax.train.optimizer import make_optimizer
+from escherjax.train.profiling import ProfileWindow
+from escherjax.train.state import abstract_state
+from escherjax.train.writers import MetricWriter
+from escherjax.weights import run_params, runs, verify
 
 SHORT = {"num_steps": 12, "checkpoint_every_steps": 4}
 ENDLESS = {"num_steps": 10**6}
@@ -53,17 +55,17 @@ def unbroken(tmp_path_factory, environment):
 
 
 def params_of(workdir, step):
-    stored = stored_params.open_checkpoint(workdir, weights="raw")
+    stored = run_params.open_checkpoint(workdir, weights="raw")
     assert stored.step == step
     return stored.read(stored.shapes)
 
 
 def state_of(workdir):
-    config = checkpoint.read_config(workdir)
+    config = runs.read_config(workdir)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    abstract = abstract_state(model, optimizer, sharding.single_device_mesh(), config)
-    with checkpoint.open_manager(workdir) as manager:
-        state, _ = checkpoint.restore(manager, abstract)
+    abstract = abstract_state(model, optimizer, mesh.single_device_mesh(), config)
+    with runs.open_manager(workdir) as manager:
+        state, _ = runs.restore(manager, abstract)
     return state
 
 
@@ -189,7 +191,7 @@ def test_a_full_disk_is_told_by_one_message(small_disk, environment):
 
 
 def test_futures_of_failed_writes_are_not_told_and_others_are(caplog):
-    disk.tell_failed_saves_once()
+    files.tell_failed_saves_once()
     loop = asyncio.new_event_loop()
     for text in ("Failed to write to file 8: No space left on device", "of another kind"):
         loop.create_future().set_exception(ValueError(text))  # nobody holds it
@@ -226,7 +228,7 @@ def test_a_refused_run_leaves_a_folder_as_it_was(tmp_path):
 
 def test_a_folder_that_vanished_is_told_at_the_next_line_of_the_log(tmp_path):
     config = tiny_config()
-    checkpoint.prepare_workdir(tmp_path / "run", config)
+    runs.prepare_workdir(tmp_path / "run", config)
     writer = MetricWriter(tmp_path / "run", 0, config)
     writer.write(1, {"loss": 1.0})
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -237,7 +239,7 @@ def test_a_folder_that_vanished_is_told_at_the_next_line_of_the_log(tmp_path):
 
 def test_lines_of_the_log_that_cannot_be_read_are_dropped_and_counted(tmp_path, caplog):
     config = tiny_config()
-    checkpoint.prepare_workdir(tmp_path, config)
+    runs.prepare_workdir(tmp_path, config)
     whole = [
         {"step": 1, "loss": 1.0},
         {"step": 2, "loss": 0.5},

@@ -13,7 +13,7 @@ import pytest
 from escherjax.models.convnextv2 import ConvNeXtV2Config
 from escherjax.models.unet import UNetConfig
 from escherjax.models.vae import VAEConfig
-from escherjax.weights import names, pytorch
+from escherjax.weights import names, reading
 
 CONFIGS = {
     "unet": {
@@ -35,9 +35,9 @@ CONFIGS = {
     },
 }
 FILES = {
-    "unet": ("diffusion_pytorch_model", pytorch.unet_shapes(UNetConfig())),
-    "vae": ("diffusion_pytorch_model", pytorch.vae_shapes(VAEConfig())),
-    "image_encoder": ("model", pytorch.encoder_shapes(ConvNeXtV2Config())),
+    "unet": ("diffusion_pytorch_model", reading.unet_shapes(UNetConfig())),
+    "vae": ("diffusion_pytorch_model", reading.vae_shapes(VAEConfig())),
+    "image_encoder": ("model", reading.encoder_shapes(ConvNeXtV2Config())),
 }
 READ = """
 import resource, sys, time

@@ -7,9 +7,9 @@ from scene_folders import run
 
 from data_prep import image_folder
 from escherjax import cameras
-from escherjax.data import images, records
+from escherjax.data import images, shards
+from escherjax.data.inputs import open_views
 from escherjax.errors import UserError
-from escherjax.inputs import open_views
 
 pytest.importorskip("pycolmap")
 
@@ -107,8 +107,8 @@ def test_cameras_of_photos_are_found_and_photos_are_turned_upright(tmp_path):
     assert {path.suffix for path in (tmp_path / "out").iterdir()}.isdisjoint({".db", ".import"})
     kept = ("--scenes", str(tmp_path / "kept"))
     run(image_folder, tmp_path / "photos", tmp_path / "again", *options, *kept)
-    again = records.open_shards(tmp_path / "again")
-    assert records.encode_scene(again[0]) == records.encode_scene(scene)
+    again = shards.open_shards(tmp_path / "again")
+    assert shards.encode_scene(again[0]) == shards.encode_scene(scene)
     views = open_views(tmp_path / "kept" / "one")  # what escherjax.sample --views reads
     np.testing.assert_allclose(views.c2w, scene.c2w, atol=1e-6)
     assert views.fit(32, None).images.shape == (3, 32, 32, 3)
@@ -128,7 +128,7 @@ def test_photos_of_nothing_and_folders_without_photos_are_refused(tmp_path):
 
 
 def test_phone_photos_agree_with_the_model_of_more_and_larger_ones(data_dir, tmp_path):
-    from escherjax.data import colmap
+    from escherjax.data.formats import colmap
 
     folder = data_dir / "colmap_plush"
     source, report = run(image_folder, folder / "images", tmp_path / "out", "--resolution", "64")

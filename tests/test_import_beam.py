@@ -5,8 +5,10 @@ import sys
 import pytest
 from scene_folders import render_balls, write_zero123
 
-from data_prep import importing, zero123
-from escherjax.data import records, scenes
+from data_prep import zero123
+from data_prep.lib import importing
+from escherjax.data import shards
+from escherjax.data.formats import folders
 from escherjax.errors import StoppedError, UserError
 
 DIRECT = ("--runner", "DirectRunner", "--direct_running_mode", "multi_processing")
@@ -49,12 +51,12 @@ def import_until(options, last, error):
     parser = importing.argument_parser("zero123", "test")
     zero123.add_arguments(parser)
     args = parser.parse_args(options)
-    found = scenes.find_scene_folders(args.source, "zero123")
+    found = folders.find_scene_folders(args.source, "zero123")
 
     def read_scene(scene_id, folder):
         if scene_id == last:
             raise error
-        return importing.Imported(scenes.read_scene_folder(folder, scene_id))
+        return importing.Imported(folders.read_scene_folder(folder, scene_id))
 
     ids = [scene_id for scene_id, _ in found]
     importing.import_scenes(args, "zero123", ids, importing.SceneReader(read_scene, found, 1))
@@ -81,6 +83,6 @@ def test_failed_pipeline_keeps_whole_shards_and_says_why(options, tmp_path):
         import_until(out, "scene-3", StoppedError("no room at all"))
     assert not list(tmp_path.glob("out/*.tmp"))
     with pytest.raises(UserError, match="no whole data set"):
-        records.open_shards(tmp_path / "out")
+        shards.open_shards(tmp_path / "out")
     zero123.main(out)
-    assert len(records.open_shards(tmp_path / "out")) == 4
+    assert len(shards.open_shards(tmp_path / "out")) == 4

@@ -17,7 +17,7 @@ from PIL import Image
 from scene_folders import run
 
 from data_prep import co3d
-from data_prep.epipolar import check_scene
+from data_prep.inspect.epipolar import check_scene
 from escherjax import cameras
 from escherjax.data import images
 from escherjax.errors import UserError

@@ -20,10 +20,11 @@ from PIL import Image
 from scene_folders import assert_balls_where_projected, run
 
 from data_prep import colmap, mvimgnet
-from data_prep.epipolar import check_scene
+from data_prep.inspect.epipolar import check_scene
 from escherjax import cameras
-from escherjax.data import colmap as data_colmap
-from escherjax.data import images, scenes
+from escherjax.data import images
+from escherjax.data.formats import colmap as data_colmap
+from escherjax.data.formats import folders
 from escherjax.errors import UserError
 
 pycolmap = pytest.importorskip("pycolmap")
@@ -70,7 +71,7 @@ def test_world_is_turned_upright_centred_and_scaled_and_points_stay_on_their_pix
     np.testing.assert_allclose(scene.c2w[:, 2, 0], 0, atol=0.02)
     np.testing.assert_allclose(np.linalg.norm(scene.c2w[:, :3, 3], axis=-1), 1.5, rtol=1e-4)
     assert (scene.c2w[:, 2, 3] > 0.5).all()  # above, as they were before the world was turned
-    shown = scenes.read_scene_folder(tmp_path / "a" / "one")  # what escherjax.sample --views reads
+    shown = folders.read_scene_folder(tmp_path / "a" / "one")  # what escherjax.sample --views reads
     np.testing.assert_allclose(shown.c2w, scene.c2w, atol=1e-6)
 
 
@@ -96,7 +97,7 @@ def test_every_camera_model_becomes_a_pinhole(tmp_path, name):
     project = camera.img_from_cam
     folder = write_scene(tmp_path / "one", name, camera.params, project, binary=False)
     views = read(folder)
-    scene = scenes.assemble_scene("one", "colmap", views)
+    scene = folders.assemble_scene("one", "colmap", views)
     assert_balls_where_projected(scene, askew(POINTS).astype(np.float32), TOLERANCE)
 
 
@@ -147,7 +148,7 @@ def test_cameras_with_different_lenses_give_one_size(tmp_path):
     again = tmp_path / "again"
     write_scene(again, "SIMPLE_RADIAL", other, lambda p: project_simple_radial(p, *other))
     (again / "images" / first).replace(folder / "images" / first)
-    scene = scenes.assemble_scene("one", "colmap", read(folder))
+    scene = folders.assemble_scene("one", "colmap", read(folder))
     assert_balls_where_projected(scene, askew(POINTS).astype(np.float32), TOLERANCE)
 
 

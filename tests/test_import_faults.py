@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from scene_folders import SIZE, render_balls, write_zero123
 
-from data_prep import importing, zero123
-from escherjax.data import records
+from data_prep import zero123
+from data_prep.lib import importing
+from escherjax.data import shards
 from escherjax.errors import UserError
 
 SHARDS = "--shards", "3", "--resolution", "0"
@@ -145,7 +146,7 @@ def test_import_killed_in_the_middle_of_a_shard_goes_on_to_the_same_bytes(
     stuck.mend()
     assert len(list(out.glob("*.tmp"))) == 1
     with pytest.raises(UserError, match="no whole data set"):
-        records.open_shards(out)
+        shards.open_shards(out)
     finish(renders, out)
     assert contents(out) == whole
 

@@ -16,7 +16,8 @@ from scene_folders import (
     write_zero123,
 )
 
-from data_prep import colmap, importing, nerf_json, procedural, zero123
+from data_prep import colmap, nerf_json, procedural, zero123
+from data_prep.lib import importing
 from escherjax.data import images
 from escherjax.errors import StoppedError, UserError
 

@@ -13,7 +13,7 @@ from scene_folders import (
 )
 
 from data_prep import gso
-from data_prep.epipolar import check_scene
+from data_prep.inspect.epipolar import check_scene
 from escherjax.errors import UserError
 
 

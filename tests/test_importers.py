@@ -18,10 +18,13 @@ from scene_folders import (
     write_zero123,
 )
 
-from data_prep import importing, nerf_json, zero123
+from data_prep import nerf_json, zero123
 from data_prep import procedural as procedural_command
+from data_prep.lib import importing
 from escherjax import cameras
-from escherjax.data import images, procedural, records, scenes, transforms
+from escherjax.data import images, procedural
+from escherjax.data import shards as records
+from escherjax.data.formats import folders, transforms
 from escherjax.errors import UserError
 
 
@@ -184,12 +187,12 @@ def importer_arguments(source, out):
 
 def import_until(args, source, last):
     """The zero123 import, stopped as Ctrl-C does when scene number `last` is to be read."""
-    found = scenes.find_scene_folders(source, "zero123")
+    found = folders.find_scene_folders(source, "zero123")
 
     def read_scene(scene_id, folder):
         if scene_id == f"scene-{last}":
             raise KeyboardInterrupt
-        return importing.Imported(scenes.read_scene_folder(folder, scene_id))
+        return importing.Imported(folders.read_scene_folder(folder, scene_id))
 
     ids = [scene_id for scene_id, _ in found]
     read = importing.SceneReader(read_scene, found, workers=1)

@@ -8,14 +8,15 @@ import pytest
 from PIL import Image
 from scene_folders import blender_pose
 
-from escherjax import cameras, inputs, sample
+from escherjax import cameras
 from escherjax.cameras import Cameras
-from escherjax.data import images, scenes
-from escherjax.data.drawing import read_views
+from escherjax.data import images, inputs, windows
+from escherjax.data.formats import folders
+from escherjax.data.inputs import open_views, read_inputs
+from escherjax.data.named_cameras import named_cameras
+from escherjax.data.rows import read_views
 from escherjax.errors import UserError
-from escherjax.inputs import open_views, read_inputs
-from escherjax.photos import windows
-from escherjax.photos.named_cameras import named_cameras
+from escherjax.sample import __main__ as sample
 from escherjax.weights.facts import PUBLISHED_FOV_DEG, Facts
 
 R = 64
@@ -85,7 +86,7 @@ def test_objects_of_scenes_get_the_training_field_of_view(tmp_path, fov_deg, how
 
 def test_pictures_with_the_training_field_of_view_are_those_of_training(tmp_path):
     folder = write_scene(tmp_path, [drawn(), drawn(80, 120), drawn(80, 120)])
-    scene = scenes.read_scene_folder(folder)
+    scene = folders.read_scene_folder(folder)
     expected, c2w, K = read_views(scene, np.array([2, 0]), R, "white")
     read = read_inputs(folder, R, references=[2, 0])
     np.testing.assert_array_equal(read.images, expected / np.float32(255))

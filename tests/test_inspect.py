@@ -13,9 +13,11 @@ from array_record.python import array_record_module
 from PIL import Image
 from tensorflow_datasets.core import example_serializer
 
-from data_prep import inspect, inspect_page, survey
+from data_prep.inspect import __main__ as inspect
+from data_prep.inspect import page as inspect_page
+from data_prep.inspect import survey
 from escherjax import cameras
-from escherjax.data import images, records
+from escherjax.data import images, shards
 from escherjax.errors import UserError
 
 SHARD = "scenes-train.array_record-00000-of-00001"
@@ -28,7 +30,7 @@ def make_scene(scene_id, radius=2.0, views=4, size=(10, 8), fov_deg=40.0, seed=0
     polar, azimuth = rng.uniform(0.6, 2.4, views), np.arange(views) * 2 * np.pi / views
     pictures = rng.integers(0, 256, (views, height, width, 4), np.uint8)
     K = cameras.intrinsics_from_fov(math.radians(fov_deg), width, height)
-    return records.Scene(
+    return shards.Scene(
         scene_id=scene_id,
         source="made",
         images=[images.encode_png(picture) for picture in pictures],
@@ -41,7 +43,7 @@ def make_scene(scene_id, radius=2.0, views=4, size=(10, 8), fov_deg=40.0, seed=0
 
 def encode_unchecked(scene):
     """A record as `records.encode_scene` makes it, without its checks."""
-    spec = records.features()
+    spec = shards.features()
     fields = {name: getattr(scene, name) for name in spec}
     serializer = example_serializer.ExampleSerializer(spec.get_serialized_info())
     return serializer.get_tf_example(spec.encode_example(fields)).SerializeToString()
@@ -54,13 +56,13 @@ def write_raw(folder, payloads):
     for payload in payloads:
         writer.write(payload)
     writer.close()
-    records.write_metadata(folder, {"train": [len(payloads)]})
+    shards.write_metadata(folder, {"train": [len(payloads)]})
     return folder
 
 
 def look(folder):
     """(table as a dict, Survey) of all records of a data set."""
-    source = records.open_shards(folder)
+    source = shards.open_shards(folder)
     total = survey.Survey()
     for index in range(len(source)):
         total.add(survey.examine(source, index))
@@ -103,7 +105,7 @@ def test_statistics_of_known_scenes_are_exact(tmp_path):
         make_scene("b", 3.1, views=6, size=(16, 16), fov_deg=60),
         turned,
     ]
-    records.write_scenes(tmp_path / "set", scenes)
+    shards.write_scenes(tmp_path / "set", scenes)
     table, total = look(tmp_path / "set")
     size = sum(len(data) for scene in scenes for data in scene.images)
     assert table == {
@@ -217,7 +219,7 @@ def test_record_without_a_field_is_named(tmp_path):
     payload = encode_unchecked(make_scene("a"))
     for field in (b"c2w", b"scene_id", b"height", b"images"):
         folder = write_raw(tmp_path / field.decode(), [payload.replace(field, field[:-1] + b"_")])
-        (fault,) = survey.examine(records.open_shards(folder), 0).faults
+        (fault,) = survey.examine(shards.open_shards(folder), 0).faults
         assert fault.kind == "unreadable record" and field.decode() in fault.text
 
 
@@ -226,7 +228,7 @@ def test_quick_reads_headers_only(tmp_path):
     _, _, empty = bad_scenes()["empty"]
     _, _, other = bad_scenes()["size"]
     payloads = [encode_unchecked(scene) for scene in (cut, empty, other)]
-    source = records.open_shards(write_raw(tmp_path / "set", payloads))
+    source = shards.open_shards(write_raw(tmp_path / "set", payloads))
     found = [survey.examine(source, index, decode=False).faults for index in range(3)]
     assert [[fault.kind for fault in faults] for faults in found] == [
         [],
@@ -246,7 +248,7 @@ def test_quick_names_a_scene_that_cannot_be_drawn(tmp_path, capsys):
 def test_cameras_at_the_end_of_float32_are_measured(tmp_path):
     scene = make_scene("far")
     scene.c2w[:, :3, 3] *= 5e29
-    records.write_scenes(tmp_path / "set", [scene])
+    shards.write_scenes(tmp_path / "set", [scene])
     table, total = look(tmp_path / "set")
     assert table["usable scenes"] == "1" and len(total.histograms()[0][1]) == 1
     np.testing.assert_allclose(total.per_view("radius"), 1e30, rtol=1e-6)  # float32 positions
@@ -255,7 +257,7 @@ def test_cameras_at_the_end_of_float32_are_measured(tmp_path):
 def test_damaged_shards_are_counted_and_named_without_a_traceback(tmp_path):
     scenes = [make_scene(f"s{i}", seed=i) for i in range(4)]
     folder = tmp_path / "set"
-    records.write_scenes(folder, scenes)
+    shards.write_scenes(folder, scenes)
     whole = (folder / SHARD).read_bytes()
     rng = np.random.default_rng(0)
     unreadable = 0
@@ -279,7 +281,7 @@ def test_damaged_shards_are_counted_and_named_without_a_traceback(tmp_path):
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
 def test_damaged_metadata_is_an_error_that_says_so(tmp_path, name):
-    records.write_scenes(tmp_path / "set", [make_scene("a")])
+    shards.write_scenes(tmp_path / "set", [make_scene("a")])
     text = (tmp_path / "set" / name).read_text()
     for damaged in ("", text[: len(text) // 2], "[1]"):
         (tmp_path / "set" / name).write_text(damaged)
@@ -326,7 +328,7 @@ def transposed(scene):
 def test_broken_conventions_give_a_warning_line(tmp_path, capsys, change, words):
     scene = make_scene("one", views=9)
     broken = dataclasses.replace(scene, scene_id="odd", c2w=change(scene))
-    records.write_scenes(tmp_path / "set", [scene, broken])
+    shards.write_scenes(tmp_path / "set", [scene, broken])
     page = run(tmp_path / "set", tmp_path / "page.html")
     lines = [line for line in capsys.readouterr().out.splitlines() if words in line]
     assert len(lines) == 1 and lines[0].startswith("  record 1, scene 'odd': ")
@@ -356,7 +358,7 @@ def test_page_stands_alone_and_shows_the_views(tmp_path):
     picture = np.zeros((100, 200, 4), np.uint8)
     picture[:, :100] = [255, 0, 0, 255]  # left half red, right half transparent: white on the page
     scene.images[3] = images.encode_png(picture)
-    records.write_scenes(tmp_path / "set", [scene])
+    shards.write_scenes(tmp_path / "set", [scene])
     text = run(tmp_path / "set", tmp_path / "page.html", "--views", "3")
     # the name is the only text with it, once in the script's data
     assert text.count("http") == 1 and "http" in name
@@ -397,7 +399,7 @@ def test_drawn_frusta_are_the_picture_corners(tmp_path):
 
 
 def test_no_page_on_request_and_wrong_arguments_are_refused(tmp_path, capsys):
-    records.write_scenes(tmp_path / "set", [make_scene(f"s{i}") for i in range(5)])
+    shards.write_scenes(tmp_path / "set", [make_scene(f"s{i}") for i in range(5)])
     assert run(tmp_path / "set", tmp_path / "page.html", "--scenes", "0", "--limit", "3") is None
     assert capsys.readouterr().out.startswith("records                                  3\n")
     with pytest.raises(UserError, match="--views 0: needed at least 1"):

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from data_prep import inspect
+from data_prep.inspect import __main__ as inspect
 
 
 def test_noted_scenes_come_first_and_the_others_are_spread():

@@ -13,11 +13,12 @@ from test_starting_points import VAE
 from tiny import tiny_config
 
 from data_prep import latents
-from escherjax.data import drawing, images, loader, moments, records, sources
+from escherjax.data import images, loader, moments, rows, shards
 from escherjax.errors import UserError
 from escherjax.models import eschernet
-from escherjax.training.loop import train
-from escherjax.training.step import draw, scene_losses, target_latents, unit_images
+from escherjax.train import sources
+from escherjax.train.loop import train
+from escherjax.train.step import draw, scene_losses, target_latents, unit_images
 
 SHAPE = (8, 8, 8)  # of the tiny VAE at 16 pixels: sides halved once, 4 channels of each moment
 
@@ -53,7 +54,7 @@ def weights(config, params, tmp_path_factory):
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "shards"
     scenes = [picture_scene(f"object-{i}", 4 + i % 3, i) for i in range(7)]
-    records.write_scenes(folder, scenes, num_shards=3)
+    shards.write_scenes(folder, scenes, num_shards=3)
     return folder
 
 
@@ -88,7 +89,7 @@ def files(folder):
 
 def test_records_are_copied_and_hold_the_moments_of_each_view(config, params, data, stored):
     model = eschernet.from_config(config)
-    before, after = records.open_shards(data), records.open_shards(stored)
+    before, after = shards.open_shards(data), shards.open_shards(stored)
     assert len(after) == len(before) == 7
     assert after.shard_ends == before.shard_ends
     pictures = []
@@ -99,7 +100,7 @@ def test_records_are_copied_and_hold_the_moments_of_each_view(config, params, da
         np.testing.assert_array_equal(copy.K, scene.K)
         assert copy.moments.shape == (scene.num_views, *SHAPE)
         views = np.arange(scene.num_views)
-        pictures.append(drawing.read_views(scene, views, 16, "zero123")[0])
+        pictures.append(rows.read_views(scene, views, 16, "zero123")[0])
     encode = jax.jit(model.encode_latents)
     exact = np.concatenate(encode(params, unit_images(np.concatenate(pictures))), axis=-1)
     copied = np.concatenate([after[index].moments for index in range(7)]).astype(np.float32)
@@ -120,7 +121,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(weights, data, stored, tmp
     class Killed(BaseException):
         pass
 
-    write, written = records.write_shard, []
+    write, written = shards.write_shard, []
 
     def dies_in_the_second_shard(path, scenes):
         if written:
@@ -128,7 +129,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(weights, data, stored, tmp
         written.append(path)
         return write(path, scenes)
 
-    monkeypatch.setattr(records, "write_shard", dies_in_the_second_shard)
+    monkeypatch.setattr(shards, "write_shard", dies_in_the_second_shard)
     with pytest.raises(Killed):
         latents.main(arguments(weights, data, tmp_path / "out"))
     monkeypatch.undo()
@@ -143,7 +144,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(weights, data, stored, tmp
 
 def test_bad_records_are_skipped_and_the_others_keep_their_moments(config, params, stored):
     encoder = latents.Encoder(eschernet.from_config(config).codec, params["vae"], 1)
-    source = records.open_shards(stored)
+    source = shards.open_shards(stored)
     scenes = [source[index] for index in range(4)]
     scenes[1].images[2] = b"no picture"
     read = latents.MomentsReader(scenes, encoder, 16, "zero123", workers=2)
@@ -157,13 +158,13 @@ def test_bad_records_are_skipped_and_the_others_keep_their_moments(config, param
 def batches(folder, stored_moments, **changes):
     settings = {"resolution": 16, "num_references": 2, "num_targets": 2, "background": "zero123"}
     settings |= {"moments_shape": SHAPE if stored_moments else ()}
-    source = folder if isinstance(folder, list) else records.open_shards(folder)
+    source = folder if isinstance(folder, list) else shards.open_shards(folder)
     return loader.make_loader(source, loader.LoaderConfig(**settings | changes), 8)
 
 
 def test_a_batch_has_the_moments_of_the_targets_it_would_have_decoded(stored):
     online, offline = batches(stored, False), batches(stored, True)
-    source = records.open_shards(stored)
+    source = shards.open_shards(stored)
     for _ in range(3):
         a, b = next(online), next(offline)
         assert "target_images" not in b and b["target_moments"].shape == (8, 2, *SHAPE)
@@ -191,13 +192,13 @@ class Watched(list):
 
 
 def test_pictures_of_targets_are_not_read(stored):
-    source = records.open_shards(stored)
+    source = shards.open_shards(stored)
     scene = source[2]
     scene = dataclasses.replace(scene, images=Watched(scene.images))
     config = loader.LoaderConfig(
         16, num_references=1, num_targets=3, with_replacement=False, moments_shape=SHAPE
     )
-    row = drawing.DrawRow([scene], config).random_map((0, 0), np.random.default_rng(0))
+    row = rows.DrawRow([scene], config).random_map((0, 0), np.random.default_rng(0))
     [view] = scene.images.read
     np.testing.assert_array_equal(row["ref_c2w"][0], scene.c2w[view])
     assert row["target_moments"].shape == (3, *SHAPE)
@@ -366,7 +367,7 @@ def test_arguments_that_cannot_work_are_refused(weights, data, tmp_path, more, m
 
 def test_limit_keeps_the_first_scenes_of_the_shards(data, tmp_path):
     args = latents.argument_parser().parse_args(arguments("W", data, tmp_path, "--limit", "5"))
-    source = records.open_shards(data)  # shards of 2, 2 and 3 scenes
+    source = shards.open_shards(data)  # shards of 2, 2 and 3 scenes
     tasks = latents.make_tasks(args, {"train": source}, encoder=None)
     assert [list(task.places) for task in tasks] == [[0, 1], [2, 3], [4]]
     assert tasks[2].path.name == "scenes-train.array_record-00002-of-00003"

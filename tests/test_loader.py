@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from escherjax import cameras
-from escherjax.data import drawing, images, loader, procedural, records
+from escherjax.data import images, loader, procedural
+from escherjax.data import rows as drawing
+from escherjax.data import shards as records
 from escherjax.errors import UserError
 
 SIZE = 16

@@ -8,12 +8,12 @@ import threading
 import pytest
 
 from escherjax.errors import UserError
-from escherjax.training import lock
+from escherjax.weights import lock
 
 HOLD = """
 import sys
 from pathlib import Path
-from escherjax.training import lock
+from escherjax.weights import lock
 with lock.held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
+from escherjax.data.inputs import read_inputs
+from escherjax.data.matting import open_matting
 from escherjax.errors import UserError
-from escherjax.inputs import read_inputs
-from escherjax.photos.matting import open_matting
 
 
 def message(*fields):

@@ -7,9 +7,11 @@ import pytest
 from tiny import tiny_config
 
 from escherjax import cameras
-from escherjax.data import images, loader, mixture, records, sources
+from escherjax.data import images, loader, mixture
+from escherjax.data import shards as records
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.errors import UserError
+from escherjax.train import sources
 
 SIZE = 8
 BUCKETS = ((1, 3, 1), (3, 1, 2), (2, 2, 1))

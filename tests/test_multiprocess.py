@@ -14,7 +14,7 @@ import pytest
 from test_train import final_state
 from tiny import tiny_arguments, tiny_config
 
-from escherjax.training.loop import train
+from escherjax.train.loop import train
 
 SCRIPT = "launch/local_multiprocess.sh"
 FIELDS = {

@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 from scene_folders import CENTERS, render_balls
 
-from escherjax import nerf_folder, pictures
 from escherjax.cameras import crop_intrinsics, project, resize_intrinsics
-from escherjax.data import colmap, images, scenes
+from escherjax.data import images
+from escherjax.data.formats import colmap, folders
+from escherjax.reports import sheets
+from escherjax.sample import nerf_folder
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def folder(tmp_path_factory):
     rendered, c2w, K = render_balls()
     flat = images.on_background(rendered, images.WHITE)
     zoom = np.array([1, 1, 1.25, 1, 1])
-    flat, K = pictures.zoom_center(flat, K, zoom)
+    flat, K = sheets.zoom_center(flat, K, zoom)
     path = tmp_path_factory.mktemp("nerf") / "nerf"
     nerf_folder.write_nerf_folder(path, flat, c2w, K, alpha=True)
     return path, c2w, K
@@ -26,7 +28,7 @@ def folder(tmp_path_factory):
 
 def test_transforms_are_read_back_and_known_points_lie_on_their_pixels(folder):
     path, c2w, K = folder
-    scene = scenes.read_scene_folder(path)
+    scene = folders.read_scene_folder(path)
     np.testing.assert_allclose(scene.c2w, c2w, atol=1e-5)
     np.testing.assert_allclose(scene.K, K, rtol=1e-5)
     v, u = np.mgrid[: scene.height, : scene.width] + 0.5
@@ -115,7 +117,7 @@ def test_zoomed_pictures_are_their_middles_enlarged():
     smooth = np.asarray(Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC))
     K = np.array([[70.0, 0, 30], [0, 75, 33], [0, 0, 1]], np.float32)
     given = np.stack([smooth, smooth])
-    zoomed, lenses = pictures.zoom_center(given, np.stack([K, K]), np.array([1.0, 2.0]))
+    zoomed, lenses = sheets.zoom_center(given, np.stack([K, K]), np.array([1.0, 2.0]))
     np.testing.assert_array_equal(zoomed[0], smooth)
     np.testing.assert_array_equal(lenses[0], K)
     middle = smooth[16:48, 16:48]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from escherjax import compare, evaluate, sample
+from escherjax import compare
 from escherjax.errors import TRACEBACK_VARIABLE, UserError, run_command
+from escherjax.evaluate import __main__ as evaluate
+from escherjax.sample import __main__ as sample
 
 COMMANDS = {
     "sample": (sample.main, ["--weights", "nowhere", "--views", "nowhere", "--out"]),

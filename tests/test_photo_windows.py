@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from escherjax import cameras
-from escherjax.data import images
-from escherjax.photos import windows
-from escherjax.photos.windows import Window
+from escherjax.data import images, windows
+from escherjax.data.windows import Window
 
 POINTS = np.array([[0.2, -0.15, 2.0], [-0.25, 0.1, 1.6], [0.05, 0.3, 2.2]])  # camera coordinates
 K = np.array([[130.0, 0, 68.5], [0, 117.0, 41.25], [0, 0, 1]])  # of oblong pixels, off the middle
@@ -127,7 +126,7 @@ def test_objects_are_as_large_as_in_training_views_and_in_the_middle():
 
 
 def test_object_size_is_that_of_real_training_views(data_dir):
-    from escherjax.data.scenes import read_scene_folder
+    from escherjax.data.formats.folders import read_scene_folder
 
     scene = read_scene_folder(data_dir / "gso_elephant" / "render_mvs_25" / "model")
     sizes = []

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from escherjax.data.windows import fov_deg_of
 from escherjax.errors import UserError
-from escherjax.evaluation.picture_rules import PictureRules, of_renders
-from escherjax.photos.windows import fov_deg_of
+from escherjax.evaluate.picture_rules import PictureRules, of_renders
 
 SIDE = 60
 K_SIDE = np.array([[SIDE * 35 / 32, 0, SIDE / 2], [0, SIDE * 35 / 32, SIDE / 2], [0, 0, 1]])

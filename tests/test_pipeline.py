@@ -6,10 +6,10 @@ from PIL import Image
 from tiny import tiny_config
 
 import escherjax
-from escherjax import scene_batches
 from escherjax.cameras import Cameras, from_spherical
 from escherjax.errors import UserError
 from escherjax.models import eschernet
+from escherjax.sample import scene_batch
 
 
 @pytest.fixture(scope="module")
@@ -142,14 +142,14 @@ def test_paths_and_pictures_are_read_like_arrays(tiny_pipe, tmp_path):
     expected = tiny_pipe.generate(eight_bit / np.float32(255), cameras, targets, num_steps=2)
     from_paths = tiny_pipe.generate(paths, cameras, targets, num_steps=2)
     np.testing.assert_array_equal(from_paths, expected)
-    np.testing.assert_array_equal(scene_batches.reference_pixels(list(images), 16), images)
+    np.testing.assert_array_equal(scene_batch.reference_pixels(list(images), 16), images)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter, clockwise
     for path, image in zip(paths, eight_bit, strict=True):
         Image.fromarray(np.rot90(image)).save(path, exif=exif)
     for turned in (paths, [Image.open(path) for path in paths]):
         # the pixels themselves, since so few steps of a random network hardly tell references apart
-        pixels = scene_batches.reference_pixels(turned, tiny_pipe.resolution)
+        pixels = scene_batch.reference_pixels(turned, tiny_pipe.resolution)
         np.testing.assert_array_equal(pixels, eight_bit / np.float32(255))
     clear = Image.fromarray(np.zeros((16, 16, 4), np.uint8))
     white = tiny_pipe.generate([clear, clear], cameras, targets, num_steps=2)

@@ -7,12 +7,12 @@ import pytest
 from tiny import tiny_config
 
 import escherjax
-from escherjax import extra_targets, memory_estimate
 from escherjax.cameras import Cameras, from_spherical
 from escherjax.config import load_config
 from escherjax.errors import UserError
 from escherjax.models import eschernet
-from escherjax.view_plans import Pass, Plan
+from escherjax.sample import extra_targets, memory
+from escherjax.sample.plans import Pass, Plan
 
 # The same for all, so that few programs are compiled; eta adds noise at each step.
 SETTINGS = {"num_steps": 2, "eta": 1.0}
@@ -117,7 +117,7 @@ def test_the_estimate_is_near_what_the_compiler_reserves(
         )
         .compile()
     )
-    estimated = memory_estimate.estimate(
+    estimated = memory.estimate(
         model, params, num_references, num_targets, 16, guidance_scale=guidance
     )
     reserved = compiled.memory_analysis()
@@ -132,16 +132,16 @@ def test_the_largest_chunk_fits_and_one_more_does_not(pipe):
     def estimate_of(count):
         return pipe.estimate_memory(3, count)
 
-    chunk = memory_estimate.largest_chunk(estimate_of, 1000, free)
+    chunk = memory.largest_chunk(estimate_of, 1000, free)
     assert estimate_of(chunk).working <= 0.75 * free < estimate_of(chunk + 1).working
-    assert memory_estimate.largest_chunk(estimate_of, chunk - 1, free) == chunk - 1
+    assert memory.largest_chunk(estimate_of, chunk - 1, free) == chunk - 1
     with pytest.raises(UserError, match="One view at a time from 3 needs"):
-        memory_estimate.largest_chunk(estimate_of, 4, 1000)
+        memory.largest_chunk(estimate_of, 4, 1000)
 
 
 def test_a_device_that_tells_no_memory_draws_all_at_once_and_says_so(monkeypatch, caplog):
-    monkeypatch.setattr(memory_estimate, "free_bytes", lambda: None)
-    assert memory_estimate.largest_chunk(lambda count: None, 7) == 7
+    monkeypatch.setattr(memory, "free_bytes", lambda: None)
+    assert memory.largest_chunk(lambda count: None, 7) == 7
     assert "does not tell how much memory is free: all 7 views" in caplog.text
 
 
@@ -155,7 +155,7 @@ def test_estimates_of_the_full_size_are_near_those_measured():
     sizes = {"unet": 859_520_964, "image_encoder": 27_866_496, "vae": 83_653_863}
     params = {name: jax.ShapeDtypeStruct((size,), jnp.bfloat16) for name, size in sizes.items()}
     for num_targets, measured in ((25, 2.5), (100, 4.0)):
-        estimated = memory_estimate.estimate(model, params, 3, num_targets, 256)
+        estimated = memory.estimate(model, params, 3, num_targets, 256)
         assert estimated.attention == 0
         total = (estimated.parameters + estimated.denoising) / 2**30
         assert total == pytest.approx(measured, rel=0.1)

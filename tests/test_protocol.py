@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 
 from escherjax.errors import UserError
-from escherjax.evaluation.protocol import (
-    MODES,
-    PROTOCOLS,
-    Case,
-    Conventions,
-    Source,
-    make_protocol,
-)
+from escherjax.evaluate.protocol import MODES, PROTOCOLS, Case, Conventions, Source, make_protocol
 
 
 def test_every_problem_of_the_arguments_is_listed(tmp_path):
@@ -85,7 +78,7 @@ def test_naming_the_protocols_loads_no_jax():
     import sys
 
     code = (
-        "import sys; from escherjax.evaluation.protocol import PROTOCOLS, MODES; "
+        "import sys; from escherjax.evaluate.protocol import PROTOCOLS, MODES; "
         "print('jax' in sys.modules, len(PROTOCOLS))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ from scene_folders import blender_pose
 
 from escherjax import cameras
 from escherjax.errors import UserError
-from escherjax.evaluation.protocol import make_protocol
+from escherjax.evaluate.protocol import make_protocol
 
 SIDE = 32
 

@@ -14,10 +14,11 @@ from painted_views import (
 from scene_folders import write_transforms, write_zero123
 
 from escherjax import cameras
-from escherjax.data import images, records
+from escherjax.data import images
+from escherjax.data import shards as records
 from escherjax.errors import UserError
-from escherjax.evaluation.protocol import make_protocol
-from escherjax.evaluation.protocols.heldout import view_order
+from escherjax.evaluate.protocol import make_protocol
+from escherjax.evaluate.protocols.heldout import view_order
 
 SIZE, VIEWS = 64, 5
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from escherjax import cameras
 from escherjax.errors import UserError
-from escherjax.evaluation.protocol import make_protocol
+from escherjax.evaluate.protocol import make_protocol
 
 SIDE, ANGLE = 40, 0.6911112070083618
 NUM_TRAIN, NUM_TEST = 12, 4

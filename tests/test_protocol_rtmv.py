@@ -8,9 +8,9 @@ from PIL import Image
 from rtmv_folders import HEIGHT, WIDTH, write_exr, write_scene
 
 from escherjax import cameras
-from escherjax.data import rtmv
+from escherjax.data.formats import rtmv
 from escherjax.errors import UserError
-from escherjax.evaluation.protocol import make_protocol
+from escherjax.evaluate.protocol import make_protocol
 
 SIZE = 24
 # Linear colours over all of a frame: 0.5 is cut to 127; 1.2 * 255 = 306 wraps around to 50.

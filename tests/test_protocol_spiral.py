@@ -6,8 +6,8 @@ from PIL import Image
 
 from escherjax import cameras
 from escherjax.errors import UserError
-from escherjax.evaluation.protocol import make_protocol
-from escherjax.evaluation.protocols.spiral import camera_angles
+from escherjax.evaluate.protocol import make_protocol
+from escherjax.evaluate.protocols.spiral import camera_angles
 
 SIDE = 16
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from escherjax.evaluation import published
-from escherjax.evaluation.protocols import gso, nerf, rtmv
+from escherjax.evaluate import published
+from escherjax.evaluate.protocols import gso, nerf, rtmv
 
 
 @pytest.mark.parametrize(

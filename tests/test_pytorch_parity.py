@@ -16,11 +16,11 @@ from PIL import Image
 from torch_folders import write_folder
 
 import escherjax
-from escherjax import scene_batches
 from escherjax.cameras import Cameras, from_spherical
 from escherjax.models.pixels import PixelCodec
 from escherjax.pytorch import EscherNetPipeline
 from escherjax.pytorch.images import read_images
+from escherjax.sample import scene_batch
 
 torch.set_num_threads(1)
 
@@ -124,6 +124,6 @@ def test_pictures_are_read_the_same(folder, rng, tmp_path):
     jax_side, _ = both_pipelines(folder, "6dof")
     path = tmp_path / "picture.png"
     Image.fromarray(rng.integers(0, 256, (40, 30, 4), np.uint8)).save(path)
-    expected = scene_batches.reference_pixels([path], jax_side.resolution)
+    expected = scene_batch.reference_pixels([path], jax_side.resolution)
     pixels = read_images([path], jax_side.resolution).movedim(1, -1) / 2 + 0.5
     np.testing.assert_allclose(pixels, expected, atol=1e-6)

@@ -5,10 +5,10 @@ import pytest
 from mesh_files import write_gltf, write_obj
 from scene_folders import run
 
-from data_prep import render_meshes
-from data_prep.blender import random_views
+from data_prep.render_meshes import __main__ as render_meshes
+from data_prep.render_meshes import random_views
 from escherjax import cameras
-from escherjax.data.transforms import read_cameras, write_transforms
+from escherjax.data.formats.transforms import read_cameras, write_transforms
 from escherjax.errors import UserError
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from escherjax import cameras
-from escherjax.data import images, records
+from escherjax.data import images
+from escherjax.data import shards as records
 from escherjax.errors import UserError
 
 

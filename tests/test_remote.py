@@ -11,7 +11,7 @@ import pytest
 from range_server import serve
 from test_records import assert_same_scene, make_scene
 
-from escherjax.data import loader, records, riegeli, whole_files
+from escherjax.data import loader, riegeli, shards, whole_files
 from escherjax.errors import UserError
 
 BLOCK = riegeli.POSTSCRIPT_SIZE
@@ -25,7 +25,7 @@ def scenes():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, scenes):
     root = tmp_path_factory.mktemp("served")
-    records.write_scenes(root / "bucket" / "shards", scenes, num_shards=3)
+    shards.write_scenes(root / "bucket" / "shards", scenes, num_shards=3)
     return root
 
 
@@ -107,7 +107,7 @@ def test_damaged_files_raise_layout_errors_alone(tmp_path):
 @pytest.mark.parametrize("place", ["http", "file"])
 def test_scenes_are_the_same_as_from_the_folder(server, folder, scenes, place):
     address = {"http": f"{server.url}/bucket/shards", "file": f"file://{folder}/bucket/shards/"}
-    source = records.open_shards(address[place])
+    source = shards.open_shards(address[place])
     assert len(source) == 7
     order = [4, 0, 6, 1, 3, 2, 5] * 4
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -117,7 +117,7 @@ def test_scenes_are_the_same_as_from_the_folder(server, folder, scenes, place):
 
 
 def test_a_record_costs_one_request_of_its_size(server, folder):
-    source = records.open_shards(f"{server.url}/bucket/shards")
+    source = shards.open_shards(f"{server.url}/bucket/shards")
     server.requests.clear()
     scene = source[4]
     [(path, byte_range)] = server.requests
@@ -130,8 +130,8 @@ def test_a_record_costs_one_request_of_its_size(server, folder):
 def test_batches_are_the_same_as_from_the_folder(server, folder):
     config = loader.LoaderConfig(resolution=8, num_references=1, num_targets=1)
     address = f"{server.url}/bucket/shards"
-    near = loader.make_loader(records.open_shards(folder / "bucket" / "shards"), config, 4)
-    far = loader.make_loader(records.open_shards(address), config, 4)
+    near = loader.make_loader(shards.open_shards(folder / "bucket" / "shards"), config, 4)
+    far = loader.make_loader(shards.open_shards(address), config, 4)
     for _ in range(3):
         a, b = next(near), next(far)
         assert a["scene_ids"].tolist() == b["scene_ids"].tolist()
@@ -163,7 +163,7 @@ def test_inspect_reads_a_bucket_of_google_cloud_storage(server, tmp_path):
 
 
 def test_a_failure_that_passes_is_tried_again(server, scenes):
-    source = records.open_shards(f"{server.url}/bucket/shards")
+    source = shards.open_shards(f"{server.url}/bucket/shards")
     server.failures.append(503)
     assert_same_scene(source[2], scenes[2])
     assert not server.failures
@@ -179,7 +179,7 @@ def test_a_failure_that_passes_is_tried_again(server, scenes):
 )
 def test_addresses_that_cannot_be_read_are_named(server, address, message):
     with pytest.raises(UserError, match=message):
-        records.open_shards(address.format(url=server.url))
+        shards.open_shards(address.format(url=server.url))
 
 
 def test_every_shard_that_is_missing_or_damaged_is_named(server, folder, tmp_path):
@@ -190,7 +190,7 @@ def test_every_shard_that_is_missing_or_damaged_is_named(server, folder, tmp_pat
     cut.write_bytes(cut.read_bytes()[:-1000])
     write_array_record(short, [b"one"])
     with pytest.raises(UserError) as error:
-        records.open_shards(f"{server.url}/bucket/spoiled")
+        shards.open_shards(f"{server.url}/bucket/spoiled")
     text = str(error.value)
     assert f"3 of 3 shards of {server.url}/bucket/spoiled" in text
     assert f"{missing.name}: it is missing" in text
@@ -201,7 +201,7 @@ def test_every_shard_that_is_missing_or_damaged_is_named(server, folder, tmp_pat
 def test_a_record_that_is_damaged_is_an_error_with_its_shard(server, folder):
     spoiled = folder / "bucket" / "damaged"
     shutil.copytree(folder / "bucket" / "shards", spoiled)
-    source = records.open_shards(f"{server.url}/bucket/damaged")
+    source = shards.open_shards(f"{server.url}/bucket/damaged")
     shard = spoiled / source.shard_of(3)
     data = bytearray(shard.read_bytes())
     data[64 + 24] ^= 1  # type of the first chunk, behind the file's signature of 64 bytes

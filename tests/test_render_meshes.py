@@ -14,10 +14,10 @@ from mesh_files import COLORS, CORNERS, world_cubes, write_broken, write_gltf, w
 from PIL import Image
 from scene_folders import run
 
-from data_prep import render_meshes
-from data_prep.blender import environment
+from data_prep.render_meshes import __main__ as render_meshes
+from data_prep.render_meshes import environment
 from escherjax import cameras
-from escherjax.data.scenes import read_scene_folder
+from escherjax.data.formats.folders import read_scene_folder
 from escherjax.errors import UserError
 
 SIZE = 96

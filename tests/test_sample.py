@@ -9,16 +9,18 @@ from PIL import Image
 from tiny import tiny_config
 
 from data_prep import procedural as procedural_importer
-from escherjax import run_record, sample, trajectories
-from escherjax.cameras import to_spherical
-from escherjax.data.scenes import read_scene_folder
-from escherjax.data.transforms import read_cameras
+from escherjax.cameras import paths, to_spherical
+from escherjax.data.formats.folders import read_scene_folder
+from escherjax.data.formats.transforms import read_cameras
+from escherjax.devices import mesh
 from escherjax.errors import UserError
-from escherjax.loading import load
 from escherjax.models import eschernet
-from escherjax.training import checkpoint, sharding
-from escherjax.training.optimizer import make_optimizer
-from escherjax.training.state import create_state
+from escherjax.sample import __main__ as sample
+from escherjax.sample import run_record
+from escherjax.sample.loading import load
+from escherjax.train.optimizer import make_optimizer
+from escherjax.train.state import create_state
+from escherjax.weights import runs
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +28,12 @@ def workdir(tmp_path_factory):
     """A work directory with one checkpoint of a fresh network."""
     folder = tmp_path_factory.mktemp("sample") / "run"
     config = tiny_config()
-    checkpoint.prepare_workdir(folder, config)
+    runs.prepare_workdir(folder, config)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    state = create_state(model, optimizer, sharding.single_device_mesh(), config)
+    state = create_state(model, optimizer, mesh.single_device_mesh(), config)
     average = jax.tree.map(lambda x: x + 1, state.params)
-    with checkpoint.open_manager(folder) as manager:
-        checkpoint.save(manager, state.replace(ema=average, step=state.step + 7), config)
+    with runs.open_manager(folder) as manager:
+        runs.save(manager, state.replace(ema=average, step=state.step + 7), config)
     return folder
 
 
@@ -93,12 +95,12 @@ def test_sampling_a_path_writes_everything_needed_to_repeat_it(workdir, scene, t
 
     read = read_scene_folder(scene)
     references = read.c2w[:3]
-    radius, elevation, azimuth = trajectories.about_references(references)
-    expected = trajectories.trajectory("dolly", 4, radius, elevation, azimuth)
+    radius, elevation, azimuth = paths.about_references(references)
+    expected = paths.trajectory("dolly", 4, radius, elevation, azimuth)
     assert record["targets"]["radius"] == pytest.approx(radius)
     written = read_scene_folder(out)  # what is written is a scene folder itself
     np.testing.assert_allclose(written.c2w, expected, atol=1e-6)
-    zoom = trajectories.dolly_zoom(expected)
+    zoom = paths.dolly_zoom(expected)
     np.testing.assert_allclose(written.K[:, 0, 0], zoom * read.K[0, 0, 0], rtol=1e-5)
 
     nerf = read_scene_folder(out / "nerf")  # the references, then the views before the zoom

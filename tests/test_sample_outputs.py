@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from escherjax import pictures, sample_outputs, trajectories
-from escherjax.cameras import Cameras, from_spherical, intrinsics_from_fov
-from escherjax.data.scenes import read_scene_folder
-from escherjax.targets import Targets
+from escherjax.cameras import Cameras, from_spherical, intrinsics_from_fov, paths
+from escherjax.data.formats.folders import read_scene_folder
+from escherjax.reports import sheets
+from escherjax.sample import outputs
+from escherjax.sample.targets import Targets
 
 SIZE = 16
 K = intrinsics_from_fov(0.86, SIZE, SIZE)
@@ -21,15 +22,15 @@ def noise(count, seed=0):
 
 @pytest.fixture
 def dolly():
-    c2w = trajectories.dolly(4, 1.8, 0.3)
-    return Targets(c2w, trajectories.dolly_zoom(c2w), is_path=True, closed=False, settings={})
+    c2w = paths.dolly(4, 1.8, 0.3)
+    return Targets(c2w, paths.dolly_zoom(c2w), is_path=True, closed=False, settings={})
 
 
 def test_views_are_zoomed_and_an_open_path_is_shown_there_and_back(dolly, tmp_path):
     views = noise(4)
-    sample_outputs.write_views(tmp_path, noise(1, 1), views, dolly, K)
+    outputs.write_views(tmp_path, noise(1, 1), views, dolly, K)
     lenses = np.broadcast_to(K, (4, 3, 3))
-    zoomed, lenses = pictures.zoom_center(views, lenses, dolly.zoom)
+    zoomed, lenses = sheets.zoom_center(views, lenses, dolly.zoom)
     written = [np.asarray(Image.open(tmp_path / f"{i:03d}.png")) for i in range(4)]
     np.testing.assert_array_equal(written, zoomed)
     assert (written[0] != views[0]).any() and (written[3] == views[3]).all()
@@ -37,14 +38,14 @@ def test_views_are_zoomed_and_an_open_path_is_shown_there_and_back(dolly, tmp_pa
     with Image.open(tmp_path / "orbit.gif") as animation:
         assert animation.n_frames == 6
     closed = tmp_path / "closed"
-    sample_outputs.write_views(closed, views, views, dataclasses.replace(dolly, closed=True), K)
+    outputs.write_views(closed, views, views, dataclasses.replace(dolly, closed=True), K)
     with Image.open(closed / "orbit.gif") as animation:
         assert animation.n_frames == 4
 
 
 def test_other_targets_make_no_film(dolly, tmp_path):
     targets = dataclasses.replace(dolly, is_path=False)
-    sample_outputs.write_views(tmp_path, noise(1), noise(4), targets, K)
+    outputs.write_views(tmp_path, noise(1), noise(4), targets, K)
     assert not list(tmp_path.glob("orbit.*"))
 
 
@@ -53,7 +54,7 @@ def test_a_reference_stands_for_the_view_of_its_camera(tmp_path):
     references, views = noise(2, 1), noise(5)
     lenses = np.stack([K, K * np.array([[1.1], [1.1], [1]], np.float32)])
     known = Cameras(c2w[[3, 1]], lenses)
-    sample_outputs.write_nerf_folder(tmp_path / "nerf", references, known, views, c2w, alpha=False)
+    outputs.write_nerf_folder(tmp_path / "nerf", references, known, views, c2w, alpha=False)
     scene = read_scene_folder(tmp_path / "nerf")
     np.testing.assert_allclose(scene.c2w, c2w[[3, 1, 0, 2, 4]], atol=1e-6)
     np.testing.assert_allclose(scene.K, np.stack([*lenses, K, K, K]), rtol=1e-6)

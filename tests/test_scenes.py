@@ -9,7 +9,8 @@ from scene_folders import SIZE, assert_balls_where_projected, render_balls, run,
 
 from data_prep import nerf_json, zero123
 from escherjax import cameras
-from escherjax.data import images, scenes
+from escherjax.data import images
+from escherjax.data.formats import folders
 from escherjax.errors import UserError
 
 
@@ -34,7 +35,7 @@ def test_frames_keep_the_order_of_the_file(rendered, tmp_path):
     meta = json.loads((folder / "transforms.json").read_text())
     meta["frames"] = meta["frames"][::-1]
     (folder / "transforms.json").write_text(json.dumps(meta))
-    scene = scenes.read_scene_folder(folder)
+    scene = folders.read_scene_folder(folder)
     np.testing.assert_allclose(scene.c2w, rendered[1][::-1], atol=1e-6)
 
 
@@ -74,7 +75,7 @@ def test_transforms_that_cannot_be_used_say_why(rendered, tmp_path, change, mess
     change(meta)
     (folder / "transforms.json").write_text(json.dumps(meta))
     with pytest.raises(UserError, match=message):
-        scenes.read_scene_folder(folder)
+        folders.read_scene_folder(folder)
 
 
 def test_nerf_poses_equal_the_original_conversion_up_to_a_world_turn(golden_dir, tmp_path):
@@ -103,7 +104,7 @@ def test_objaverse_poses_equal_the_original_conversion(golden_dir, tmp_path):
     for view, pose in enumerate(poses):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{view:03d}.png")
         np.save(tmp_path / f"{view:03d}.npy", pose)
-    scene = scenes.read_scene_folder(tmp_path)
+    scene = folders.read_scene_folder(tmp_path)
     w2c = cameras.w2c_from_c2w(cameras.opengl_from_opencv(scene.c2w))
     np.testing.assert_allclose(w2c, arrays["objaverse/pose_6dof"], atol=1e-6)
 
@@ -159,7 +160,7 @@ def test_real_nerf_synthetic_scene_agrees_with_its_outlines(data_dir, tmp_path):
 
 
 def test_real_phone_capture_is_read_without_its_distortion(data_dir, tmp_path):
-    scene = scenes.read_scene_folder(data_dir / "fox")
+    scene = folders.read_scene_folder(data_dir / "fox")
     assert (scene.num_views, scene.height, scene.width) == (16, 512, 288)
     np.testing.assert_allclose(scene.K[0, 0, 0], 366.805, atol=1e-2)
     original = images.decode_image((data_dir / "fox" / "images" / "0001.jpg").read_bytes(), "fox")
@@ -174,5 +175,5 @@ def test_linked_folders_are_scenes_too_and_circles_end(rendered, tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "link").symlink_to(tmp_path / "kept" / "one")
     (tmp_path / "set" / "round").symlink_to(tmp_path / "set")
-    found = scenes.find_scene_folders(tmp_path / "set", "transforms")
+    found = folders.find_scene_folders(tmp_path / "set", "transforms")
     assert [name for name, _ in found] == ["link"]

@@ -11,7 +11,7 @@ from PIL import Image
 from shard_fuzz import BATCH
 
 from escherjax import cameras
-from escherjax.data import images, loader, records
+from escherjax.data import images, loader, shards
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.errors import UserError
 
@@ -28,8 +28,8 @@ def work(tmp_path, rng):
         K = np.tile(cameras.intrinsics_from_fov(0.8, SIZE, SIZE), (VIEWS, 1, 1))
         encoded = [encode_jpeg(tmp_path / "view.jpg", picture) for picture in pictures]
         c2w = cameras.from_spherical(polar, azimuth, 2.0)
-        scenes.append(records.Scene(f"scene-{number}", "noise", encoded, c2w, K, SIZE, SIZE))
-    records.write_scenes(tmp_path / "whole", scenes, num_shards=3)
+        scenes.append(shards.Scene(f"scene-{number}", "noise", encoded, c2w, K, SIZE, SIZE))
+    shards.write_scenes(tmp_path / "whole", scenes, num_shards=3)
     return tmp_path
 
 
@@ -87,7 +87,7 @@ def test_metadata_that_tfds_cannot_follow_is_refused(work, name, found, damaged)
     assert found in path.read_text()
     path.write_text(path.read_text().replace(found, damaged))
     with pytest.raises(UserError, match=f"{name}.* is damaged .*copy them again"):
-        records.open_shards(path.parent)
+        shards.open_shards(path.parent)
 
 
 @pytest.mark.slow
@@ -98,9 +98,9 @@ def test_1500_damaged_data_sets_are_exact_or_refused_by_name(work):
 
 def test_a_bit_flipped_inside_a_picture_is_always_found(work, rng):
     """JPEG has no checksum, but the shard has one for each record."""
-    path = records.shard_path(work / "whole", "train", 0, 3)
+    path = shards.shard_path(work / "whole", "train", 0, 3)
     whole = path.read_bytes()
-    scene = records.open_shards(work / "whole")[0]
+    scene = shards.open_shards(work / "whole")[0]
     for _ in range(40):
         data = scene.images[int(rng.integers(VIEWS))]
         start = whole.index(data)
@@ -108,7 +108,7 @@ def test_a_bit_flipped_inside_a_picture_is_always_found(work, rng):
         content[start + int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
         path.write_bytes(content)
         settings = LoaderConfig(SIZE, 1, 1, on_bad_record="skip", shuffle=False)
-        batches = loader.make_loader(records.open_shards(work / "whole"), settings, BATCH)
+        batches = loader.make_loader(shards.open_shards(work / "whole"), settings, BATCH)
         next(batches)
         batches.close()
         (name, reason), *others = batches.bad_records

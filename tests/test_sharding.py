@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny import tiny_config
 
+from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
 from escherjax.models.blocks import Upsample
-from escherjax.training import sharding
 
 
 def refusal(**fields):

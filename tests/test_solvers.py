@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from escherjax.diffusion import samplers, schedule, solvers
-from escherjax.diffusion.schedule import NoiseSchedule
 from escherjax.errors import UserError
+from escherjax.models.diffusion import samplers, schedule, solvers
+from escherjax.models.diffusion.schedule import NoiseSchedule
 
 SHAPE = (2, 3, 4, 4, 4)
 FIELDS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -14,13 +14,14 @@ from safetensors.numpy import load_file, save_file
 from starting_networks import FILES, mesh_of, random_params, saved_run, write_part, write_pipeline
 from tiny import tiny_arguments, tiny_config
 
+from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
 from escherjax.models import eschernet
-from escherjax.training import checkpoint, sharding, starting_points, stored_params
-from escherjax.training.loop import train
-from escherjax.training.optimizer import make_optimizer
-from escherjax.training.state import abstract_state, create_state
-from escherjax.weights import names
+from escherjax.train import starting_points
+from escherjax.train.loop import train
+from escherjax.train.optimizer import make_optimizer
+from escherjax.train.state import abstract_state, create_state
+from escherjax.weights import names, run_params, runs
 
 # A network whose largest tensors are split over devices, on a VAE's latents.
 VAE = {
@@ -295,7 +296,7 @@ def test_work_directories_without_what_is_asked_for_are_refused(tmp_path):
     assert initial(tiny_config(init__workdir=workdir))[1]["unet"].source.endswith("step 7 raw")
     step = workdir / "checkpoints" / "8"
     assert "no checkpoint 8; it has [7]" in refusal(tiny_config(init__workdir=step))
-    checkpoint.prepare_workdir(tmp_path / "new", config)
+    runs.prepare_workdir(tmp_path / "new", config)
     (tmp_path / "new/checkpoints").mkdir()
     assert "has no checkpoint yet" in refusal(tiny_config(init__workdir=tmp_path / "new"))
     assert "holds no checkpoints/" in refusal(tiny_config(init__workdir=tmp_path))
@@ -351,7 +352,7 @@ def run_on_one_device(workdir, overrides):
 
 
 def trained_params(workdir):
-    stored = stored_params.open_checkpoint(workdir, weights="raw")
+    stored = run_params.open_checkpoint(workdir, weights="raw")
     assert stored.step == 2
     return stored.read(stored.shapes)
 
@@ -392,11 +393,11 @@ def test_two_updates_from_parts_and_two_from_that_run_on_one_and_on_eight_device
 
 def test_runs_of_before_these_fields_go_on(tmp_path):
     config = tiny_config(**ON_8)
-    checkpoint.prepare_workdir(tmp_path, config)
+    runs.prepare_workdir(tmp_path, config)
     (tmp_path / "checkpoints/2").mkdir(parents=True)
     fields = json.loads((tmp_path / "config.json").read_text())
     fields["init"] = {"pipeline": ""}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    checkpoint.check_workdir(tmp_path, config)
+    runs.check_workdir(tmp_path, config)
     with pytest.raises(UserError, match="init.workdir: None -> 'elsewhere'"):
-        checkpoint.check_workdir(tmp_path, tiny_config(**ON_8, init__workdir="elsewhere"))
+        runs.check_workdir(tmp_path, tiny_config(**ON_8, init__workdir="elsewhere"))

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from escherjax.devices import startup
+from escherjax.devices.startup import Launch, check_arrivals, detect
 from escherjax.errors import UserError
-from escherjax.training import startup
-from escherjax.training.startup import Launch, check_arrivals, detect
 
 OURS = {
     "ESCHERJAX_COORDINATOR": "host0:1234",
@@ -147,7 +147,7 @@ import os, sys
 from escherjax.errors import run_command
 
 def main(argv):
-    from escherjax.training import startup
+    from escherjax.devices import startup
     startup.initialize()
     import jax
     from jax.experimental import multihost_utils

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from escherjax import splines, targets, trajectories
-from escherjax.cameras import from_spherical, look_at, to_spherical
-from escherjax.data.transforms import write_transforms
+from escherjax.cameras import from_spherical, look_at, paths, splines, to_spherical
+from escherjax.data.formats.transforms import write_transforms
 from escherjax.errors import UserError
-from escherjax.targets import PathOptions
+from escherjax.sample import targets
+from escherjax.sample.targets import PathOptions
 
 SCENE = from_spherical(np.linspace(0.8, 1.6, 6), np.linspace(0.5, 5.5, 6), np.linspace(2, 4, 6))
 REFERENCES = np.array([4, 1])
@@ -21,15 +21,15 @@ def choose(name, scale=1.0, **options):
 
 
 def test_paths_default_to_the_references_and_take_options():
-    radius, elevation, azimuth = trajectories.about_references(DOUBLED[REFERENCES])
+    radius, elevation, azimuth = paths.about_references(DOUBLED[REFERENCES])
     chosen = choose("orbit", scale=2.0, num_views=7)
-    expected = trajectories.orbit(7, radius, elevation, azimuth)
+    expected = paths.orbit(7, radius, elevation, azimuth)
     np.testing.assert_allclose(chosen.c2w, expected, atol=1e-6)
     assert chosen.is_path and chosen.closed and (chosen.zoom == 1).all()
     assert chosen.settings["turns"] == 1.0
     options = {"radius": 1.5, "elevation_deg": 10, "start_azimuth_deg": 90, "turns": 0.5}
     chosen = choose("spiral", scale=2.0, num_views=7, **options)
-    expected = trajectories.spiral(7, 1.5, np.radians(10), np.pi / 2, 0.5)
+    expected = paths.spiral(7, 1.5, np.radians(10), np.pi / 2, 0.5)
     np.testing.assert_allclose(chosen.c2w, expected, atol=1e-6)
     assert chosen.settings == {"name": "spiral", **options}
     assert to_spherical(choose("archimedean").c2w)[1][0] == pytest.approx(-0.01)  # as published

@@ -19,15 +19,16 @@ from escherjax.data import procedural
 from escherjax.data.images import encode_png
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.data.procedural import ProceduralSource
-from escherjax.data.records import write_scenes
+from escherjax.data.shards import write_scenes
+from escherjax.devices import mesh
+from escherjax.devices.stopping import Stop
 from escherjax.errors import TrainingError, UserError
 from escherjax.models import eschernet
-from escherjax.train import main
-from escherjax.training import checkpoint, sharding, verify
-from escherjax.training.loop import train
-from escherjax.training.optimizer import make_optimizer
-from escherjax.training.state import abstract_state
-from escherjax.training.stopping import Stop
+from escherjax.train.__main__ import main
+from escherjax.train.loop import train
+from escherjax.train.optimizer import make_optimizer
+from escherjax.train.state import abstract_state
+from escherjax.weights import runs, verify
 
 # Enough steps that a signal sent after the first checkpoint arrives before the end.
 LONG = {**LONG_RUN, "data__buckets": ((2, 2, 2), (1, 1, 1)), "data__zoom": (0.8, 1.25)}
@@ -39,11 +40,11 @@ def environment(tmp_path_factory):
 
 
 def final_state(workdir):
-    config = checkpoint.read_config(workdir)
+    config = runs.read_config(workdir)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    abstract = abstract_state(model, optimizer, sharding.single_device_mesh(), config)
-    with checkpoint.open_manager(workdir) as manager:
-        state, position = checkpoint.restore(manager, abstract)
+    abstract = abstract_state(model, optimizer, mesh.single_device_mesh(), config)
+    with runs.open_manager(workdir) as manager:
+        state, position = runs.restore(manager, abstract)
     assert position == int(state.step)
     return state
 
@@ -106,7 +107,7 @@ def test_work_directory_holds_what_is_promised(unbroken):
     kept = json.loads((unbroken / "training_cameras.json").read_text())
     assert kept["radius"] == list(procedural.RADIUS_RANGE)
     assert Image.open(unbroken / "loss.png").size == (640, 360)
-    config = checkpoint.read_config(unbroken)
+    config = runs.read_config(unbroken)
     assert config_lib.differences(config, tiny_config(**LONG)) == []
     steps = sorted(int(path.name) for path in (unbroken / "checkpoints").iterdir())
     assert steps == [40, 50, 60]
@@ -118,7 +119,7 @@ def test_every_bucket_is_compiled_once_and_counted_as_it_is(unbroken):
     output = (unbroken.parent / "output").read_text()
     announced = re.findall(r"compiling the training step for (N = \d, M = \d)", output)
     assert sorted(announced) == ["N = 1, M = 1", "N = 2, M = 2"]
-    config = checkpoint.read_config(unbroken)
+    config = runs.read_config(unbroken)
     loader = LoaderConfig(buckets=config.data.buckets, seed=config.seed)
     rows = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
     for row in rows[1:]:  # the first window leaves out the update that was compiled first
@@ -248,16 +249,16 @@ def test_an_address_is_no_work_directory(tmp_path, monkeypatch):
 
 def test_a_work_directory_of_another_config_is_refused_and_kept(tmp_path):
     workdir = tmp_path / "run"
-    checkpoint.prepare_workdir(workdir, tiny_config(**ON_ALL_DEVICES))
+    runs.prepare_workdir(workdir, tiny_config(**ON_ALL_DEVICES))
     # Until there is a checkpoint, nothing can be lost.
-    checkpoint.check_workdir(workdir, tiny_config(**ON_ALL_DEVICES, seed=7))
+    runs.check_workdir(workdir, tiny_config(**ON_ALL_DEVICES, seed=7))
     (workdir / "checkpoints" / "2").mkdir(parents=True)
     before = (workdir / "config.json").read_text()
     with pytest.raises(UserError, match="seed: 42 -> 7"):
         train(tiny_config(**ON_ALL_DEVICES, seed=7), workdir)
     assert (workdir / "config.json").read_text() == before
     longer = tiny_config(**{**ON_ALL_DEVICES, "num_steps": 99})
-    checkpoint.check_workdir(workdir, longer)  # more steps of the same run are welcome
+    runs.check_workdir(workdir, longer)  # more steps of the same run are welcome
 
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").touch()
@@ -305,7 +306,7 @@ def test_a_stopped_run_goes_on_with_another_rate_and_other_ways_to_fit_the_devic
     ]
     lr = rates(tmp_path / "run")
     assert lr[2] == pytest.approx(1e-3) and lr[4] == pytest.approx(1e-5)
-    assert checkpoint.read_config(tmp_path / "run").optimizer.peak_lr == 1e-5
+    assert runs.read_config(tmp_path / "run").optimizer.peak_lr == 1e-5
     record = verify.read_record(tmp_path / "run" / "checkpoints" / "4")
     assert config_lib.from_json(record["config"]).optimizer.peak_lr == 1e-5
     before = verify.read_record(tmp_path / "run" / "checkpoints" / "2")

@@ -9,13 +9,14 @@ from tiny import tiny_config
 
 from escherjax import cameras as cameras_lib
 from escherjax.config import load_config
+from escherjax.devices import mesh as sharding
 from escherjax.models import eschernet
-from escherjax.training import perf, sharding
-from escherjax.training.optimizer import learning_rate, make_optimizer, update_ema
-from escherjax.training.state import abstract_state, create_state
-from escherjax.training.step import Draws, gradient_norms, make_train_step, scene_losses
+from escherjax.train import perf
+from escherjax.train.optimizer import learning_rate, make_optimizer, update_ema
+from escherjax.train.state import abstract_state, create_state
+from escherjax.train.step import Draws, gradient_norms, make_train_step, scene_losses
 from escherjax.weights import names
-from escherjax.weights.pytorch import read_pipeline_folder
+from escherjax.weights.reading import read_pipeline_folder
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 

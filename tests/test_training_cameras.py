@@ -7,12 +7,13 @@ import pytest
 from tiny import tiny_config
 from tiny_workdir import write_workdir
 
-from escherjax import cameras, inputs, loading
-from escherjax.data import procedural, training_cameras
+from escherjax import cameras
+from escherjax.data import inputs, procedural, training_cameras
 from escherjax.data.mixture import Mixture
-from escherjax.data.records import Scene
+from escherjax.data.shards import Scene
 from escherjax.data.training_cameras import TrainingCameras
 from escherjax.errors import UserError
+from escherjax.sample import loading
 
 
 def scenes(radii, fov_deg=40.0, width=30, height=20):

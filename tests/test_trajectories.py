@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from escherjax import splines, trajectories
-from escherjax.cameras import from_spherical, look_at, pose_faults, to_spherical
+from escherjax.cameras import from_spherical, look_at, paths, pose_faults, splines, to_spherical
 from escherjax.errors import UserError
 
 RADIUS, ELEVATION, AZIMUTH = 1.8, 0.4, 2.5
@@ -12,7 +11,7 @@ RADIUS, ELEVATION, AZIMUTH = 1.8, 0.4, 2.5
 
 def path(name, num_views=25, **options):
     options = {"elevation_rad": ELEVATION, "start_azimuth_rad": AZIMUTH, **options}
-    return trajectories.trajectory(name, num_views, RADIUS, **options)
+    return paths.trajectory(name, num_views, RADIUS, **options)
 
 
 def steps(c2w, closed=False):
@@ -23,7 +22,7 @@ def steps(c2w, closed=False):
 
 
 @pytest.mark.parametrize("elevation", [ELEVATION, np.pi / 2, -np.pi / 2])
-@pytest.mark.parametrize("name", trajectories.PRESETS)
+@pytest.mark.parametrize("name", paths.PRESETS)
 def test_every_preset_looks_at_the_origin_upright_also_from_the_poles(name, elevation):
     c2w = path(name, elevation_rad=elevation)
     assert c2w.shape == (25, 4, 4) and c2w.dtype == np.float32
@@ -40,7 +39,7 @@ def test_every_preset_looks_at_the_origin_upright_also_from_the_poles(name, elev
 @pytest.mark.parametrize("name", ["orbit", "spiral", "lemniscate"])
 def test_steps_are_equal_and_closed_paths_end_one_step_before_they_began(name):
     c2w = path(name, 60)
-    lengths = steps(c2w, closed=trajectories.is_closed(name))
+    lengths = steps(c2w, closed=paths.is_closed(name))
     # Chords of arcs of equal length differ by the curvature, most at the lemniscate's tips.
     np.testing.assert_allclose(lengths, lengths.mean(), rtol=4e-3)
     if name == "spiral":
@@ -59,7 +58,7 @@ def test_an_orbit_turns_as_often_as_told_and_ends_on_a_part_of_a_turn():
 
     np.testing.assert_allclose(azimuths(1), 2 * np.pi * np.arange(9) / 9, atol=1e-5)
     np.testing.assert_allclose(azimuths(-0.5), -np.pi * np.arange(9) / 8, atol=1e-5)
-    assert trajectories.is_closed("orbit") and not trajectories.is_closed("orbit", -0.5)
+    assert paths.is_closed("orbit") and not paths.is_closed("orbit", -0.5)
 
 
 def test_an_orbit_above_the_pole_turns_the_picture():
@@ -83,16 +82,16 @@ def test_a_spiral_climbs_thirty_degrees_to_either_side_in_its_turns():
 
 def test_archimedean_is_the_published_formula(golden_dir):
     recorded = np.load(golden_dir / "conversions-6dof.npz")["spiral/xyz"]
-    made = trajectories.trajectory("archimedean", 100, 1.5)[:, :3, 3]
+    made = paths.trajectory("archimedean", 100, 1.5)[:, :3, 3]
     np.testing.assert_allclose(made, recorded, atol=1e-5)
 
 
 def test_archimedean_turns_from_pole_to_pole():
     i = 0.01 + 40 * np.arange(50) / 50
-    polar, azimuth, _ = to_spherical(trajectories.trajectory("archimedean", 50, 2.0))
+    polar, azimuth, _ = to_spherical(paths.trajectory("archimedean", 50, 2.0))
     np.testing.assert_allclose(polar, np.pi * i / 40, atol=1e-5)
     np.testing.assert_allclose(np.cos(azimuth + i), 1, atol=1e-6)
-    twice = trajectories.trajectory("archimedean", 50, 2.0, turns=80 / (2 * np.pi))
+    twice = paths.trajectory("archimedean", 50, 2.0, turns=80 / (2 * np.pi))
     np.testing.assert_allclose(np.cos(to_spherical(twice)[1] + 2 * i), 1, atol=1e-6)
 
 
@@ -101,7 +100,7 @@ def test_dolly_zoom_keeps_the_size_of_what_stands_at_the_origin():
     distance = np.linalg.norm(c2w[:, :3, 3], axis=1)
     np.testing.assert_allclose(distance[[0, -1]], [RADIUS * 1.2, RADIUS / 1.2], rtol=1e-6)
     np.testing.assert_allclose(distance[1:] / distance[:-1], 1.2 ** (-2 / 6), rtol=1e-5)
-    zoom = trajectories.dolly_zoom(c2w)
+    zoom = paths.dolly_zoom(c2w)
     assert zoom.min() == zoom[-1] == 1
     np.testing.assert_allclose(zoom / distance, 1 / distance[-1], rtol=1e-6)
 
@@ -109,12 +108,12 @@ def test_dolly_zoom_keeps_the_size_of_what_stands_at_the_origin():
 def test_defaults_are_those_of_the_references():
     c2w = from_spherical(np.array([1.0, 1.2, 1.1]), np.array([0.7, 2, 3]), np.array([2.0, 1.5, 1]))
     expected = (1.5, np.pi / 2 - 1.1, 0.7)
-    np.testing.assert_allclose(trajectories.about_references(c2w), expected, atol=1e-6)
+    np.testing.assert_allclose(paths.about_references(c2w), expected, atol=1e-6)
 
 
 def test_all_wrong_settings_are_named_at_once():
     with pytest.raises(UserError) as caught:
-        trajectories.trajectory("helix", 0, np.nan, 2.0, np.inf, 0.0)
+        paths.trajectory("helix", 0, np.nan, 2.0, np.inf, 0.0)
     for part in ("'helix'", "spiral", "0 views", "radius nan", "114.592 degrees", "inf", "0 turns"):
         assert part in str(caught.value), part
     with pytest.raises(UserError, match="dolly makes no turns"):

@@ -11,7 +11,7 @@ import pytest
 
 from escherjax.errors import UserError
 from escherjax.models.vae import VAE, VAEConfig
-from escherjax.weights import names, pytorch
+from escherjax.weights import names, reading
 
 TINY = VAEConfig(block_channels=(8, 12), layers_per_block=1, norm_groups=4)
 
@@ -20,7 +20,7 @@ TINY = VAEConfig(block_channels=(8, 12), layers_per_block=1, norm_groups=4)
 def original(golden):
     """(arrays of the original, VAE of its sizes, its parameters)."""
     _, folder, arrays = golden
-    config, params, _ = pytorch.read_component(folder / "vae", "vae")
+    config, params, _ = reading.read_component(folder / "vae", "vae")
     return arrays, VAE(config), params
 
 

@@ -12,12 +12,12 @@ from tiny import tiny_config
 from escherjax import cameras as cameras_lib
 from escherjax import cape
 from escherjax.cameras import Cameras
+from escherjax.devices import mesh as sharding
+from escherjax.devices.spread import Spread
 from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.models.attention import Attention
-from escherjax.models.parallel import Spread
-from escherjax.pipeline import Pipeline
-from escherjax.training import sharding
+from escherjax.sample.pipeline import Pipeline
 
 NUM_SCENES, NUM_VIEWS, TOKENS, WIDTH = 2, 4, 3, 32
 HEADS = 4

@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from escherjax import view_plans
 from escherjax.cameras import from_spherical
 from escherjax.errors import UserError
-from escherjax.extra_targets import extra_cameras
-from escherjax.view_plans import Pass, Plan, make_plan, run_plan, view_distances
+from escherjax.sample import plans
+from escherjax.sample.extra_targets import extra_cameras
+from escherjax.sample.plans import Pass, Plan, make_plan, run_plan, view_distances
 
 CHUNKED = ("anchors", "autoregressive")
 
@@ -35,12 +35,12 @@ def moved(c2w, seed=0):
     return (motion @ c2w).astype(np.float32)
 
 
-@pytest.mark.parametrize("name", view_plans.NAMES)
+@pytest.mark.parametrize("name", plans.NAMES)
 @pytest.mark.parametrize(("num_refs", "num_targets", "chunk"), [(1, 1, 1), (3, 25, 8), (12, 40, 7)])
 def test_every_target_is_drawn_once_from_what_is_there(name, num_refs, num_targets, chunk):
     references, targets = scattered(num_refs, 0), scattered(num_targets, 1)
     plan = make_plan(name, references, targets, chunk=chunk)
-    view_plans.check_plan(plan, num_refs, num_targets)
+    plans.check_plan(plan, num_refs, num_targets)
     drawn = []
     for one in plan.passes:
         assert set(one.drawn) <= set(drawn)
@@ -226,7 +226,7 @@ def test_wrong_settings_are_all_named(arguments, reasons):
 def test_a_plan_that_does_not_fit_is_refused_with_all_its_faults():
     plan = Plan("mine", (Pass((0, 5), (), (0, 1)), Pass((), (3,), (1, 9)), Pass((), (), ())))
     with pytest.raises(UserError) as error:
-        view_plans.check_plan(plan, 2, 4)
+        plans.check_plan(plan, 2, 4)
     for reason in (
         "references [5]",
         "targets [9]",

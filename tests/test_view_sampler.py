@@ -5,12 +5,12 @@ import pytest
 from random_models import random_params
 from tiny import tiny_config
 
-from escherjax import buckets
 from escherjax.cameras import Cameras, from_spherical
+from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
 from escherjax.models import eschernet
-from escherjax.pipeline import Pipeline
-from escherjax.training import sharding
+from escherjax.sample import buckets
+from escherjax.sample.pipeline import Pipeline
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from escherjax.training.watchdog import Watchdog
+from escherjax.train.watchdog import Watchdog
 
 
 def wait_until(condition):

@@ -13,9 +13,9 @@ playwright = pytest.importorskip("playwright.sync_api", reason="drives a browser
 from PIL import Image
 
 from escherjax.data import images
+from escherjax.demo.server import DemoServer
 from escherjax.models import eschernet
-from escherjax.pipeline import Pipeline
-from escherjax.web.server import DemoServer
+from escherjax.sample.pipeline import Pipeline
 from tests.random_models import random_params
 from tests.tiny import tiny_config
 

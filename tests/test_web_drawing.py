@@ -5,15 +5,16 @@ import pytest
 from random_models import random_params
 from tiny import tiny_config
 
-from escherjax import memory_estimate, pictures, trajectories, view_plans
-from escherjax.cameras import Cameras, from_spherical
-from escherjax.data.transforms import parse_views
+from escherjax.cameras import Cameras, from_spherical, paths
+from escherjax.data.formats.transforms import parse_views
+from escherjax.demo import downloads, drawing
+from escherjax.demo.jobs import Job
+from escherjax.demo.limits import Limits
+from escherjax.demo.session import Session, Settings
 from escherjax.models import eschernet
-from escherjax.pipeline import Pipeline
-from escherjax.web import downloads, drawing
-from escherjax.web.jobs import Job
-from escherjax.web.limits import Limits
-from escherjax.web.session import Session, Settings
+from escherjax.reports import sheets
+from escherjax.sample import memory, plans
+from escherjax.sample.pipeline import Pipeline
 
 NUM_STEPS, NUM_VIEWS, AT_ONCE = 2, 5, 2
 
@@ -27,9 +28,9 @@ def pipe():
 
 
 def test_more_views_than_memory_holds_are_drawn_in_passes_and_a_dolly_is_zoomed(pipe, monkeypatch):
-    conditioning = view_plans.conditioning_budget(1, None)
+    conditioning = plans.conditioning_budget(1, None)
     held = pipe.estimate_memory(conditioning, AT_ONCE, 1.0).working / 0.75  # of it is counted on
-    monkeypatch.setattr(memory_estimate, "free_bytes", lambda: held)
+    monkeypatch.setattr(memory, "free_bytes", lambda: held)
     session = Session(pipe.resolution, Limits(), Settings(num_steps=NUM_STEPS, guidance_scale=1.0))
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     session.add_posed("a", image, from_spherical(1.0, 0.3, 1.8))
@@ -45,12 +46,12 @@ def test_more_views_than_memory_holds_are_drawn_in_passes_and_a_dolly_is_zoomed(
 
     images = request.images / np.float32(255)
     # on_step, so that the compiled program serves again
-    drawn = pictures.to_uint8(
+    drawn = sheets.to_uint8(
         pipe.generate(images, *cameras, NUM_STEPS, 1.0, on_step=lambda *_: None, plan=plan)
     )
-    zoom = trajectories.dolly_zoom(request.target_c2w)
+    zoom = paths.dolly_zoom(request.target_c2w)
     assert zoom[0] > 1.4 and zoom[-1] == 1
-    expected, K = pictures.zoom_center(drawn, np.tile(np.eye(3), (NUM_VIEWS, 1, 1)), zoom)
+    expected, K = sheets.zoom_center(drawn, np.tile(np.eye(3), (NUM_VIEWS, 1, 1)), zoom)
     np.testing.assert_array_equal(views, expected)
     assert (views[0] != drawn[0]).any()
     lenses = [lens for _, _, lens in parse_views(downloads.transforms_json(request, 16), "a file")]

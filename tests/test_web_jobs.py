@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
+from escherjax.demo.jobs import JobQueue
+from escherjax.demo.limits import Limits
+from escherjax.demo.session import Request, Settings
 from escherjax.errors import UserError
-from escherjax.web.jobs import JobQueue
-from escherjax.web.limits import Limits
-from escherjax.web.session import Request, Settings
 
 VIEWS = np.zeros((2, 4, 4, 3), np.uint8)
 

@@ -17,12 +17,12 @@ viser = pytest.importorskip("viser", reason="the page is made with viser")
 
 from escherjax import cameras
 from escherjax.data import images
+from escherjax.demo.guard import is_same_site
+from escherjax.demo.limits import Limits
+from escherjax.demo.server import DemoServer
 from escherjax.errors import UserError
 from escherjax.models import eschernet
-from escherjax.pipeline import Pipeline
-from escherjax.web.guard import is_same_site
-from escherjax.web.limits import Limits
-from escherjax.web.server import DemoServer
+from escherjax.sample.pipeline import Pipeline
 from tests.random_models import random_params
 from tests.tiny import tiny_config
 from tests.web_client import WebClient

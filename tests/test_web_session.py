@@ -12,13 +12,13 @@ import pytest
 from PIL import Image, ImageSequence
 
 from escherjax import cameras
-from escherjax.data import transforms
+from escherjax.data.formats import transforms
+from escherjax.demo import downloads
+from escherjax.demo.labels import safe_label
+from escherjax.demo.limits import Limits
+from escherjax.demo.preview import LinearDecoder
+from escherjax.demo.session import CUSTOM_PATH, Session, Settings, spherical_of
 from escherjax.errors import UserError
-from escherjax.web import downloads
-from escherjax.web.labels import safe_label
-from escherjax.web.limits import Limits
-from escherjax.web.preview import LinearDecoder
-from escherjax.web.session import CUSTOM_PATH, Session, Settings, spherical_of
 
 RED, WHITE = (200, 30, 20), (255, 255, 255)
 LIMITS = Limits(upload_bytes=100_000, picture_pixels=90_000, references=4, targets=10, viewpoints=3)

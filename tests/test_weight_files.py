@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from escherjax.errors import UserError
-from escherjax.weights import names, pickles, pytorch
+from escherjax.weights import names, pickles, reading
 from tests import tiny_encoder
 from tests.tiny_encoder import read, write_config, write_shards, write_single
 
@@ -59,7 +59,7 @@ def test_shards_are_read(tmp_path, tensors, index):
     write_shards(tmp_path, tensors, 3)
     (tmp_path / INDEX).rename(tmp_path / index)
     assert_equal(read(tmp_path), tensors)
-    report = pytorch.read_component(tmp_path, "image_encoder")[2]
+    report = reading.read_component(tmp_path, "image_encoder")[2]
     assert (report.source, report.loaded) == (tmp_path / index, len(tensors))
 
 
@@ -109,7 +109,7 @@ def test_values_from_a_pickle_do_not_change_with_its_file(tmp_path, tensors):
     write_config(tmp_path)
     path = tmp_path / "pytorch_model.bin"
     torch.save({name: torch.tensor(tensor) for name, tensor in tensors.items()}, path)
-    params = pytorch.read_component(tmp_path, "image_encoder")[1]
+    params = reading.read_component(tmp_path, "image_encoder")[1]
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
     assert_equal(names.torch_from_tree(params), tensors)
@@ -419,4 +419,4 @@ def test_a_file_cut_short_while_it_is_read_is_refused(tmp_path, tensors):
         return array
 
     with pytest.raises(UserError, match="was cut short while it was read"):
-        pytorch.read_component(tmp_path, "image_encoder", place)
+        reading.read_component(tmp_path, "image_encoder", place)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from escherjax.errors import UserError
-from escherjax.weights import folder_configs, names, pytorch, strict_json
+from escherjax.weights import folder_configs, names, reading, strict_json
 from tests import tiny_encoder
 
 NUM_MUTATIONS = 1000  # of each kind of file
@@ -133,9 +133,9 @@ VAE = {
 @pytest.mark.parametrize(
     "fields, config, shapes",
     [
-        (UNET, folder_configs.unet_config, pytorch.unet_shapes),
-        (VAE, folder_configs.vae_config, pytorch.vae_shapes),
-        (tiny_encoder.CONFIG, folder_configs.encoder_config, pytorch.encoder_shapes),
+        (UNET, folder_configs.unet_config, reading.unet_shapes),
+        (VAE, folder_configs.vae_config, reading.vae_shapes),
+        (tiny_encoder.CONFIG, folder_configs.encoder_config, reading.encoder_shapes),
     ],
 )
 def test_damaged_configs_describe_a_network_or_are_refused(fields, config, shapes):

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from escherjax.models.convnextv2 import ConvNeXtV2Config
 from escherjax.models.unet import UNetConfig
 from escherjax.models.vae import VAEConfig
-from escherjax.weights import names, pytorch
+from escherjax.weights import names, reading
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ def test_state_dicts_make_the_round_trip(golden, part):
 @pytest.mark.parametrize(
     "part, shapes, config, count",
     [
-        ("unet", pytorch.unet_shapes, UNetConfig(), 859_520_964),
-        ("vae", pytorch.vae_shapes, VAEConfig(), 83_653_863),
-        ("image_encoder", pytorch.encoder_shapes, ConvNeXtV2Config(), 27_866_496),
+        ("unet", reading.unet_shapes, UNetConfig(), 859_520_964),
+        ("vae", reading.vae_shapes, VAEConfig(), 83_653_863),
+        ("image_encoder", reading.encoder_shapes, ConvNeXtV2Config(), 27_866_496),
     ],
 )
 def test_full_size_has_the_published_tensors(golden_dir, part, shapes, config, count):

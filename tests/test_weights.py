@@ -13,7 +13,7 @@ from escherjax.errors import UserError
 from escherjax.models.convnextv2 import ConvNeXtV2Config
 from escherjax.models.unet import UNetConfig
 from escherjax.models.vae import VAEConfig
-from escherjax.weights import names, pytorch
+from escherjax.weights import names, reading
 
 FILES = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
@@ -24,7 +24,7 @@ FILES = {
 
 def test_reads_a_pipeline_folder(golden):
     cape_name, folder, _ = golden
-    pipeline = pytorch.read_pipeline_folder(folder)
+    pipeline = reading.read_pipeline_folder(folder)
     is_4dof = cape_name == "4dof"
     assert pipeline.unet == UNetConfig(
         block_channels=(16, 32, 48, 64) if is_4dof else (32, 64, 64, 64),
@@ -72,7 +72,7 @@ def assert_same(params, expected):
 
 def refusal(folder):
     with pytest.raises(UserError) as caught:
-        pytorch.read_pipeline_folder(folder)
+        reading.read_pipeline_folder(folder)
     return str(caught.value)
 
 
@@ -102,7 +102,7 @@ def test_every_wrong_tensor_is_listed_at_once(folder):
 
 def test_old_names_of_vae_attention_are_read(folder):
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    before = pytorch.read_pipeline_folder(folder).params["vae"]
+    before = reading.read_pipeline_folder(folder).params["vae"]
 
     def change(tensors):
         renamed = {}
@@ -114,7 +114,7 @@ def test_old_names_of_vae_attention_are_read(folder):
         return renamed
 
     rewrite(folder / FILES["vae"], change)
-    assert_same(pytorch.read_pipeline_folder(folder).params["vae"], before)
+    assert_same(reading.read_pipeline_folder(folder).params["vae"], before)
 
 
 def test_a_tensor_under_old_and_new_name_is_refused(folder):
@@ -127,7 +127,7 @@ def test_a_tensor_under_old_and_new_name_is_refused(folder):
 
 
 def test_the_oldest_vae_attention_is_read_from_convolutions(folder):
-    before = pytorch.read_pipeline_folder(folder).params["vae"]
+    before = reading.read_pipeline_folder(folder).params["vae"]
 
     def change(tensors):
         reshaped = 0
@@ -138,12 +138,12 @@ def test_the_oldest_vae_attention_is_read_from_convolutions(folder):
         assert reshaped == 8
 
     rewrite(folder / FILES["vae"], change)
-    assert_same(pytorch.read_pipeline_folder(folder).params["vae"], before)
+    assert_same(reading.read_pipeline_folder(folder).params["vae"], before)
 
 
 @pytest.mark.parametrize("axes", [1, 4])
 def test_old_names_of_response_norms_are_read(folder, axes):
-    before = pytorch.read_pipeline_folder(folder).params["image_encoder"]
+    before = reading.read_pipeline_folder(folder).params["image_encoder"]
 
     def change(tensors):
         old = {}
@@ -156,7 +156,7 @@ def test_old_names_of_response_norms_are_read(folder, axes):
         return old
 
     rewrite(folder / FILES["image_encoder"], change)
-    pipeline = pytorch.read_pipeline_folder(folder)
+    pipeline = reading.read_pipeline_folder(folder)
     assert_same(pipeline.params["image_encoder"], before)
     assert "encoder.stages.0.layers.0.grn.weight" in pipeline.stored.dtypes["image_encoder"]
 
@@ -167,7 +167,7 @@ def test_half_precision_keeps_its_values_and_is_remembered(folder, dtype, word):
         return {name: tensor.astype(dtype) for name, tensor in tensors.items()}
 
     rewrite(folder / FILES["image_encoder"], change)
-    pipeline = pytorch.read_pipeline_folder(folder)
+    pipeline = reading.read_pipeline_folder(folder)
     ours = names.torch_from_tree(pipeline.params["image_encoder"])
     stored = load_file(folder / FILES["image_encoder"])
     assert pipeline.stored.dtypes["image_encoder"] == dict.fromkeys(stored, word)
@@ -186,17 +186,17 @@ def test_float64_is_refused_with_the_reason(folder):
 
 
 def test_classifier_checkpoints_give_their_encoder(folder):
-    before = pytorch.read_component(folder / "image_encoder", "image_encoder")[1]
+    before = reading.read_component(folder / "image_encoder", "image_encoder")[1]
     head = {"classifier.weight": np.zeros((5, 48)), "classifier.bias": np.zeros(5)}
 
     def change(tensors):
         return {**{f"convnextv2.{name}": tensor for name, tensor in tensors.items()}, **head}
 
     rewrite(folder / FILES["image_encoder"], change)
-    config, after, report = pytorch.read_component(folder / "image_encoder", "image_encoder")
+    config, after, report = reading.read_component(folder / "image_encoder", "image_encoder")
     assert config.widths == (16, 24, 32, 48)
     assert_same(after, before)
-    assert report == pytorch.LoadReport(
+    assert report == reading.LoadReport(
         component="image_encoder",
         source=folder / FILES["image_encoder"],
         loaded=len(names.torch_from_tree(before)),
@@ -205,28 +205,28 @@ def test_classifier_checkpoints_give_their_encoder(folder):
 
 
 def test_an_averaged_unet_is_read_where_there_is_no_other(folder):
-    before = pytorch.read_pipeline_folder(folder)
+    before = reading.read_pipeline_folder(folder)
     (folder / "unet").rename(folder / "unet_ema")
     path = folder / "unet_ema/config.json"
     average = {"decay": 0.9999, "optimization_step": 7, "power": 2 / 3, "use_ema_warmup": False}
     path.write_text(json.dumps({**json.loads(path.read_text()), **average}))
-    after = pytorch.read_pipeline_folder(folder)
+    after = reading.read_pipeline_folder(folder)
     assert_same(after.params["unet"], before.params["unet"])
     assert after.unet == before.unet
     assert after.stored.configs["unet"].items() >= average.items()
     assert after.reports[0].source.parent == folder / "unet_ema"
     shutil.copytree(folder / "unet_ema", folder / "unet")
-    assert pytorch.read_pipeline_folder(folder).reports[0].source.parent == folder / "unet"
+    assert reading.read_pipeline_folder(folder).reports[0].source.parent == folder / "unet"
 
 
 def test_what_a_folder_says_beside_its_values_is_kept(golden_dir, folder):
-    assert pytorch.read_pipeline_folder(folder).facts is None
-    assert pytorch.read_pipeline_folder(folder).stored.model_index == {}
+    assert reading.read_pipeline_folder(folder).facts is None
+    assert reading.read_pipeline_folder(folder).stored.model_index == {}
     shutil.copyfile(
         golden_dir / "eschernet-4dof-tiny/model_index.json", folder / "model_index.json"
     )
     (folder / "escherjax.json").write_text('{"format": 1, "cape": "4dof"}')
-    pipeline = pytorch.read_pipeline_folder(folder)
+    pipeline = reading.read_pipeline_folder(folder)
     assert pipeline.facts == {"format": 1, "cape": "4dof"}
     assert pipeline.stored.model_index["unet"] == ["unet_2d_condition", "UNet2DConditionModel"]
     for part in ("unet", "vae", "image_encoder"):
@@ -241,7 +241,7 @@ def test_a_model_on_pixels_has_no_vae(folder):
     (folder / "escherjax.json").write_text(json.dumps(facts))
     assert "escherjax.json says latents are pixels" in refusal(folder)
     shutil.rmtree(folder / "vae")
-    pipeline = pytorch.read_pipeline_folder(folder)
+    pipeline = reading.read_pipeline_folder(folder)
     assert pipeline.vae is None and pipeline.params["vae"] == {}
     assert pipeline.stored.configs.keys() == {"unet", "image_encoder", "scheduler"}
     (folder / "escherjax.json").unlink()
@@ -249,9 +249,9 @@ def test_a_model_on_pixels_has_no_vae(folder):
 
 
 def test_arrays_are_placed_as_they_are_read(folder):
-    params = pytorch.read_pipeline_folder(folder, jax.device_put).params
+    params = reading.read_pipeline_folder(folder, jax.device_put).params
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
-    assert_same(params, pytorch.read_pipeline_folder(folder).params)
+    assert_same(params, reading.read_pipeline_folder(folder).params)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 1000, -7])
@@ -320,4 +320,4 @@ def test_heads_may_be_given_for_each_level(folder):
     path = folder / "unet/config.json"
     fields = {**json.loads(path.read_text()), "attention_head_dim": [8, 8, 8, 8]}
     path.write_text(json.dumps(fields))
-    assert pytorch.read_pipeline_folder(folder).unet.num_heads == 8
+    assert reading.read_pipeline_folder(folder).unet.num_heads == 8

@@ -6,7 +6,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from escherjax.models.convnextv2 import ConvNeXtV2Config
-from escherjax.weights import names, pytorch
+from escherjax.weights import names, reading
 
 CONFIG = {
     "model_type": "convnextv2",
@@ -17,7 +17,7 @@ CONFIG = {
     "layer_norm_eps": 1e-12,
 }
 SHAPES = names.torch_shapes(
-    pytorch.encoder_shapes(ConvNeXtV2Config((1,), (4,), patch_size=4, image_size=8))
+    reading.encoder_shapes(ConvNeXtV2Config((1,), (4,), patch_size=4, image_size=8))
 )
 
 
@@ -53,4 +53,4 @@ def write_shards(folder, tensors, num_shards=2):
 
 def read(folder):
     """The folder's tensors by name, in PyTorch's layout."""
-    return names.torch_from_tree(pytorch.read_component(folder, "image_encoder")[1])
+    return names.torch_from_tree(reading.read_component(folder, "image_encoder")[1])

@@ -4,26 +4,25 @@ import jax
 import numpy as np
 from tiny import tiny_config
 
+from escherjax.devices import mesh
 from escherjax.models import eschernet
-from escherjax.training import checkpoint, sharding
-from escherjax.training.optimizer import make_optimizer
-from escherjax.training.state import create_state
+from escherjax.train.optimizer import make_optimizer
+from escherjax.train.state import create_state
+from escherjax.weights import runs
 
 
 def write_workdir(folder, **changes):
     """A work directory with checkpoints 2 and 4, whose raw and averaged parameters all differ."""
     config = tiny_config(**changes)
-    checkpoint.prepare_workdir(folder, config)
+    runs.prepare_workdir(folder, config)
     model = eschernet.from_config(config)
-    state = create_state(
-        model, make_optimizer(config.optimizer), sharding.single_device_mesh(), config
-    )
-    with checkpoint.open_manager(folder) as manager:
+    state = create_state(model, make_optimizer(config.optimizer), mesh.single_device_mesh(), config)
+    with runs.open_manager(folder) as manager:
         for step in (2, 4):
             state = state.replace(
                 step=np.int32(step),
                 params=jax.tree.map(lambda a, step=step: a + 1e-3 * step, state.params),
                 ema=jax.tree.map(lambda a, step=step: a - 1e-3 * step, state.ema),
             )
-            checkpoint.save(manager, state, config)
+            runs.save(manager, state, config)
     return state

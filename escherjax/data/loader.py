@@ -17,8 +17,8 @@ import grain.python as grain
 import numpy as np
 
 from escherjax.data import mixture
-from escherjax.data.drawing import DrawRow, SceneSource
 from escherjax.data.loader_config import LoaderConfig
+from escherjax.data.rows import DrawRow, SceneSource
 from escherjax.errors import UserError
 
 Batch = dict[str, np.ndarray]

@@ -13,7 +13,7 @@ import grain.python as grain
 import numpy as np
 
 from escherjax.data.loader_config import weight_problems
-from escherjax.data.records import Scene
+from escherjax.data.shards import Scene
 from escherjax.errors import UserError
 
 

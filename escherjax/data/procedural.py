@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from escherjax import cameras
 from escherjax.data import raytrace
-from escherjax.data.records import Scene
+from escherjax.data.shards import Scene
 from escherjax.errors import UserError
 
 MAX_SOLIDS = 7

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from escherjax.data import procedural
 from escherjax.data.mixture import Mixture
-from escherjax.data.records import Scene
+from escherjax.data.shards import Scene
 from escherjax.data.whole_files import whole_file
 from escherjax.errors import UserError
 

@@ -3,19 +3,16 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from escherjax.metrics.bootstrap import interval, paired_interval
     from escherjax.metrics.consistency import view_consistency
     from escherjax.metrics.image import psnr, ssim
     from escherjax.metrics.lpips_weights import load_lpips
     from escherjax.metrics.perceptual import lpips
 
-__all__ = ["interval", "load_lpips", "lpips", "paired_interval", "psnr", "ssim", "view_consistency"]
+__all__ = ["load_lpips", "lpips", "psnr", "ssim", "view_consistency"]
 
 _HOME = {
-    "interval": "bootstrap",
     "load_lpips": "lpips_weights",
     "lpips": "perceptual",
-    "paired_interval": "bootstrap",
     "psnr": "image",
     "ssim": "image",
     "view_consistency": "consistency",

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from escherjax import cape
+from escherjax.devices.spread import Spread
 from escherjax.errors import UserError
-from escherjax.models.parallel import Spread
 from escherjax.models.tpu_attention import splash_attention
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from escherjax.cape import Poses
+from escherjax.devices.spread import Spread
 from escherjax.models.activations import gelu
 from escherjax.models.attention import Attention
-from escherjax.models.parallel import Spread
 
 ZEROS = nn.initializers.zeros
 
@@ -226,7 +226,7 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, conditioning: Conditioning) -> jax.Array:
-        """x: [B, M*T, C], view-major -> the same shape; guided [B, ...] or [2B, ...] -> [2B, ...]."""
+        """x: [B, M*T, C], view-major -> same shape; guided [B, ...] or [2B, ...] -> [2B, ...]."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         heads = (x.shape[-1], self.num_heads, self.cape, self.attention_impl, self.spread)
         num_scenes, num_targets = conditioning.num_scenes, conditioning.num_targets

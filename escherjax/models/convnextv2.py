@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from escherjax.devices.spread import Spread
 from escherjax.errors import UserError
 from escherjax.models.activations import gelu
-from escherjax.models.parallel import Spread
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)

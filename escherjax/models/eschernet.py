@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 
 from escherjax import cape
 from escherjax.cameras import Cameras
-from escherjax.diffusion import samplers
-from escherjax.diffusion import schedule as schedule_lib
-from escherjax.diffusion.schedule import NoiseSchedule
+from escherjax.devices.spread import Spread
 from escherjax.errors import UserError
 from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
+from escherjax.models.diffusion import samplers
+from escherjax.models.diffusion import schedule as schedule_lib
+from escherjax.models.diffusion.schedule import NoiseSchedule
 from escherjax.models.initialization import draw_parameters
-from escherjax.models.parallel import Spread
 from escherjax.models.pixels import PixelCodec
 from escherjax.models.unet import UNet, UNetConfig
 from escherjax.models.vae import VAE, VAEConfig

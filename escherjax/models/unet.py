@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from escherjax import cape
+from escherjax.devices.spread import Spread
 from escherjax.errors import UserError
 from escherjax.models.attention import CACHE, Attention
 from escherjax.models.blocks import (
@@ -31,7 +32,6 @@ from escherjax.models.blocks import (
     Upsample,
     as_pairs,
 )
-from escherjax.models.parallel import Spread
 
 
 @dataclasses.dataclass(frozen=True)

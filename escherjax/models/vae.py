@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from escherjax.devices.spread import Spread
 from escherjax.errors import UserError
 from escherjax.models.attention import attend
 from escherjax.models.blocks import ZEROS, Downsample, GroupNorm, ResNetBlock, Upsample
-from escherjax.models.parallel import Spread
 
 _NORM_EPS = 1e-6
 _MIN_LOGVAR, _MAX_LOGVAR = -30.0, 20.0

@@ -13,7 +13,7 @@ import numpy as np
 from escherjax.cameras import Cameras, from_spherical
 
 if TYPE_CHECKING:
-    from escherjax.pipeline import Pipeline
+    from escherjax.sample.pipeline import Pipeline
 
 # Largest relative deviation that rounding explains, with room for large networks: those of the
 # tests stay below 5e-5. A lost bias or GELU by tanh is above it; a norm's wrong epsilon can be

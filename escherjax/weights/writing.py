@@ -22,8 +22,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from escherjax.diffusion import schedule as schedule_lib
 from escherjax.errors import UserError
+from escherjax.models.diffusion import schedule as schedule_lib
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.models.vae import VAE
 from escherjax.weights import facts as facts_lib

@@ -1,0 +1,116 @@
+"""The programs to compile, lowered with abstract arguments: nothing is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from escherjax.cameras import Cameras
+from escherjax.devices import mesh as sharding
+from escherjax.models import eschernet
+from escherjax.models.eschernet import EscherNet
+from escherjax.train import perf
+from escherjax.train.optimizer import make_optimizer
+from escherjax.train.state import abstract_state
+from escherjax.train.step import compiler_options, make_train_step, unit_images
+
+PROGRAMS = ("train", "sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A lowered program. arguments: the state it is given beside data, abstract, with shardings;
+    model_flops: of one call on all chips together, recomputation not counted; loop_steps: how often
+    its outer loop runs."""
+
+    lowered: Any
+    arguments: Any
+    model_flops: float
+    loop_steps: int = 1
+
+
+def lower_program(name: str, config: ConfigDict, mesh: Mesh) -> Program:
+    """Traces and lowers a program of PROGRAMS for the devices of `mesh`.
+
+    train: one step on config.batch_size scenes. sample: config.eval.num_targets views of
+    config.eval.batch_size scenes, by config.eval.num_sampling_steps steps of DDIM with guidance,
+    from max(config.eval.num_references) references.
+    """
+    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
+    state = abstract_state(model, optimizer, mesh, config)
+    if name == "train":
+        arguments = state
+        batch = _batch(config, mesh, config.batch_size, config.num_references, config.num_targets)
+        if config.data.latents:  # the loader then gives moments in the place of pixels
+            shape = (*batch.pop("target_images").shape[:2], *eschernet.moments_shape(config))
+            batch["target_moments"] = jax.ShapeDtypeStruct(
+                shape, jnp.bfloat16, sharding=sharding.entry_sharding(mesh, "target_moments")
+            )
+        jitted, rest = make_train_step(model, optimizer, config, mesh), (batch,)
+        flops = perf.train_step_flops(
+            model, state.params, state.frozen, config, config.num_references, config.num_targets
+        )
+    else:
+        arguments = state.sampling_params()
+        jitted, rest, flops = _sampling(model, arguments, config, mesh)
+    with jax.set_mesh(mesh):  # tells attention which chips the program is for
+        loop_steps = 1 if name == "train" else config.eval.num_sampling_steps
+        return Program(jitted.lower(arguments, *rest), arguments, flops, loop_steps)
+
+
+def _sampling(
+    model: EscherNet, params: Any, config: ConfigDict, mesh: Mesh
+) -> tuple[Any, tuple[Any, ...], float]:
+    """(jitted generation, its arguments after the parameters, its FLOPs)."""
+    size, num_targets = config.eval.batch_size, config.eval.num_targets
+    batch = _batch(config, mesh, size, max(config.eval.num_references), num_targets)
+    latents = jax.ShapeDtypeStruct(
+        (size, num_targets, *model.latent_shape(config.resolution)),
+        jnp.float32,
+        sharding=sharding.target_sharding(mesh),
+    )
+
+    def generate_with(network: EscherNet):
+        def generate(params, batch, latents):
+            return network.generate(
+                params,
+                unit_images(batch["ref_images"]),
+                Cameras(batch["ref_c2w"]),
+                Cameras(batch["target_c2w"]),
+                latents,
+                config.eval.num_sampling_steps,
+                config.guidance_scale,
+                batch["num_references"],
+            )
+
+        return generate
+
+    plain = dataclasses.replace(model, unet=model.unet.clone(attention_impl="xla"))
+    flops = perf.count_flops(generate_with(plain), params, batch, latents)
+    spread = model.spread_over(sharding.spread(mesh, config.attention_gather))
+    jitted = jax.jit(generate_with(spread), compiler_options=compiler_options(mesh))
+    return jitted, (batch, latents), flops
+
+
+def _batch(
+    config: ConfigDict, mesh: Mesh, size: int, num_references: int, num_targets: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `sharding.put_batch` makes of a batch, abstract."""
+    side = config.resolution
+    entries = {
+        "ref_images": ((size, num_references, side, side, 3), jnp.uint8),
+        "target_images": ((size, num_targets, side, side, 3), jnp.uint8),
+        "ref_c2w": ((size, num_references, 4, 4), jnp.float32),
+        "target_c2w": ((size, num_targets, 4, 4), jnp.float32),
+        "num_references": ((size,), jnp.int32),
+        "valid": ((size,), jnp.float32),
+    }
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.entry_sharding(mesh, name))
+        for name, (shape, dtype) in entries.items()
+    }

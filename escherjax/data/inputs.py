@@ -1,0 +1,305 @@
+"""Reference views as people have them: a scene folder, or photos with cameras named by hand.
+
+`read_inputs` does all at once. `open_views` reads pictures and cameras, before a network is loaded;
+its `fit` shows them as that network was trained to see them. Whatever is done to a picture stands
+in `Inputs.notes`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from escherjax import cameras as cameras_lib
+from escherjax import cape
+from escherjax.cameras import Cameras
+from escherjax.data import windows
+from escherjax.data.formats import folders
+from escherjax.data.framing import frame_pictures
+from escherjax.data.named_cameras import DEFAULT_ELEVATION_DEG, DEFAULT_RADIUS, named_cameras
+from escherjax.data.photos import Cutouts, Photo, Picture, photo_views, photos_in, scene_views
+from escherjax.errors import UserError, listed
+from escherjax.weights.facts import PUBLISHED_FOV_DEG, Facts
+
+WARNING = "warning: "  # what notes begin with that somebody should read
+
+_MOST_REFERENCES = 3  # of a scene, where none are chosen
+_FAR_OUTSIDE = 1.5  # factor beyond the distances of training that is worth one
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Reference views as `Pipeline.generate` takes them.
+
+    images: float32 [N, R, R, 3] in [0, 1], on white; cameras: c2w [N, 4, 4] and K [N, 3, 3] of
+    these images; notes: what was done to each picture, and what may be wrong with it, beginning
+    with `WARNING`.
+    """
+
+    images: np.ndarray
+    cameras: Cameras
+    notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class InputViews:
+    """Pictures with cameras, before they are fitted to a network.
+
+    c2w: [V, 4, 4] float32 of all views, in the scene's own units; references: indices [N] of the
+    views to start from, whose `pictures` are read already; `read` reads any. recenter: see `fit`.
+    """
+
+    c2w: np.ndarray
+    references: np.ndarray
+    pictures: Mapping[int, Picture]
+    read: Callable[[int], Picture]
+    recenter: bool = True
+
+    @property
+    def num_views(self) -> int:
+        """Number of views, references or not."""
+        return len(self.c2w)
+
+    def fit(
+        self,
+        resolution: int,
+        fov_deg: float | None = PUBLISHED_FOV_DEG,
+        views: np.ndarray | None = None,
+        scale: float = 1.0,
+    ) -> Inputs:
+        """The views as a network was trained to see them.
+
+        resolution: side of its views; fov_deg: their field of view, None where unknown: pictures
+        then keep theirs. views: indices; None for the references. scale: of the world (see
+        `cameras.normalize_scene`).
+
+        A picture with intrinsics gets exactly this field of view about its principal point: what is
+        beyond it is white, what is too much is cut off. Before a background that is neither white
+        nor transparent nothing can be added: such a picture becomes its central square, and a note
+        says what differs. A picture without intrinsics whose object can be told from the background
+        is framed so that the object is in the middle and as large as in training views
+        (`windows.object_windows`), or with `recenter` False padded to a square; any other is cut to
+        its central square. K of these is that of the training views, or of the published networks'
+        where fov_deg is None.
+        """
+        windows.check_fov(fov_deg)
+        indices = self.references if views is None else np.asarray(views, int)
+        chosen = [self.pictures.get(i) or self.read(i) for i in indices.tolist()]
+        c2w = self.c2w[indices]
+        c2w[:, :3, 3] *= scale
+        radii = np.linalg.norm(c2w[:, :3, 3], axis=-1)
+        images = np.empty((len(chosen), resolution, resolution, 3), np.float32)
+        K = np.empty((len(chosen), 3, 3), np.float32)
+        notes = []
+        framed = frame_pictures(chosen, radii.tolist(), fov_deg, self.recenter)
+        for row, (picture, frame) in enumerate(zip(chosen, framed, strict=True)):
+            square, K[row] = windows.resample(picture.pixels, frame.window, resolution, frame.K)
+            images[row] = square / np.float32(255)
+            height, width = picture.pixels.shape[:2]
+            steps = (f"{width} x {height} pixels", *picture.steps, frame.step)
+            notes.append(f"{picture.name}: {'; '.join(steps)}")
+            notes += [f"{WARNING}{picture.name} {text}" for text in frame.warnings]
+        return Inputs(images, Cameras(c2w, K), notes)
+
+
+def read_inputs(
+    views: str | Path | Sequence[Photo],
+    resolution: int,
+    fov_deg: float | None = PUBLISHED_FOV_DEG,
+    *,
+    max_radius: float | None = None,
+    facts: Facts | None = None,
+    **options: Any,
+) -> Inputs:
+    """Reference views for `Pipeline.generate`.
+
+    views, options: as `open_views` takes them; resolution, fov_deg: as `InputViews.fit` does.
+    max_radius: scales the scene so that its farthest camera stands there. facts: of the network,
+    for warnings about distances that it was not trained at.
+    """
+    opened = open_views(views, **options)
+    scale = 1.0
+    if max_radius is not None:
+        _, scale, _ = cameras_lib.normalize_scene(opened.c2w, max_radius)
+    inputs = opened.fit(resolution, fov_deg, scale=scale)
+    warnings = [] if facts is None else radius_notes(inputs.cameras.c2w, "references", facts)
+    return dataclasses.replace(inputs, notes=inputs.notes + warnings)
+
+
+def open_views(
+    views: str | Path | Sequence[Photo],
+    *,
+    references: Sequence[int] | None = None,
+    cameras: Sequence[str] | Cameras | None = None,
+    elevation_deg: float = DEFAULT_ELEVATION_DEG,
+    radius: float = DEFAULT_RADIUS,
+    photo_fov_deg: float | None = None,
+    masks: Sequence[str | Path] = (),
+    matting: str | None = None,
+    recenter: bool = True,
+) -> InputViews:
+    """Reads reference pictures and their cameras.
+
+    views: a scene folder (transforms.json, Zero123, COLMAP); or photos: a file, a folder in order
+    of its names, or a list of files, encoded bytes, uint8 arrays [H, W, 3 or 4] and PIL images.
+    Photos are turned upright as their EXIF orientation says; pictures of scenes are not.
+    references: views to start from; None: the first three of a scene, all photos.
+    cameras: of photos, one each: texts as `named_cameras` reads them, with elevation_deg and radius
+    for those that do not say theirs, or Cameras, whose K, if any, is in pixels of upright photos.
+    photo_fov_deg: field of view over the width of each photo. With it, or K, objects stay where
+    they are.
+    masks: a file for each picture, or one folder with NAME.png for each NAME.jpg; matting: what
+    `matting.open_matting` takes; both find the objects of opaque pictures. recenter: see
+    `InputViews.fit`.
+    Raises UserError that lists what is wrong: no cameras, broken or empty pictures, bad poses.
+    """
+    given = list(views) if isinstance(views, (list, tuple)) else [views]
+    folder = _single_folder(given)
+    cutouts, K = Cutouts(masks, matting), None
+    if folder is not None and cameras is None:
+        _check_has_cameras(folder)
+        if photo_fov_deg is not None:
+            raise UserError(
+                f"a field of view of photos is given, but the views of {folder} have intrinsics "
+                "of their own; leave it out."
+            )
+        c2w, read = scene_views(folder, cutouts)
+        most = _MOST_REFERENCES
+    else:
+        photos = given if folder is None else photos_in(folder)
+        if not photos:
+            raise UserError(
+                f"{folder or 'views'} holds no pictures; needed one at least (PNG, JPEG or WebP)."
+            )
+        names, read = photo_views(photos, cutouts)
+        c2w, K = _photo_cameras(names, cameras, elevation_deg, radius)
+        most = len(c2w)
+    windows.check_fov(photo_fov_deg)
+    chosen = _indices(references, len(c2w), most)
+
+    def read_posed(index: int) -> Picture:
+        picture = read(index)
+        if K is not None:
+            return dataclasses.replace(picture, K=K[index])
+        if photo_fov_deg is not None:
+            height, width = picture.pixels.shape[:2]
+            lens = cameras_lib.intrinsics_from_fov(np.radians(photo_fov_deg), width, height)
+            return dataclasses.replace(picture, K=lens)
+        return picture
+
+    problems, pictures = [], {}
+    for index in dict.fromkeys(chosen.tolist()):
+        try:
+            pictures[index] = read_posed(index)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(listed(problems))
+    return InputViews(c2w.astype(np.float32), chosen, pictures, read_posed, recenter)
+
+
+def radius_notes(c2w: np.ndarray, name: str, facts: Facts) -> list[str]:
+    """What a network makes of cameras [V, 4, 4] far from where those of its training stood.
+
+    name: of the cameras. Nothing is said where facts do not know the distances of training.
+    """
+    if not len(c2w):
+        return []
+    radii = np.linalg.norm(c2w[:, :3, 3], axis=-1)
+    stand = f"{WARNING}{name} stand {radii.min():.3g} to {radii.max():.3g} from the origin"
+    advice = ""
+    if radii.max() > cape.MAX_RADIUS:
+        advice = " --max-radius 1.5 (max_radius=1.5) scales a scene."
+    clipped = (radii < cape.MIN_RADIUS - 1e-3) | (radii > cape.MAX_RADIUS + 1e-3)
+    if facts.cape.startswith("4dof") and clipped.any():
+        return [
+            f"{stand}; 4DoF clips distances to [{cape.MIN_RADIUS}, {cape.MAX_RADIUS}], so that "
+            f"{clipped.sum()} of {len(radii)} count as standing there.{advice}"
+        ]
+    if facts.camera_radius is None:
+        return []
+    low, high = facts.camera_radius
+    if radii.min() < low / _FAR_OUTSIDE or radii.max() > high * _FAR_OUTSIDE:
+        return [f"{stand}; the network was trained with {low:g} to {high:g}.{advice}"]
+    return []
+
+
+def _single_folder(views: list[Any]) -> Path | None:
+    """The folder that is named alone, or None where photos are."""
+    if len(views) != 1 or not isinstance(views[0], (str, Path)) or Path(views[0]).is_file():
+        return None
+    folder = Path(views[0])
+    if not folder.is_dir():
+        raise UserError(f"{folder} is neither a folder nor a picture that exists.")
+    return folder
+
+
+def _check_has_cameras(folder: Path) -> None:
+    """Raises UserError with advice for a folder of pictures that has no cameras."""
+    layout = folders.layout_of(folder)
+    is_numbered_photos = layout == "zero123" and not any(folder.glob("*.npy"))
+    photos = photos_in(folder)
+    if photos and (layout is None or is_numbered_photos):
+        raise UserError(
+            f"{folder} holds {len(photos)} pictures but no cameras; needed transforms.json, "
+            "000.npy beside 000.png, or a COLMAP model in sparse/0. Name cameras, one for each in "
+            "order of the names: --cameras front,right,... or 0,45:20,... in degrees; or have them "
+            f"found, where photos overlap: python -m data_prep.image_folder --source {folder} "
+            "--out SHARDS --scenes SCENES, then --views SCENES/NAME."
+        )
+
+
+def _photo_cameras(
+    names: Sequence[str],
+    cameras: Sequence[str] | Cameras | None,
+    elevation_deg: float,
+    radius: float,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(c2w [N, 4, 4], K [N, 3, 3] or None) of photos."""
+    if cameras is None:
+        raise UserError(
+            f"{', '.join(Path(name).name for name in names[:3])}{' ...' if len(names) > 3 else ''} "
+            "came without a camera; needed one for each photo. Name where it was taken from: "
+            "--camera front, or --cameras front,right,... or 0,45:20,... in degrees."
+        )
+    if isinstance(cameras, Cameras):
+        c2w = np.asarray(cameras.c2w, np.float64)
+        K = None if cameras.K is None else np.asarray(cameras.K, np.float64)
+        cameras_lib.check_poses(c2w, "cameras of photos")
+    else:
+        c2w, K = named_cameras(cameras, elevation_deg, radius), None
+    if c2w.shape != (len(names), 4, 4):
+        raise UserError(
+            f"{len(names)} photos but {len(c2w)} cameras; needed one camera for each photo, in "
+            "their order."
+        )
+    if K is None:
+        return c2w, None
+    usable = K.shape == (len(names), 3, 3) and np.isfinite(K).all()
+    if not (usable and (K[:, [0, 1], [0, 1]] > 0).all()):
+        raise UserError(
+            f"K of photos has shape {K.shape}; needed finite [{len(names)}, 3, 3] with positive "
+            "focal lengths, in pixels."
+        )
+    return c2w, K
+
+
+def _indices(references: Sequence[int] | None, count: int, most: int) -> np.ndarray:
+    if references is None:
+        return np.arange(min(most, count))
+    indices = np.asarray(references, int)
+    if not len(indices):
+        raise UserError("no references are chosen; needed one view at least to start from.")
+    if indices.min() < 0 or indices.max() >= count:
+        raise UserError(
+            f"references {indices.tolist()}: there are views 0 to {count - 1}; choose of these."
+        )
+    if len(set(indices.tolist())) < len(indices):
+        raise UserError(
+            f"references {indices.tolist()} name a view more than once; needed different ones."
+        )
+    return indices

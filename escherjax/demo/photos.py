@@ -1,0 +1,96 @@
+"""Visitors' pictures: read from bytes under limits, framed as training views are."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from escherjax.data import images
+from escherjax.data.formats import transforms
+from escherjax.data.inputs import WARNING, InputViews
+from escherjax.data.photos import Picture
+from escherjax.demo.limits import Limits
+from escherjax.errors import UserError
+from escherjax.reports.sheets import to_uint8
+
+_KEPT_PIXELS = 1536  # longer side that is kept of a larger picture
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Photo:
+    """A decoded picture.
+
+    pixels: uint8 [H, W, 3 or 4], as stored; orientation: EXIF's, 1 to 8; size: (height, width) that
+    the file has, of which `pixels` may be a smaller version. lens: its intrinsics, as fields of a
+    transforms.json, None where unknown.
+    """
+
+    pixels: np.ndarray
+    orientation: int
+    size: tuple[int, int]
+    lens: dict[str, Any] | None = None
+
+
+def read_photo(label: str, data: bytes, limits: Limits) -> Photo:
+    """Decodes a file.
+
+    Raises UserError, which begins with the label, if it breaks a limit or is no picture.
+    """
+    if len(data) > limits.upload_bytes:
+        raise UserError(
+            f"{label} has {len(data) / 2**20:.1f} MB; needed at most "
+            f"{limits.upload_bytes / 2**20:.1f} MB. Shrink it first."
+        )
+    height, width = images.picture_size(io.BytesIO(data), label)
+    if height * width > limits.picture_pixels:
+        raise UserError(
+            f"{label} has {width} x {height} pixels; needed at most "
+            f"{limits.picture_pixels / 1e6:.1f} million in all. Shrink it first."
+        )
+    pixels, orientation = images.decode_tagged(data, label)
+    if pixels.shape[-1] == 4 and pixels[..., 3].max() == 0:
+        raise UserError(f"{label} is transparent everywhere; needed a picture with an object.")
+    longer = max(height, width)
+    if longer > _KEPT_PIXELS:
+        shrink = _KEPT_PIXELS / longer
+        pixels = images.resize_image(pixels, round(height * shrink), round(width * shrink))
+    return Photo(pixels, orientation, (height, width))
+
+
+def frame_photos(
+    photos: Sequence[tuple[str, Photo, np.ndarray]], resolution: int, fov_deg: float
+) -> list[tuple[np.ndarray, tuple[str, ...]]]:
+    """Photos of one object as `InputViews.fit` shows them to a network.
+
+    photos: (label, photo, c2w [4, 4]). Returns (uint8 [R, R, 3], notes) of each. Raises UserError
+    if one cannot be used.
+    """
+    if not photos:
+        return []
+    pictures = [_upright(label, photo) for label, photo, _ in photos]
+    c2w = np.stack([pose for _, _, pose in photos])
+    views = InputViews(c2w, np.arange(len(photos)), dict(enumerate(pictures)), pictures.__getitem__)
+    fitted = views.fit(resolution, fov_deg)
+    notes: list[list[str]] = []
+    for note in fitted.notes:  # of each picture one line, then its warnings
+        if note.startswith(WARNING):
+            notes[-1].append(note)
+        else:
+            notes.append([note])
+    return list(zip(to_uint8(fitted.images), map(tuple, notes), strict=True))
+
+
+def _upright(label: str, photo: Photo) -> Picture:
+    """With a lens, pixels stay as they are stored: that is what cameras in files refer to."""
+    if photo.lens is None:
+        return Picture(label, images.turn_upright(photo.pixels, photo.orientation))
+    height, width = photo.size
+    pinhole = transforms.pinhole_intrinsics({"w": width, "h": height, **photo.lens}, label)
+    pixels, K = pinhole(photo.pixels)
+    if not (np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0):
+        raise UserError(f"{label}: intrinsics {K.tolist()}; needed positive focal lengths.")
+    return Picture(label, pixels, K)

@@ -1,0 +1,163 @@
+"""The server of the page: one session for each open page, one queue for all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import socket
+import threading
+from typing import Any
+
+import numpy as np
+
+from escherjax.demo import drawing, guard
+from escherjax.demo.draw_panel import ADVICE
+from escherjax.demo.example import example_views
+from escherjax.demo.jobs import JobQueue
+from escherjax.demo.limits import Limits
+from escherjax.demo.page import Page
+from escherjax.demo.session import Session, Settings
+from escherjax.errors import UserError
+from escherjax.sample.pipeline import Pipeline
+from escherjax.weights.facts import PUBLISHED_FOV_DEG
+
+log = logging.getLogger("escherjax.demo")
+
+_BRAND = (31, 105, 196)
+_PREVIEW_RESOLUTION = 256  # where no network says which
+
+
+class DemoServer:
+    """Serves the page until `stop`. pipe: the network, None for a page that cannot draw.
+
+    name: of the weights, as visitors see it. port: 0 takes a free one. Raises UserError if viser
+    is missing, or the address cannot be taken.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline | None,
+        name: str = "",
+        host: str = "127.0.0.1",
+        port: int = 7860,
+        limits: Limits | None = None,
+    ):
+        try:
+            import viser
+        except ImportError as error:
+            raise UserError("the page needs viser: pip install 'escherjax[demo]'.") from error
+        self._limits = limits or Limits()
+        self._about = _about(pipe, name)
+        self._settings = Settings()
+        self._resolution, self._fov_deg = _PREVIEW_RESOLUTION, PUBLISHED_FOV_DEG
+        self._queue: JobQueue | None = None
+        if pipe is not None:
+            self._resolution = pipe.resolution
+            self._fov_deg = pipe.facts.fov_deg or PUBLISHED_FOV_DEG
+            self._settings = Settings(guidance_scale=pipe.facts.guidance_scale)
+            self._queue = JobQueue(lambda job: drawing.draw(pipe, job), self._limits)
+        self._pages: dict[int, Page | None] = {}  # None: under construction
+        self._lock = threading.Lock()
+        self._example_lock = threading.Lock()
+        self._example: tuple[np.ndarray, np.ndarray] | None = None
+
+        _check_address(host, port)
+        with contextlib.redirect_stdout(io.StringIO()):  # its own banner
+            self._server = viser.ViserServer(host=host, port=port, label="escherjax", verbose=False)
+        guard.close_tunnel(self._server)
+        self._server.gui.configure_theme(
+            show_logo=False, show_share_button=False, brand_color=_BRAND
+        )
+        self._server.gui.main_panel.dock_right()
+        self._server.gui.main_panel.set_width(350)
+        self._server.initial_camera.position = (3.5, -2.2, 2.2)
+        self._server.initial_camera.look_at = (0.0, 0.0, 0.0)
+        self._server.on_client_connect(self._connect)
+        self._server.on_client_disconnect(self._disconnect)
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._server.get_port()
+
+    @property
+    def num_sessions(self) -> int:
+        """How many visitors' work it keeps."""
+        with self._lock:
+            return len(self._pages)
+
+    def stop(self) -> None:
+        """Cancels all drawings and closes the address."""
+        if self._queue is not None:
+            self._queue.close()
+        self._server.stop()
+
+    def wait(self) -> None:
+        """Serves until the process is interrupted."""
+        threading.Event().wait()
+
+    def _connect(self, client: Any) -> None:
+        if not guard.is_own_page(self._server, client):
+            log.warning("refused a page of another site")
+            return
+        with self._lock:
+            full = len(self._pages) >= self._limits.visitors
+            if not full:
+                self._pages[client.client_id] = None  # taken before it is furnished
+        if full:
+            client.gui.add_markdown(
+                f"**{self._limits.visitors} pages are open already**, the most that this server "
+                "takes. Close another one, or come back later, and load this page again."
+            )
+            return
+        session = Session(self._resolution, self._limits, self._settings, self._fov_deg)
+        with client.atomic():  # nobody presses a button before it is wired
+            page = Page(client, session, self._queue, self._example_views, self._about)
+        with self._lock:
+            stays = client.client_id in self._pages
+            if stays:
+                self._pages[client.client_id] = page
+        if not stays:
+            page.close()
+
+    def _disconnect(self, client: Any) -> None:
+        with self._lock:
+            page = self._pages.pop(client.client_id, None)
+        if page is not None:
+            page.close()
+
+    def _example_views(self) -> tuple[np.ndarray, np.ndarray]:
+        with self._example_lock:
+            if self._example is None:
+                self._example = example_views(self._resolution)
+            return self._example
+
+
+def _about(pipe: Pipeline | None, name: str) -> str:
+    if pipe is None:
+        return ADVICE
+    side, facts = pipe.resolution, pipe.facts
+    text = f"Network {name}: views of {side} x {side} pixels"
+    if facts.num_references is not None:
+        low, high = facts.num_references
+        text += f", trained with {low}{f' to {high}' if high != low else ''} pictures a scene"
+    if facts.trained_steps is not None:
+        text += f", {facts.trained_steps} steps"
+    return text + "."
+
+
+def _check_address(host: str, port: int) -> None:
+    """viser would take the next free port without a word."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port {port}; needed 0 to 65535.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}, port {port} ({error.strerror or error}); is another page "
+            "open there? Choose another --port, or 0 for a free one."
+        ) from error

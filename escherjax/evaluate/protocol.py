@@ -1,0 +1,253 @@
+"""What an evaluation gives the network, what it compares with, and by which conventions.
+
+A protocol is a list of scenes and a way to make one `Case` of a scene and a number of references.
+There are two modes, whose numbers never stand in one table: `faithful` repeats what the published
+evaluation of EscherNet (arXiv 2402.03908) computes, oddities included; `corrected` composites true
+alpha, resizes once, and brings pictures to the field of view of the training renders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from escherjax.errors import UserError
+
+MODES = ("faithful", "corrected")
+
+# Name -> the module of escherjax.evaluate.protocols that makes it.
+_MODULES = {
+    "gso25": "gso",
+    "gso3d": "gso",
+    "gso100": "gso",
+    "rtmv": "rtmv",
+    "nerf": "nerf",
+    "franka": "spiral",
+    "mvdream": "spiral",
+    "text2img": "spiral",
+    "heldout": "heldout",
+}
+PROTOCOLS = tuple(_MODULES)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """One scene with N references and M targets; all arrays are numpy's.
+
+    reference_images: [N, R, R, 3] uint8, what the network is given.
+    reference_c2w, target_c2w: [N, 4, 4] and [M, 4, 4] float32 camera-to-world, OpenCV axes, world z
+        up, in the network's unit.
+    truth: [M, R, R, 3] uint8, None where nothing is known to compare with; not to be written to.
+    scored: [S] indices of the targets that count, rising; empty without truth.
+    target_K: [M, 3, 3] float32 in pixels of the truth, None where nothing is known of it.
+    """
+
+    scene_id: str
+    num_references: int
+    reference_images: np.ndarray
+    reference_c2w: np.ndarray
+    target_c2w: np.ndarray
+    truth: np.ndarray | None
+    scored: np.ndarray
+    target_K: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseRequest:
+    """What a case is made for. resolution: side R in pixels; cape: of the network."""
+
+    scene_id: str
+    num_references: int
+    resolution: int
+    cape: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Conventions:
+    """How pictures are scored.
+
+    psnr: "uint8": peak 255 over all pixels and channels of a view, as cv2.PSNR.
+    ssim: "uniform7": scikit-image's defaults (7 x 7 flat window, sample covariance).
+    lpips: "alex": version 0.1 on [-1, 1].
+    prediction: how samples become uint8 first, "floor" or "nearest".
+    average: the order of means.
+    """
+
+    psnr: str = "uint8"
+    ssim: str = "uniform7"
+    lpips: str = "alex"
+    prediction: str = "floor"
+    average: str = "over a scene's scored views, then over scenes"
+
+    def to_uint8(self, views: np.ndarray) -> np.ndarray:
+        """Predictions [..., R, R, 3] in [0, 1] (clipped) as the uint8 that is scored."""
+        levels = np.clip(np.asarray(views, np.float32), 0, 1) * np.float32(255)
+        return (levels if self.prediction == "floor" else np.round(levels)).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Protocol:
+    """An evaluation of one data set in one mode; made by `make_protocol`.
+
+    reference_counts: the numbers of references N to evaluate.
+    max_references: the largest N that makes sense, None where each scene decides.
+    scenes: scene id -> what `read_case` needs to find it, in order of the ids.
+    read_case: (request, that) -> Case.
+    published_num_scenes: how many scenes the published figures average over, None without figures.
+    rules: in words and numbers, everything that decides the pictures and cameras.
+    """
+
+    name: str
+    mode: str
+    conventions: Conventions
+    reference_counts: tuple[int, ...]
+    max_references: int | None
+    scenes: Mapping[str, Any]
+    read_case: Callable[[CaseRequest, Any], Case]
+    published_num_scenes: int | None
+    rules: Mapping[str, Any]
+
+    def scene_ids(self) -> list[str]:
+        """Ids of all scenes, in the order that they are evaluated in."""
+        return list(self.scenes)
+
+    def read(self, scene_id: str, num_references: int, resolution: int, cape: str) -> Case:
+        """Reads one scene; the same arguments give the same case.
+
+        resolution: side of the network's views in pixels. cape: its camera encoding (see
+        `escherjax.cape`), on which published pose scales depend.
+        Raises UserError naming the scene and everything that keeps it from being used.
+        """
+        from escherjax import cameras
+
+        if scene_id not in self.scenes:
+            raise UserError(f"protocol '{self.name}' has no scene '{scene_id}'.")
+        problem = _count_problem(num_references, self.max_references)
+        if problem:
+            raise UserError(f"protocol '{self.name}': {problem}")
+        request = CaseRequest(scene_id, num_references, resolution, cape)
+        case = self.read_case(request, self.scenes[scene_id])
+        cameras.check_poses(case.reference_c2w, f"references of scene '{scene_id}'")
+        cameras.check_poses(case.target_c2w, f"targets of scene '{scene_id}'")
+        return case
+
+    def describe(self) -> dict[str, Any]:
+        """Everything about the protocol that numbers depend on, for summary.json."""
+        return {
+            "protocol": self.name,
+            "mode": self.mode,
+            "conventions": dataclasses.asdict(self.conventions),
+            "reference_counts": list(self.reference_counts),
+            "num_scenes": len(self.scenes),
+            "published_num_scenes": self.published_num_scenes,
+            "rules": dict(self.rules),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What a protocol is made from: the checked arguments of `make_protocol`, see there."""
+
+    name: str
+    data_path: Path | str
+    mode: str
+    reference_counts: tuple[int, ...] | None
+    limit: int | None
+    options: Mapping[str, Any]
+
+    def protocol(
+        self,
+        scenes: Mapping[str, Any],
+        read_case: Callable[[CaseRequest, Any], Case],
+        default_counts: Sequence[int],
+        rules: Mapping[str, Any],
+        max_references: int | None = None,
+        published_num_scenes: int | None = None,
+    ) -> Protocol:
+        """The protocol of these scenes; UserError if a number of references is too large for it."""
+        counts = tuple(default_counts) if self.reference_counts is None else self.reference_counts
+        problems = [p for count in counts if (p := _count_problem(count, max_references))]
+        if problems:
+            raise UserError(f"protocol '{self.name}': {' '.join(problems)}")
+        return Protocol(
+            name=self.name,
+            mode=self.mode,
+            conventions=Conventions(prediction="floor" if self.mode == "faithful" else "nearest"),
+            reference_counts=counts,
+            max_references=max_references,
+            scenes=dict(list(scenes.items())[: self.limit]),
+            read_case=read_case,
+            published_num_scenes=published_num_scenes,
+            rules=rules,
+        )
+
+
+def make_protocol(
+    name: str,
+    data_path: str | Path,
+    mode: str = "faithful",
+    *,
+    reference_counts: Sequence[int] | None = None,
+    limit: int | None = None,
+    index_path: str | Path | None = None,
+    split: str | None = None,
+    num_targets: int | None = None,
+    fov_deg: float | None = None,
+    max_radius: float | None = None,
+) -> Protocol:
+    """Opens a data set for evaluation.
+
+    name: one of PROTOCOLS; data_path: its folder, or shards for `heldout`; mode: one of MODES.
+    reference_counts: numbers of references; None takes the protocol's own.
+    limit: only so many scenes, the first by id (by place, in shards).
+    index_path: folder of the index lists of `nerf`, SCENE/train_N3M20_random.npy; None looks for
+    NeRF_idx in and beside data_path.
+    split, num_targets, fov_deg, max_radius: of `heldout`, see `protocols.heldout.make`.
+    Raises UserError naming every problem: unknown names, missing folders, no scenes.
+    """
+    options = {
+        "index_path": index_path,
+        "split": split,
+        "num_targets": num_targets,
+        "fov_deg": fov_deg,
+        "max_radius": max_radius,
+    }
+    takes = {"nerf": {"index_path"}, "heldout": {"split", "num_targets", "fov_deg", "max_radius"}}
+    problems = []
+    if name not in PROTOCOLS:
+        problems.append(f"protocol {name!r} is unknown; needed one of {', '.join(PROTOCOLS)}.")
+    else:
+        problems += [
+            f"{option} = {value!r} means nothing to protocol '{name}'; leave it out."
+            for option, value in options.items()
+            if value is not None and option not in takes.get(name, set())
+        ]
+    if mode not in MODES:
+        problems.append(f"mode {mode!r} is unknown; needed one of {', '.join(MODES)}.")
+    if not ("://" in str(data_path) and name == "heldout") and not Path(data_path).is_dir():
+        problems.append(f"the data {data_path} is no folder.")
+    if limit is not None and limit < 1:
+        problems.append(f"limit {limit}: needed at least 1 scene.")
+    counts = None if reference_counts is None else tuple(reference_counts)
+    if counts is not None:
+        problems += [p for count in counts if (p := _count_problem(count, None))]
+        if not counts or len(set(counts)) < len(counts):
+            problems.append(f"references {list(counts)}: needed numbers, each of them once.")
+    if problems:
+        raise UserError("\n".join(problems))
+    module = importlib.import_module(f"escherjax.evaluate.protocols.{_MODULES[name]}")
+    data_path = data_path if "://" in str(data_path) else Path(data_path)
+    return module.make(Source(name, data_path, mode, counts, limit, options))
+
+
+def _count_problem(count: Any, most: int | None) -> str | None:
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+        return f"{count!r} references: needed a whole number of at least 1."
+    if most is not None and count > most:
+        return f"{count} references: needed at most {most}, as the others are not for input."
+    return None

@@ -1,0 +1,156 @@
+"""What figures depend on: written before the first of them, compared when it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from escherjax.data.whole_files import whole_file
+from escherjax.errors import UserError, in_words
+from escherjax.reports import results
+from escherjax.sample.pipeline import Pipeline
+from escherjax.weights import hub, integrity, run_params, runs, verify
+
+FILE_NAME = "settings.json"
+STEP_PREFIX = "step_"  # of folders that `follow` makes
+_MISSING = "(not set)"
+
+
+def pin_weights(weights: str | Path) -> tuple[str | Path, Path]:
+    """(what `escherjax.load` is to be given, the folder that it lies in).
+
+    Of a work directory both are its newest checkpoint, now: training may save another meanwhile.
+    A hub id stays one, since it and not its folder says the camera encoding. Raises UserError if
+    there is no checkpoint.
+    """
+    folder = hub.resolve(weights)
+    place = runs.locate(folder)
+    if place is None:
+        return weights, folder
+    workdir, step = place
+    newest = workdir / "checkpoints" / str(run_params.find_step(workdir, step))
+    return newest, newest
+
+
+def weights_hash(folder: Path) -> str:
+    """The first 16 hex digits of a SHA-256 over the weights in `folder`, wherever it lies.
+
+    Of a checkpoint, over the sizes and checksums in its manifest, without which, and of a pipeline
+    folder, over the bytes of its files.
+    """
+    digest = hashlib.sha256()
+    if integrity.exists(folder):
+        listed = json.loads((folder / integrity.FILE_NAME).read_text())["files"]
+        of_weights = {n: entry for n, entry in listed.items() if n.split("/")[0] == verify.WEIGHTS}
+        digest.update(json.dumps(of_weights, sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+    root = folder / verify.WEIGHTS if (folder / verify.WEIGHTS).is_dir() else folder
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def describe_weights(pipe: Pipeline, folder: Path) -> dict[str, Any]:
+    """Which weights they are, wherever they lie, and what they were made for."""
+    return {
+        "path": str(folder),
+        "hash": weights_hash(folder),
+        "params": pipe.facts.weights,
+        "trained_steps": pipe.facts.trained_steps,
+        "cape": pipe.model.cape,
+        "resolution": pipe.resolution,
+    }
+
+
+def scenes_hash(scene_ids: Sequence[str]) -> str:
+    """The first 16 hex digits of a SHA-256 over the names of scenes."""
+    return hashlib.sha256(json.dumps(list(scene_ids)).encode()).hexdigest()[:16]
+
+
+def check(out: Path, settings: dict[str, Any]) -> None:
+    """Checks that an evaluation with these settings may start or go on in `out`; changes nothing.
+
+    Raises UserError, listing every field that differs, if `out` holds another evaluation, or
+    something else. What an attempt left that scored nothing is in nobody's way.
+    """
+    path = out / FILE_NAME
+    settings = json.loads(json.dumps(settings))  # as they will be read
+    if not path.exists():
+        # Looked for again at the end: another process of this job may be writing it just now.
+        taken = out.exists() and not (out.is_dir() and _is_unscored(out))
+        if taken and not path.exists():
+            raise UserError(
+                f"--out {out} is not an empty folder and holds no {FILE_NAME}, so it is not an "
+                "evaluation to continue; name a new one."
+            )
+        if not path.exists():
+            return
+    changes = differences(read(out), settings)
+    if changes:
+        lines = "\n  ".join(f"{name}: {ours} was {theirs}" for name, theirs, ours in changes)
+        raise UserError(
+            f"--out {out} holds an evaluation with other settings:\n  {lines}\nName a new --out, "
+            "or set these back to continue that one."
+        )
+
+
+def start_or_continue(out: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of an evaluation that is about to write its first record, or `check`s."""
+    check(out, settings)
+    if not (out / FILE_NAME).exists():
+        out.mkdir(parents=True, exist_ok=True)
+        with whole_file(out / FILE_NAME) as file:
+            file.write_text(json.dumps(settings, indent=2) + "\n")
+        check(out, settings)  # another process may have been first
+
+
+def _is_unscored(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what evaluations leave that scored nothing."""
+
+    def scored_nothing(path: Path) -> bool:
+        if path.is_dir():
+            return path.name.startswith(STEP_PREFIX) and _is_unscored(path)
+        if path.name.startswith((results.PER_VIEW, results.CONSISTENCY)):
+            return path.stat().st_size == 0
+        return path.name.startswith((FILE_NAME, f"{results.SKIPPED}."))
+
+    return all(map(scored_nothing, folder.iterdir()))
+
+
+def read(out: Path) -> dict[str, Any]:
+    """The settings of the evaluation in `out`. Raises UserError if there are none."""
+    try:
+        return json.loads((out / FILE_NAME).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{out / FILE_NAME} cannot be read ({in_words(error)}); needed the --out of an "
+            "evaluation."
+        ) from error
+
+
+def differences(
+    a: dict[str, Any], b: dict[str, Any], ignored: Sequence[str] = ("weights.path", "scenes.data")
+) -> list[tuple[str, str, str]]:
+    """(field, value in a, value in b) of every field that differs, as JSON; nested by dots."""
+    flat_a, flat_b = _flat(a), _flat(b)
+    names = [*flat_a, *(name for name in flat_b if name not in flat_a)]
+    return [
+        (name, flat_a.get(name, _MISSING), flat_b.get(name, _MISSING))
+        for name in names
+        if name not in ignored and flat_a.get(name) != flat_b.get(name)
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.dumps(value)
+    return flat

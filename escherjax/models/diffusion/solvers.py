@@ -1,0 +1,166 @@
+"""Solvers of the sampling equation as tables of numbers, one row a step.
+
+Every solver here is linear in the latents and in the clean latents that the network claims: what a
+step does is a few coefficients, which follow from the noise levels alone. They are computed once,
+in float64, and `samplers.sample` runs any table.
+
+With alpha = sqrt(abar), sigma = sqrt(1 - abar) and lambda = log(alpha / sigma), D_i is the claim of
+the network at step i and h_i = lambda_{i+1} - lambda_i.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+
+import numpy as np
+
+from escherjax.errors import UserError
+from escherjax.models.diffusion.schedule import NoiseSchedule
+
+SAMPLERS = ("ddim", "dpmpp_2m", "unipc")
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverTable:
+    """Coefficients of S steps.
+
+    timesteps: int32 [S], noisiest first.
+    correct: float32 [S, 5], what makes the corrected latents at step i of (the latents, the
+        corrected ones of step i - 1, D_i, D_{i-1}, D_{i-2}).
+    advance: float32 [S, 3], what makes the next latents of (the corrected latents, D_i, D_{i-1}).
+    noise: float32 [S], deviation of the fresh noise added to them.
+    """
+
+    timesteps: np.ndarray
+    correct: np.ndarray
+    advance: np.ndarray
+    noise: np.ndarray
+
+
+def make_table(
+    schedule: NoiseSchedule, num_steps: int, sampler: str = "ddim", eta: float = 0.0
+) -> SolverTable:
+    """The table of `num_steps` steps of a sampler.
+
+    "ddim": arXiv 2010.02502, eq. 12, whose eta adds noise (0 none, 1 as much as DDPM); timesteps
+    as the schedule spaces them. "dpmpp_2m": DPM-Solver++(2M), arXiv 2211.01095, algorithm 2.
+    "unipc": UniPC of order 2 with B(h) = exp(h) - 1, arXiv 2302.04867. The latter two start at the
+    last timestep and end without noise, whatever the schedule says.
+    Raises UserError for unknown names, steps outside 1..T, or an eta that cannot be had.
+    """
+    check_settings(num_steps, sampler, eta, schedule.num_train_timesteps)
+    if sampler == "ddim":
+        return _ddim(schedule, num_steps, eta)
+    return _multistep(schedule, num_steps, corrected=sampler == "unipc")
+
+
+def check_settings(
+    num_steps: int, sampler: str, eta: float, num_train_timesteps: int | None = None
+) -> None:
+    """Raises UserError for what `make_table` refuses.
+
+    num_train_timesteps: T, the most steps there can be; None where the weights are not read yet.
+    """
+    if sampler not in SAMPLERS:
+        raise UserError(f"sampler = {sampler!r}; known: {', '.join(SAMPLERS)}.")
+    if not 0 <= eta <= 1:
+        raise UserError(f"eta = {eta}; needed a number from 0 (no noise) to 1.")
+    if eta and sampler != "ddim":
+        raise UserError(f"eta = {eta} with sampler {sampler!r}; only 'ddim' can add noise.")
+    check_num_steps(num_steps, num_train_timesteps)
+
+
+def check_num_steps(num_steps: int, num_train_timesteps: int | None) -> None:
+    """Raises UserError unless a run can have so many steps; arguments as in `check_settings`."""
+    most = float("inf") if num_train_timesteps is None else num_train_timesteps
+    if not isinstance(num_steps, numbers.Integral) or not 1 <= num_steps <= most:
+        needed = "at least 1" if num_train_timesteps is None else f"in 1..{num_train_timesteps}"
+        raise UserError(
+            f"The number of sampling steps is {num_steps!r}; it must be {needed}. 50 is usual."
+        )
+
+
+def spaced_timesteps(schedule: NoiseSchedule, num_steps: int, spacing: str) -> np.ndarray:
+    """Timesteps of a run, noisiest first, int32 [num_steps]; T training timesteps.
+
+    "leading": k * (T // num_steps) + steps_offset for k = num_steps-1 .. 0, not beyond T - 1.
+    "trailing": T - 1, and from there in even steps (arXiv 2305.08891, table 2).
+    Both as in diffusers. Raises UserError unless 1 <= num_steps <= T.
+    """
+    num_train = schedule.num_train_timesteps
+    check_num_steps(num_steps, num_train)
+    if spacing == "trailing":
+        steps = np.round(num_train - np.arange(num_steps) * (num_train / num_steps)) - 1
+    else:
+        steps = np.arange(num_steps)[::-1] * (num_train // num_steps) + schedule.steps_offset
+    return np.minimum(steps, num_train - 1).astype(np.int32)
+
+
+def _ddim(schedule: NoiseSchedule, num_steps: int, eta: float) -> SolverTable:
+    steps = spaced_timesteps(schedule, num_steps, schedule.timestep_spacing)
+    abar = schedule.alphas_cumprod.astype(np.float64)
+    final = 1.0 if schedule.set_alpha_to_one else abar[0]
+    here = abar[steps]
+    after = np.append(here[1:], final)
+    added = eta * np.sqrt((1 - after) / (1 - here) * (1 - here / after))
+    direction = np.sqrt(1 - after - added**2)
+    kept = direction / np.sqrt(1 - here)
+    clean = np.sqrt(after) - kept * np.sqrt(here)
+    advance = np.stack([kept, clean, np.zeros(num_steps)], axis=1)
+    return _table(steps, advance, noise=added)
+
+
+def _multistep(schedule: NoiseSchedule, num_steps: int, corrected: bool) -> SolverTable:
+    steps = spaced_timesteps(schedule, num_steps, "trailing")
+    abar = np.append(schedule.alphas_cumprod[steps].astype(np.float64), 1.0)
+    alpha, sigma = np.sqrt(abar), np.sqrt(1 - abar)
+    with np.errstate(divide="ignore"):  # no signal at all, or no noise: an infinite step
+        h = np.diff(np.log(alpha) - np.log(sigma))
+    advance, correct = np.zeros((num_steps, 3)), np.zeros((num_steps, 5))
+    correct[:, 0] = 1.0
+    for i in range(num_steps):
+        gain = -alpha[i + 1] * np.expm1(-h[i])
+        # The last step has no noise left to tell two claims apart, the first has one claim only.
+        slope = 0.0 if i in (0, num_steps - 1) else 0.5 * h[i] / h[i - 1]
+        advance[i] = sigma[i + 1] / sigma[i], gain * (1 + slope), -gain * slope
+        if corrected and i + 1 < num_steps:
+            ratio = 0.0 if i == 0 else h[i] / h[i - 1]
+            correct[i + 1] = _correction(sigma[i + 1] / sigma[i], gain, h[i], ratio, i == 0)
+    return _table(steps, advance, correct)
+
+
+def _correction(
+    kept: float, gain: float, h: float, ratio: float, first: bool
+) -> tuple[float, float, float, float, float]:
+    """UniC: the step before taken again, now that the claim at its end is known.
+
+    ratio: h over the step before. Solves arXiv 2302.04867, eq. 9, for two claims in closed form,
+    with weights on D_i - D_{i-1} (`newest`) and on (D_{i-2} - D_{i-1}) / r (`older`), r = -1/ratio.
+    """
+    if first:
+        newest, older = 0.5, 0.0
+    else:
+        scale = np.expm1(-h)
+        phi_1 = -scale / h - 1
+        phi_2 = -phi_1 / h - 0.5
+        b_1, b_2 = phi_1 / scale, 2 * phi_2 / scale
+        older = -(b_2 - b_1) * ratio / (1 + ratio)
+        newest = b_1 - older
+    # (D_{i-2} - D_{i-1}) / r = -ratio (D_{i-2} - D_{i-1})
+    return 0.0, kept, gain * newest, gain * (1 - newest + older * ratio), -gain * older * ratio
+
+
+def _table(
+    steps: np.ndarray,
+    advance: np.ndarray,
+    correct: np.ndarray | None = None,
+    noise: np.ndarray | None = None,
+) -> SolverTable:
+    if correct is None:
+        correct = np.zeros((len(steps), 5))
+        correct[:, 0] = 1.0
+    noise = np.zeros(len(steps)) if noise is None else noise
+    return SolverTable(
+        steps, correct.astype(np.float32), advance.astype(np.float32), noise.astype(np.float32)
+    )

@@ -35,4 +35,4 @@ lint: $(VENV)/.test
 	$(RUN) -m mypy
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+	rm -rf $(VENV) .jax_cache .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -19,7 +19,7 @@ from escherjax.devices import mesh as sharding
 from escherjax.devices.chips import CHIPS
 from escherjax.errors import UserError
 from escherjax.models.blocks import Upsample
-from tests.tiny import tiny_arguments, tiny_config
+from tests.helpers.tiny import tiny_arguments, tiny_config
 
 HLO = """HloModule jit_step
 

@@ -8,12 +8,17 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from scene_folders import assert_balls_where_projected, render_balls, run, write_zero123
 
 from data_prep import zero123
 from data_prep.lib import archives
 from escherjax.data import shards as records
 from escherjax.errors import UserError
+from tests.helpers.scene_folders import (
+    assert_balls_where_projected,
+    render_balls,
+    run,
+    write_zero123,
+)
 
 ORDER = "dbace"  # of the archive's folders; not sorted
 OPTIONS = ("--shards", "2", "--heldout", "2", "--resolution", "32")

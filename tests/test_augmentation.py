@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import tiny_config
 
 from escherjax import cameras
 from escherjax.data import images, loader, shards
@@ -12,6 +11,7 @@ from escherjax.data import rows as drawing
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.errors import UserError
 from escherjax.train import sources
+from tests.helpers.tiny import tiny_config
 
 POINT = np.array([0.1, -0.12, 0.08], np.float32)
 

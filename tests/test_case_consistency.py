@@ -16,7 +16,7 @@ from escherjax.metrics.consistency import nearest_pairs
 from escherjax.metrics.scoring import Scorer
 from escherjax.reports import page, results, summary
 from escherjax.reports.results import CaseName
-from tests.test_epipolar import K, textured_scene
+from tests.helpers.textured_plane import K, textured_scene
 
 SETTINGS = {
     "protocol": {"protocol": "heldout", "mode": "faithful"},

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from tiny import tiny_config
 
 from escherjax import checkpoints as command
 from escherjax.devices import mesh as sharding
 from escherjax.errors import TrainingError, UserError
 from escherjax.train.state import TrainState
 from escherjax.weights import integrity, run_params, runs, verify
+from tests.helpers.tiny import tiny_config
 
 CONFIG = tiny_config()
 

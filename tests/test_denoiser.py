@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_models import random_params
-from tiny import tiny_config
 
 from escherjax import cape
 from escherjax.cameras import Cameras, from_spherical
 from escherjax.models import eschernet
 from escherjax.train import perf
+from tests.helpers.random_models import random_params
+from tests.helpers.tiny import tiny_config
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 

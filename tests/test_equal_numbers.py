@@ -7,15 +7,15 @@ them zero, as a fresh network's last products are, which would leave nothing to 
 import jax
 import numpy as np
 import pytest
-from random_models import random_params
-from test_train_step import make_batch
-from tiny import tiny_config
 
 from escherjax.devices import mesh as sharding
 from escherjax.models import eschernet
 from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import create_state
 from escherjax.train.step import make_train_step
+from tests.helpers.batches import make_batch
+from tests.helpers.random_models import random_params
+from tests.helpers.tiny import tiny_config
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 

@@ -10,8 +10,6 @@ import signal
 
 import numpy as np
 import pytest
-from noise_scenes import NUM_VIEWS, SIDE, write_scene
-from tiny_workdir import write_workdir
 
 from escherjax.devices.stopping import Stop
 from escherjax.errors import EXIT_PREEMPTED, UserError
@@ -22,6 +20,8 @@ from escherjax.metrics import psnr
 from escherjax.metrics.scoring import Scorer
 from escherjax.reports import results
 from escherjax.sample import loading
+from tests.helpers.noise_scenes import NUM_VIEWS, SIDE, write_scene
+from tests.helpers.tiny_workdir import write_workdir
 
 SCENES = ("ball", "box", "cone")
 COUNTS = (1, 2)

@@ -3,8 +3,6 @@
 import json
 
 import pytest
-from noise_scenes import write_scene
-from tiny_workdir import write_workdir
 
 from escherjax.devices.stopping import Stop
 from escherjax.errors import UserError
@@ -13,6 +11,8 @@ from escherjax.evaluate import cases, run, settings
 from escherjax.metrics.scoring import Scorer
 from escherjax.reports import results
 from escherjax.sample import loading
+from tests.helpers.noise_scenes import write_scene
+from tests.helpers.tiny_workdir import write_workdir
 
 
 @pytest.fixture(scope="module")

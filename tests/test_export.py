@@ -7,15 +7,15 @@ import sys
 
 import numpy as np
 import pytest
-from fake_hub import FakeHub
-from random_models import random_model
 from safetensors.numpy import load_file, save_file
-from tiny_workdir import write_workdir
 
 import escherjax
 from escherjax import export
 from escherjax.errors import EXIT_ERROR, EXIT_OK, UserError
 from escherjax.weights import parity
+from tests.helpers.fake_hub import FakeHub
+from tests.helpers.random_models import random_model
+from tests.helpers.tiny_workdir import write_workdir
 
 needs_torch = pytest.mark.skipif(not parity.has_torch(), reason="the extra torch is not installed")
 

@@ -13,15 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_config
-from training_process import (
-    arguments,
-    finish,
-    launch,
-    one_device_environment,
-    start,
-    wait_for,
-)
 
 from escherjax import files
 from escherjax.devices import mesh
@@ -34,6 +25,15 @@ from escherjax.train.profiling import ProfileWindow
 from escherjax.train.state import abstract_state
 from escherjax.train.writers import MetricWriter
 from escherjax.weights import run_params, runs, verify
+from tests.helpers.tiny import tiny_config
+from tests.helpers.training_process import (
+    arguments,
+    finish,
+    launch,
+    one_device_environment,
+    start,
+    wait_for,
+)
 
 SHORT = {"num_steps": 12, "checkpoint_every_steps": 4}
 ENDLESS = {"num_steps": 10**6}

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_mixture import write_shards
-from training_process import arguments, finish, one_device_environment, wait_for
 
 from escherjax.data.procedural import ProceduralSource
+from tests.helpers.scenes import write_shards
+from tests.helpers.training_process import arguments, finish, one_device_environment, wait_for
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PATIENCE = 100  # seconds that a start on two busy cores may take, and a minute

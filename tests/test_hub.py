@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from fake_hub import COMMIT, FakeHub
 from safetensors.numpy import save
 
 from escherjax.errors import UserError
 from escherjax.weights import hub
+from tests.helpers.fake_hub import COMMIT, FakeHub
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 

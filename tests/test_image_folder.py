@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from PIL import Image
-from scene_folders import run
 
 from data_prep import image_folder
 from escherjax import cameras
 from escherjax.data import images, shards
 from escherjax.data.inputs import open_views
 from escherjax.errors import UserError
+from tests.helpers.scene_folders import run
 
 pytest.importorskip("pycolmap")
 

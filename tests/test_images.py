@@ -7,17 +7,17 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from scene_folders import (
+
+from data_prep import nerf_json
+from escherjax.data import images
+from escherjax.errors import UserError
+from tests.helpers.scene_folders import (
     SIZE,
     assert_balls_where_projected,
     render_balls,
     run,
     write_transforms,
 )
-
-from data_prep import nerf_json
-from escherjax.data import images
-from escherjax.errors import UserError
 
 COLORS = np.random.default_rng(0).integers(0, 256, (6, 9, 4), np.uint8)
 

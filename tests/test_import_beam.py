@@ -3,13 +3,13 @@
 import sys
 
 import pytest
-from scene_folders import render_balls, write_zero123
 
 from data_prep import zero123
 from data_prep.lib import importing
 from escherjax.data import shards
 from escherjax.data.formats import folders
 from escherjax.errors import StoppedError, UserError
+from tests.helpers.scene_folders import render_balls, write_zero123
 
 DIRECT = ("--runner", "DirectRunner", "--direct_running_mode", "multi_processing")
 DIRECT += ("--direct_num_workers", "2")

@@ -5,7 +5,14 @@ import json
 
 import numpy as np
 import pytest
-from painted_views import (
+from PIL import Image
+
+from data_prep import co3d
+from data_prep.inspect.epipolar import check_scene
+from escherjax import cameras
+from escherjax.data import images
+from escherjax.errors import UserError
+from tests.helpers.painted_views import (
     POINTS,
     assert_points_where_painted,
     camera_axes,
@@ -13,14 +20,7 @@ from painted_views import (
     moved,
     paint,
 )
-from PIL import Image
-from scene_folders import run
-
-from data_prep import co3d
-from data_prep.inspect.epipolar import check_scene
-from escherjax import cameras
-from escherjax.data import images
-from escherjax.errors import UserError
+from tests.helpers.scene_folders import run
 
 VIEWS = 5
 UP = np.array([0.2, -1.0, 0.1])  # the world stands on its head, as those of real sequences

@@ -4,7 +4,16 @@ import sys
 
 import numpy as np
 import pytest
-from colmap_folders import (
+from PIL import Image
+
+from data_prep import colmap, mvimgnet
+from data_prep.inspect.epipolar import check_scene
+from escherjax import cameras
+from escherjax.data import images
+from escherjax.data.formats import colmap as data_colmap
+from escherjax.data.formats import folders
+from escherjax.errors import UserError
+from tests.helpers.colmap_folders import (
     HEIGHT,
     POINTS,
     VIEWS,
@@ -16,16 +25,7 @@ from colmap_folders import (
     project_simple_radial,
     write_scene,
 )
-from PIL import Image
-from scene_folders import assert_balls_where_projected, run
-
-from data_prep import colmap, mvimgnet
-from data_prep.inspect.epipolar import check_scene
-from escherjax import cameras
-from escherjax.data import images
-from escherjax.data.formats import colmap as data_colmap
-from escherjax.data.formats import folders
-from escherjax.errors import UserError
+from tests.helpers.scene_folders import assert_balls_where_projected, run
 
 pycolmap = pytest.importorskip("pycolmap")
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from scene_folders import SIZE, render_balls, write_zero123
 
 from data_prep import zero123
 from data_prep.lib import importing
 from escherjax.data import shards
 from escherjax.errors import UserError
+from tests.helpers.scene_folders import SIZE, render_balls, write_zero123
 
 SHARDS = "--shards", "3", "--resolution", "0"
 

@@ -8,18 +8,18 @@ import pytest
 from etils import epath
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
-from scene_folders import (
+
+from data_prep import colmap, nerf_json, procedural, zero123
+from data_prep.lib import importing
+from escherjax.data import images
+from escherjax.errors import StoppedError, UserError
+from tests.helpers.scene_folders import (
     SIZE,
     render_balls,
     run,
     write_transforms,
     write_zero123,
 )
-
-from data_prep import colmap, nerf_json, procedural, zero123
-from data_prep.lib import importing
-from escherjax.data import images
-from escherjax.errors import StoppedError, UserError
 
 MAGIC = {"png": b"\x89PNG", "jpeg": b"\xff\xd8", "webp": b"RIFF"}
 

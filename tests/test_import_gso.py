@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 from PIL import Image
-from scene_folders import (
+
+from data_prep import gso
+from data_prep.inspect.epipolar import check_scene
+from escherjax.errors import UserError
+from tests.helpers.scene_folders import (
     SIZE,
     VIEWS,
     assert_balls_where_projected,
@@ -11,10 +15,6 @@ from scene_folders import (
     run,
     write_zero123,
 )
-
-from data_prep import gso
-from data_prep.inspect.epipolar import check_scene
-from escherjax.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,12 @@
 
 import numpy as np
 import pytest
-from painted_views import (
+from PIL import Image
+
+from data_prep import re10k
+from escherjax.data import images
+from escherjax.errors import UserError
+from tests.helpers.painted_views import (
     POINTS,
     assert_points_where_painted,
     camera_axes,
@@ -10,12 +15,7 @@ from painted_views import (
     moved,
     paint,
 )
-from PIL import Image
-from scene_folders import run
-
-from data_prep import re10k
-from escherjax.data import images
-from escherjax.errors import UserError
+from tests.helpers.scene_folders import run
 
 VIEWS, HEIGHT, WIDTH = 5, 64, 112
 INTRINSICS = 0.61, 1.13, 0.53, 0.46  # in units of width, height, width, height

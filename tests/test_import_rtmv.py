@@ -6,13 +6,13 @@ import sys
 
 import numpy as np
 import pytest
-from painted_views import POINTS, assert_points_where_painted, camera_positions, moved
-from rtmv_folders import HEIGHT, VIEWS, WIDTH, write_exr, write_scene
-from scene_folders import run
 
 from data_prep import rtmv
 from escherjax.data import images
 from escherjax.errors import UserError
+from tests.helpers.painted_views import POINTS, assert_points_where_painted, camera_positions, moved
+from tests.helpers.rtmv_folders import HEIGHT, VIEWS, WIDTH, write_exr, write_scene
+from tests.helpers.scene_folders import run
 
 
 @pytest.mark.parametrize("color", ["tonemapped", "faithful"])

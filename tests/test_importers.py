@@ -7,16 +7,6 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from scene_folders import (
-    CENTERS,
-    SIZE,
-    VIEWS,
-    assert_balls_where_projected,
-    render_balls,
-    run,
-    write_transforms,
-    write_zero123,
-)
 
 from data_prep import nerf_json, zero123
 from data_prep import procedural as procedural_command
@@ -26,6 +16,16 @@ from escherjax.data import images, procedural
 from escherjax.data import shards as records
 from escherjax.data.formats import folders, transforms
 from escherjax.errors import UserError
+from tests.helpers.scene_folders import (
+    CENTERS,
+    SIZE,
+    VIEWS,
+    assert_balls_where_projected,
+    render_balls,
+    run,
+    write_transforms,
+    write_zero123,
+)
 
 
 @pytest.fixture(scope="module")

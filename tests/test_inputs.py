@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from scene_folders import blender_pose
 
 from escherjax import cameras
 from escherjax.cameras import Cameras
@@ -18,6 +17,7 @@ from escherjax.data.rows import read_views
 from escherjax.errors import UserError
 from escherjax.sample import __main__ as sample
 from escherjax.weights.facts import PUBLISHED_FOV_DEG, Facts
+from tests.helpers.scene_folders import blender_pose
 
 R = 64
 POSES = cameras.from_spherical(np.full(3, 1.2), np.array([0.0, 1.0, 2.0]), np.full(3, 1.8))

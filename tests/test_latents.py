@@ -7,10 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from starting_networks import random_params, write_part
-from test_records import make_scene
-from test_starting_points import VAE
-from tiny import tiny_config
 
 from data_prep import latents
 from escherjax.data import images, loader, moments, rows, shards
@@ -19,6 +15,9 @@ from escherjax.models import eschernet
 from escherjax.train import sources
 from escherjax.train.loop import train
 from escherjax.train.step import draw, scene_losses, target_latents, unit_images
+from tests.helpers.scenes import make_scene
+from tests.helpers.starting_networks import random_params, write_part
+from tests.helpers.tiny import VAE, tiny_config
 
 SHAPE = (8, 8, 8)  # of the tiny VAE at 16 pixels: sides halved once, 4 channels of each moment
 

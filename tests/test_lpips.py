@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from escherjax.errors import UserError
 from escherjax.metrics import load_lpips, lpips, lpips_weights
-from tests import torch_lpips
+from tests.helpers import torch_lpips
 
 
 def sha256(path):

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import tiny_config
 
 from escherjax import cameras
 from escherjax.data import images, loader, mixture
@@ -12,6 +11,8 @@ from escherjax.data import shards as records
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.errors import UserError
 from escherjax.train import sources
+from tests.helpers.scenes import write_shards
+from tests.helpers.tiny import tiny_config
 
 SIZE = 8
 BUCKETS = ((1, 3, 1), (3, 1, 2), (2, 2, 1))
@@ -215,15 +216,6 @@ def test_views_that_were_not_drawn_are_never_decoded(parts):
         assert_same(batch, take(partly, settings, 1, global_batch=1, start_step=step)[0])
         with pytest.raises(UserError, match="cannot be decoded"):
             take([dataclasses.replace(scene, images=[b"no picture"] * 6)], settings, 1, 1)
-
-
-def write_shards(folder, source, split="train"):
-    scenes = [
-        dataclasses.replace(scene, images=[images.encode_png(x) for x in scene.images])
-        for scene in map(source.__getitem__, range(len(source)))
-    ]
-    records.write_scenes(folder, scenes, split)
-    return folder
 
 
 def test_config_names_several_sources_and_the_first_is_held_out(parts, tmp_path):

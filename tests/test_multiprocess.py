@@ -11,10 +11,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_train import final_state
-from tiny import tiny_arguments, tiny_config
 
 from escherjax.train.loop import train
+from tests.helpers.finished_runs import final_state
+from tests.helpers.tiny import tiny_arguments, tiny_config
 
 SCRIPT = "launch/local_multiprocess.sh"
 FIELDS = {

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from scene_folders import CENTERS, render_balls
 
 from escherjax.cameras import crop_intrinsics, project, resize_intrinsics
 from escherjax.data import images
 from escherjax.data.formats import colmap, folders
 from escherjax.reports import sheets
 from escherjax.sample import nerf_folder
+from tests.helpers.scene_folders import CENTERS, render_balls
 
 
 @pytest.fixture(scope="module")

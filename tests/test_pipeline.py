@@ -1,15 +1,15 @@
 import jax
 import numpy as np
 import pytest
-from golden_cameras import cameras_from_poses
 from PIL import Image
-from tiny import tiny_config
 
 import escherjax
 from escherjax.cameras import Cameras, from_spherical
 from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.sample import scene_batch
+from tests.helpers.golden_cameras import cameras_from_poses
+from tests.helpers.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config
 
 import escherjax
 from escherjax.cameras import Cameras, from_spherical
@@ -13,6 +12,7 @@ from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.sample import extra_targets, memory
 from escherjax.sample.plans import Pass, Plan
+from tests.helpers.tiny import tiny_config
 
 # The same for all, so that few programs are compiled; eta adds noise at each step.
 SETTINGS = {"num_steps": 2, "eta": 1.0}

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from PIL import Image
-from scene_folders import blender_pose
 
 from escherjax import cameras
 from escherjax.errors import UserError
 from escherjax.evaluate.protocol import make_protocol
+from tests.helpers.scene_folders import blender_pose
 
 SIDE = 32
 

@@ -4,14 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from painted_views import (
-    POINTS,
-    assert_points_where_painted,
-    camera_axes,
-    camera_positions,
-    paint,
-)
-from scene_folders import write_transforms, write_zero123
 
 from escherjax import cameras
 from escherjax.data import images
@@ -19,6 +11,14 @@ from escherjax.data import shards as records
 from escherjax.errors import UserError
 from escherjax.evaluate.protocol import make_protocol
 from escherjax.evaluate.protocols.heldout import view_order
+from tests.helpers.painted_views import (
+    POINTS,
+    assert_points_where_painted,
+    camera_axes,
+    camera_positions,
+    paint,
+)
+from tests.helpers.scene_folders import write_transforms, write_zero123
 
 SIZE, VIEWS = 64, 5
 

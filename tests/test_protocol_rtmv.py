@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from rtmv_folders import HEIGHT, WIDTH, write_exr, write_scene
 
 from escherjax import cameras
 from escherjax.data.formats import rtmv
 from escherjax.errors import UserError
 from escherjax.evaluate.protocol import make_protocol
+from tests.helpers.rtmv_folders import HEIGHT, WIDTH, write_exr, write_scene
 
 SIZE = 24
 # Linear colours over all of a frame: 0.5 is cut to 127; 1.2 * 255 = 306 wraps around to 50.

@@ -10,11 +10,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from golden_cameras import cameras_from_poses
-
 from escherjax.pytorch import EscherNetPipeline, ViewPoses, preprocess, view_poses
 from escherjax.pytorch.attention import turn
 from escherjax.pytorch.encoder import encode_tokens
+from tests.helpers.golden_cameras import cameras_from_poses
 
 torch.set_num_threads(1)
 

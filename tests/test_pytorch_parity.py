@@ -13,7 +13,6 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from PIL import Image
-from torch_folders import write_folder
 
 import escherjax
 from escherjax.cameras import Cameras, from_spherical
@@ -21,6 +20,7 @@ from escherjax.models.pixels import PixelCodec
 from escherjax.pytorch import EscherNetPipeline
 from escherjax.pytorch.images import read_images
 from escherjax.sample import scene_batch
+from tests.helpers.torch_folders import write_folder
 
 torch.set_num_threads(1)
 

@@ -12,10 +12,10 @@ pytest.importorskip("transformers")
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch_folders import write_folder
 
 from escherjax.errors import UserError
 from escherjax.pytorch import EscherNetPipeline, set_cape, view_poses
+from tests.helpers.torch_folders import write_folder
 
 torch.set_num_threads(1)
 

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from mesh_files import write_gltf, write_obj
-from scene_folders import run
 
 from data_prep.render_meshes import __main__ as render_meshes
 from data_prep.render_meshes import random_views
 from escherjax import cameras
 from escherjax.data.formats.transforms import read_cameras, write_transforms
 from escherjax.errors import UserError
+from tests.helpers.mesh_files import write_gltf, write_obj
+from tests.helpers.scene_folders import run
 
 
 def test_cameras_of_an_object_depend_on_seed_and_id_alone():

@@ -6,25 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from escherjax import cameras
-from escherjax.data import images
 from escherjax.data import shards as records
 from escherjax.errors import UserError
-
-
-def make_scene(scene_id="a/one", views=3, seed=0):
-    rng = np.random.default_rng(seed)
-    position = rng.normal(size=(views, 3)).astype(np.float32)
-    pictures = rng.integers(0, 256, (views, 8, 10, 4), np.uint8)
-    return records.Scene(
-        scene_id=scene_id,
-        source="test",
-        images=[images.encode_png(picture) for picture in pictures],
-        c2w=cameras.look_at(position),
-        K=np.repeat(cameras.intrinsics_from_fov(0.8, 10, 8)[None], views, 0),
-        height=8,
-        width=10,
-    )
+from tests.helpers.scenes import assert_same_scene, make_scene
 
 
 @pytest.fixture
@@ -36,16 +20,6 @@ def scenes():
 def shards(tmp_path, scenes):
     records.write_scenes(tmp_path / "shards", scenes, num_shards=3)
     return tmp_path / "shards"
-
-
-def assert_same_scene(a, b):
-    for field in dataclasses.fields(records.Scene):
-        left, right = getattr(a, field.name), getattr(b, field.name)
-        if isinstance(left, np.ndarray):
-            assert left.dtype == right.dtype
-            np.testing.assert_array_equal(left, right)
-        else:
-            assert list(left) == list(right) if field.name == "images" else left == right
 
 
 def test_scenes_are_read_as_they_were_written(shards, scenes):

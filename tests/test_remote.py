@@ -8,11 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-from range_server import serve
-from test_records import assert_same_scene, make_scene
 
 from escherjax.data import loader, riegeli, shards, whole_files
 from escherjax.errors import UserError
+from tests.helpers.range_server import serve
+from tests.helpers.scenes import assert_same_scene, make_scene
 
 BLOCK = riegeli.POSTSCRIPT_SIZE
 

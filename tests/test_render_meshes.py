@@ -10,15 +10,22 @@ import shutil
 
 import numpy as np
 import pytest
-from mesh_files import COLORS, CORNERS, world_cubes, write_broken, write_gltf, write_obj
 from PIL import Image
-from scene_folders import run
 
 from data_prep.render_meshes import __main__ as render_meshes
 from data_prep.render_meshes import environment
 from escherjax import cameras
 from escherjax.data.formats.folders import read_scene_folder
 from escherjax.errors import UserError
+from tests.helpers.mesh_files import (
+    COLORS,
+    CORNERS,
+    world_cubes,
+    write_broken,
+    write_gltf,
+    write_obj,
+)
+from tests.helpers.scene_folders import run
 
 SIZE = 96
 VIEWS = 8

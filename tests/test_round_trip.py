@@ -8,10 +8,10 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from random_models import random_model
 from safetensors.numpy import load_file, save_file
 
 import escherjax
+from tests.helpers.random_models import random_model
 
 NUM_DRAWS = 15
 WEIGHTS = {

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_config
 
 from data_prep import procedural as procedural_importer
 from escherjax.cameras import paths, to_spherical
@@ -21,6 +20,7 @@ from escherjax.sample.loading import load
 from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import create_state
 from escherjax.weights import runs
+from tests.helpers.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny_workdir import write_workdir
 
 import escherjax
 from escherjax.errors import UserError
+from tests.helpers.tiny_workdir import write_workdir
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,19 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from scene_folders import SIZE, assert_balls_where_projected, render_balls, run, write_transforms
 
 from data_prep import nerf_json, zero123
 from escherjax import cameras
 from escherjax.data import images
 from escherjax.data.formats import folders
 from escherjax.errors import UserError
+from tests.helpers.scene_folders import (
+    SIZE,
+    assert_balls_where_projected,
+    render_balls,
+    run,
+    write_transforms,
+)
 
 
 @pytest.fixture(scope="module")

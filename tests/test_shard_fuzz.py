@@ -8,12 +8,12 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from shard_fuzz import BATCH
 
 from escherjax import cameras
 from escherjax.data import images, loader, shards
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.errors import UserError
+from tests.helpers.shard_fuzz import BATCH
 
 NUM_SCENES, VIEWS, SIZE = 8, 4, 48
 
@@ -42,7 +42,7 @@ def fuzz(work, count, timeout):
     """Results of `count` mutations; a process that dies fails with the number that killed it."""
     with (work / "results").open("w+") as results:
         ran = subprocess.run(
-            [sys.executable, "-m", "tests.shard_fuzz", str(work), "0", str(count)],
+            [sys.executable, "-m", "tests.helpers.shard_fuzz", str(work), "0", str(count)],
             stdout=results,
             stderr=subprocess.PIPE,
             text=True,

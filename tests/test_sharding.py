@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from tiny import tiny_config
 
 from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
 from escherjax.models.blocks import Upsample
+from tests.helpers.tiny import tiny_config
 
 
 def refusal(**fields):

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
-from starting_networks import FILES, mesh_of, random_params, saved_run, write_part, write_pipeline
-from tiny import tiny_arguments, tiny_config
 
 from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
@@ -22,14 +20,17 @@ from escherjax.train.loop import train
 from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import abstract_state, create_state
 from escherjax.weights import names, run_params, runs
+from tests.helpers.starting_networks import (
+    FILES,
+    mesh_of,
+    random_params,
+    saved_run,
+    write_part,
+    write_pipeline,
+)
+from tests.helpers.tiny import VAE, tiny_arguments, tiny_config
 
 # A network whose largest tensors are split over devices, on a VAE's latents.
-VAE = {
-    "latents__kind": "vae",
-    "latents__vae__block_channels": "(8,8)",
-    "latents__vae__layers_per_block": 1,
-    "latents__vae__norm_groups": 4,
-}
 WIDE = {"unet__block_channels": "(64,)"}
 ON_8 = {"mesh__data": 1, "mesh__fsdp": -1}
 ON_1 = {"mesh__data": 1, "mesh__fsdp": 1}

@@ -9,9 +9,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_arguments, tiny_config
-from tiny_workdir import write_workdir
-from training_process import LONG_RUN, finish, one_device_environment, start, wait_for
 
 import escherjax
 from escherjax import config as config_lib
@@ -20,15 +17,15 @@ from escherjax.data.images import encode_png
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.data.procedural import ProceduralSource
 from escherjax.data.shards import write_scenes
-from escherjax.devices import mesh
 from escherjax.devices.stopping import Stop
 from escherjax.errors import TrainingError, UserError
-from escherjax.models import eschernet
 from escherjax.train.__main__ import main
 from escherjax.train.loop import train
-from escherjax.train.optimizer import make_optimizer
-from escherjax.train.state import abstract_state
 from escherjax.weights import runs, verify
+from tests.helpers.finished_runs import final_state
+from tests.helpers.tiny import tiny_arguments, tiny_config
+from tests.helpers.tiny_workdir import write_workdir
+from tests.helpers.training_process import LONG_RUN, finish, one_device_environment, start, wait_for
 
 # Enough steps that a signal sent after the first checkpoint arrives before the end.
 LONG = {**LONG_RUN, "data__buckets": ((2, 2, 2), (1, 1, 1)), "data__zoom": (0.8, 1.25)}
@@ -37,16 +34,6 @@ LONG = {**LONG_RUN, "data__buckets": ((2, 2, 2), (1, 1, 1)), "data__zoom": (0.8,
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     return one_device_environment(tmp_path_factory.mktemp("cache"))
-
-
-def final_state(workdir):
-    config = runs.read_config(workdir)
-    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    abstract = abstract_state(model, optimizer, mesh.single_device_mesh(), config)
-    with runs.open_manager(workdir) as manager:
-        state, position = runs.restore(manager, abstract)
-    assert position == int(state.step)
-    return state
 
 
 @pytest.fixture(scope="module")

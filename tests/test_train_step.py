@@ -4,10 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_cameras import cameras_from_poses
-from tiny import tiny_config
 
-from escherjax import cameras as cameras_lib
 from escherjax.config import load_config
 from escherjax.devices import mesh as sharding
 from escherjax.models import eschernet
@@ -17,26 +14,11 @@ from escherjax.train.state import abstract_state, create_state
 from escherjax.train.step import Draws, gradient_norms, make_train_step, scene_losses
 from escherjax.weights import names
 from escherjax.weights.reading import read_pipeline_folder
+from tests.helpers.batches import make_batch
+from tests.helpers.golden_cameras import cameras_from_poses
+from tests.helpers.tiny import tiny_config
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
-
-
-def make_batch(rng, size=8, num_views=4, resolution=16):
-    c2w = cameras_lib.from_spherical(
-        rng.uniform(0.3, 2.8, (size, num_views)),
-        rng.uniform(-3, 3, (size, num_views)),
-        rng.uniform(1.5, 2.2, (size, num_views)),
-    )
-    shape = (size, num_views, resolution, resolution, 3)
-    images = rng.integers(0, 256, shape).astype(np.uint8)
-    return {
-        "ref_images": images[:, :2],
-        "target_images": images[:, 2:],
-        "ref_c2w": c2w[:, :2],
-        "target_c2w": c2w[:, 2:],
-        "num_references": np.full(size, 2, np.int32),
-        "valid": np.ones(size, np.float32),
-    }
 
 
 def stepper(config, mesh=None):

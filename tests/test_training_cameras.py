@@ -4,8 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny import tiny_config
-from tiny_workdir import write_workdir
 
 from escherjax import cameras
 from escherjax.data import inputs, procedural, training_cameras
@@ -14,6 +12,8 @@ from escherjax.data.shards import Scene
 from escherjax.data.training_cameras import TrainingCameras
 from escherjax.errors import UserError
 from escherjax.sample import loading
+from tests.helpers.tiny import tiny_config
+from tests.helpers.tiny_workdir import write_workdir
 
 
 def scenes(radii, fov_deg=40.0, width=30, height=20):

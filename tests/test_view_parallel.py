@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_models import random_params
-from tiny import tiny_config
 
 from escherjax import cameras as cameras_lib
 from escherjax import cape
@@ -18,6 +16,8 @@ from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.models.attention import Attention
 from escherjax.sample.pipeline import Pipeline
+from tests.helpers.random_models import random_params
+from tests.helpers.tiny import tiny_config
 
 NUM_SCENES, NUM_VIEWS, TOKENS, WIDTH = 2, 4, 3, 32
 HEADS = 4

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from random_models import random_params
-from tiny import tiny_config
 
 from escherjax.cameras import Cameras, from_spherical
 from escherjax.devices import mesh as sharding
@@ -11,6 +9,8 @@ from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.sample import buckets
 from escherjax.sample.pipeline import Pipeline
+from tests.helpers.random_models import random_params
+from tests.helpers.tiny import tiny_config
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 

@@ -16,8 +16,8 @@ from escherjax.data import images
 from escherjax.demo.server import DemoServer
 from escherjax.models import eschernet
 from escherjax.sample.pipeline import Pipeline
-from tests.random_models import random_params
-from tests.tiny import tiny_config
+from tests.helpers.random_models import random_params
+from tests.helpers.tiny import tiny_config
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SOFTWARE_GL = [

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from random_models import random_params
-from tiny import tiny_config
 
 from escherjax.cameras import Cameras, from_spherical, paths
 from escherjax.data.formats.transforms import parse_views
@@ -15,6 +13,8 @@ from escherjax.models import eschernet
 from escherjax.reports import sheets
 from escherjax.sample import memory, plans
 from escherjax.sample.pipeline import Pipeline
+from tests.helpers.random_models import random_params
+from tests.helpers.tiny import tiny_config
 
 NUM_STEPS, NUM_VIEWS, AT_ONCE = 2, 5, 2
 

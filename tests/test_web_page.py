@@ -23,9 +23,9 @@ from escherjax.demo.server import DemoServer
 from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.sample.pipeline import Pipeline
-from tests.random_models import random_params
-from tests.tiny import tiny_config
-from tests.web_client import WebClient
+from tests.helpers.random_models import random_params
+from tests.helpers.tiny import tiny_config
+from tests.helpers.web_client import WebClient
 
 NUM_STEPS = 100  # the same everywhere, so that one program is compiled
 LIMITS = Limits(upload_bytes=50_000, targets=8, visitors=3)

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 
 from escherjax.errors import UserError
 from escherjax.weights import names, pickles, reading
-from tests import tiny_encoder
-from tests.tiny_encoder import read, write_config, write_shards, write_single
+from tests.helpers import tiny_encoder
+from tests.helpers.tiny_encoder import read, write_config, write_shards, write_single
 
 INDEX = "model.safetensors.index.json"
 SHARD_1, SHARD_2 = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -7,7 +7,7 @@ import pytest
 
 from escherjax.errors import UserError
 from escherjax.weights import folder_configs, names, reading, strict_json
-from tests import tiny_encoder
+from tests.helpers import tiny_encoder
 
 NUM_MUTATIONS = 1000  # of each kind of file
 # Numbers and texts that break readers: limits of integer types, other types, other places.

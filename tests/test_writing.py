@@ -12,13 +12,13 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from random_models import random_model
 from safetensors.numpy import load_file, save
 
 import escherjax
 from escherjax.errors import UserError
 from escherjax.weights import safetensors_file
 from escherjax.weights.safetensors_file import TensorSpec
+from tests.helpers.random_models import random_model
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -156,7 +156,7 @@ def test_a_full_disk_is_a_clear_refusal_and_leaves_nothing(tmp_path):
     done = run_python(
         """
         import resource, sys
-        from random_models import random_model
+        from tests.helpers.random_models import random_model
         import escherjax
         from escherjax.errors import run_command
 
@@ -177,7 +177,7 @@ def test_killed_while_writing_leaves_nothing_under_the_name(tmp_path):
     done = run_python(
         """
         import os, signal, sys
-        from random_models import random_model
+        from tests.helpers.random_models import random_model
         import escherjax
 
         class Trap:

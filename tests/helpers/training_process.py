@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from tiny import tiny_arguments
+from tests.helpers.tiny import tiny_arguments
 
 LONG_RUN = {"num_steps": 60, "checkpoint_every_steps": 10, "log_every_steps": 5}
 

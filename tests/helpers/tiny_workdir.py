@@ -2,13 +2,13 @@
 
 import jax
 import numpy as np
-from tiny import tiny_config
 
 from escherjax.devices import mesh
 from escherjax.models import eschernet
 from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import create_state
 from escherjax.weights import runs
+from tests.helpers.tiny import tiny_config
 
 
 def write_workdir(folder, **changes):

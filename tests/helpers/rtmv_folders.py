@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from painted_views import POINTS, camera_axes, camera_positions, paint
+
+from tests.helpers.painted_views import POINTS, camera_axes, camera_positions, paint
 
 OpenEXR = pytest.importorskip("OpenEXR")
 

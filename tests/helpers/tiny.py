@@ -36,3 +36,12 @@ def tiny_arguments(**changes) -> list[str]:
 
 def tiny_config(file="configs/6dof.py:smoke", **changes):
     return load_config(file, tiny_arguments(**changes))
+
+
+# Fields of a tiny VAE, for `tiny_config`.
+VAE = {
+    "latents__kind": "vae",
+    "latents__vae__block_channels": "(8,8)",
+    "latents__vae__layers_per_block": 1,
+    "latents__vae__norm_groups": 4,
+}

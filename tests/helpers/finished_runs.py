@@ -1,0 +1,17 @@
+"""Reads what a training run left behind."""
+
+from escherjax.devices import mesh
+from escherjax.models import eschernet
+from escherjax.train.optimizer import make_optimizer
+from escherjax.train.state import abstract_state
+from escherjax.weights import runs
+
+
+def final_state(workdir):
+    config = runs.read_config(workdir)
+    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
+    abstract = abstract_state(model, optimizer, mesh.single_device_mesh(), config)
+    with runs.open_manager(workdir) as manager:
+        state, position = runs.restore(manager, abstract)
+    assert position == int(state.step)
+    return state

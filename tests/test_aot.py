@@ -93,7 +93,7 @@ def abstract(mesh, shape, *axes):
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
 
 
-def test_warnings_name_what_is_held_whole_and_what_is_gathered_twice():
+def test_warnings_name_what_is_held_whole_and_what_is_gathered_too_often():
     mesh = Mesh(jax.devices(), ("fsdp",))
     arguments = {
         "odd": abstract(mesh, (1023, 1023)),
@@ -120,25 +120,26 @@ def test_warnings_name_what_is_held_whole_and_what_is_gathered_twice():
     gathers += [line.format(10 + n, "2048,1024", "", "div") for n in passes]
     gathers += [line.format(20 + n, "2048,1024", "jvp(A)", "/a/to_v/dot") for n in range(3)]
     found = find_collectives("ENTRY %main (p: f32[]) -> f32[] {\n" + "".join(gathers) + "}\n", 8)
-    assert estimate.gathered_twice(found, arguments) == [
-        "an array f32[4096,256], no parameter, is gathered for the operation act in "
-        "jit(f)/jvp(A)/to_q.",
-        "params/a/to_k/kernel: f32[1024,2048] is gathered at 4 places.",
-        "arrays f32[2048,1024] are gathered at 4 places for the operation div in jit(f); the "
-        "compiler does not say of which tensors.",
+    assert estimate.gathered_often(found, arguments) == [
+        "an array f32[4096,256], no parameter, is gathered for jit(f)/jvp(A)/to_q/act.",
+        "f32[1024,2048] is gathered at 11 places, more than 3 for each of params/a/to_k/kernel, "
+        "params/a/to_v/kernel; by jit(f)/div, jit(f)/jvp(A)/a/to_k/dot, jit(f)/jvp(A)/a/to_v/dot "
+        "and 1 more.",
     ]
+    as_many_as_needed = [one for one in found if one.source.endswith("to_v/dot")] * 2
+    assert estimate.gathered_often(as_many_as_needed, arguments) == []
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5e-16", "is no topology; needed GENERATION:AxB"),
-        ("v3:4x4", "unknown generation 'v3'; known: v4, v5e, v5p, v6e"),
-        ("v5p:4x4", "torus of 3 dimensions; needed v5p:2x2x1, which is one host"),
-        ("v4:2x2", "torus of 3 dimensions; needed v4:2x2x1, which is one host, or a multiple"),
+        ("v5e-16", "must be GENERATION:AxB.* got 'v5e-16'"),
+        ("v3:4x4", "generation must be one of v4, v5e, v5p, v6e, got 'v3'"),
+        ("v5p:4x4", "torus of 3 dimensions; expected v5p:2x2x1, which is one host"),
+        ("v4:2x2", "torus of 3 dimensions; expected v4:2x2x1, which is one host, or a multiple"),
     ],
 )
-def test_names_that_are_no_topology(name, message):
+def test_malformed_topology_names_are_refused(name, message):
     with pytest.raises(UserError, match=message):
         topology.parse_topology(name)
 

@@ -1,11 +1,11 @@
-"""Compiles a config's program for TPUs that are not there, and says what it would cost them.
+"""Compiles a program ahead of time for a TPU topology and reports what it needs of each chip.
 
     python -m escherjax.compile --config configs/6dof.py --topology v5e:4x4 --config.remat=True
     python -m escherjax.compile --config configs/6dof.py --topology v5p:2x4x4 --program sample
 
 Runs on any machine with libtpu (pip install 'escherjax[tpu]'); no TPU is used, no array allocated.
-Prints memory against the chip's, FLOPs, collectives, an estimate of time, and warnings. The result
-is kept by what was compiled, so that the same command again only prints it.
+Prints memory, FLOPs, collectives, an estimate of time, and warnings. The result is cached, so that
+the same command run again only prints it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--hlo", type=Path, metavar="FILE", help="write the compiled HLO text here")
     parser.add_argument(
-        "--cache", type=Path, metavar="DIR", help="where results are kept (default ~/.cache)"
+        "--cache", type=Path, metavar="DIR", help="where results are cached (default ~/.cache)"
     )
     arguments, overrides = parser.parse_known_args(argv)
 

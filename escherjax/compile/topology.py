@@ -1,4 +1,4 @@
-"""Named TPU topologies without TPUs: libtpu describes their devices to the compiler."""
+"""Describes the devices of a named TPU topology to the compiler, through libtpu alone."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ FORM = "GENERATION:AxB or GENERATION:AxBxC, such as v5e:16x16 or v5p:4x4x4"
 
 
 def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """(chip, chips along each dimension of the torus) of a topology's name.
+    """Returns (chip, chips along each dimension of the torus) of a topology's name.
 
     Raises UserError for a name of another form or an unknown generation.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
     if not match:
-        raise UserError(f"--topology {name!r} is no topology; needed {FORM}.")
+        raise UserError(f"--topology must be {FORM}; got {name!r}.")
     generation, shape = match[1], tuple(int(size) for size in match[2].split("x"))
     if generation not in CHIPS:
         raise UserError(
-            f"--topology {name!r}: unknown generation {generation!r}; known: {', '.join(CHIPS)}."
+            f"--topology {name!r}: the generation must be one of {', '.join(CHIPS)}, got "
+            f"{generation!r}."
         )
     needed = 3 if generation in ("v4", "v5p") else 2
     if len(shape) != needed or 0 in shape:
         host = f"{generation}:{'x'.join('221'[:needed])}"
         raise UserError(
-            f"--topology {name!r}: {generation} is a torus of {needed} dimensions; needed "
+            f"--topology {name!r}: {generation} is a torus of {needed} dimensions; expected "
             f"{host}, which is one host, or a multiple of it along each, such as "
             f"{generation}:{'x'.join('444'[:needed])}."
         )
@@ -40,18 +41,22 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
 def prepare_environment() -> None:
     """Lets libtpu load on a machine without TPUs; call it before JAX is imported.
 
-    Without these variables libtpu asks the cloud's metadata server who it is, and a second process
-    would wait for the first one's lock.
+    Without these variables libtpu queries the cloud's metadata server, and a second process waits
+    for the first one's lock.
     """
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-256")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    variables = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-256",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "JAX_PLATFORMS": "cpu",
+    }
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
 
 
 def topology_devices(name: str) -> Sequence[Any]:
-    """The devices of a topology, to compile for and not to run on.
+    """Returns the devices of a topology, to compile for but not to run on.
 
     Raises UserError if libtpu is missing or does not know the topology.
     """

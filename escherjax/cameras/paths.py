@@ -7,10 +7,11 @@ meaning, by `POLE_MARGIN_RAD`: an orbit straight above turns the picture about i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from escherjax import cameras as cameras_lib
-from escherjax.cameras import splines
+from escherjax.cameras import poses, splines
 from escherjax.errors import UserError, listed
 
 PRESETS = ("orbit", "spiral", "archimedean", "dolly", "lemniscate")
@@ -32,42 +33,54 @@ def trajectory(
     start_azimuth_rad: float = 0.0,
     turns: float | None = None,
 ) -> np.ndarray:
-    """Poses of a preset path about the origin, looking at it: c2w [num_views, 4, 4] float32.
+    """Poses of a preset path about the origin, looking at it.
 
-    name: one of `PRESETS`, each a function of this module, which says what it does with the rest.
-    radius: > 0, of the path; elevation_rad: in [-pi/2, pi/2], above the horizon;
-    start_azimuth_rad: from +x towards +y; turns: how often around, negative for clockwise seen from
-    above, None for the path's own number.
-    Raises UserError, naming every problem, for an unknown name, num_views < 1, and numbers that
-    are not finite or out of range.
+    Args:
+        name: one of `PRESETS`, each of them a function of this module.
+        num_views: at least 1.
+        radius: of the path, above 0.
+        elevation_rad: above the horizon, in [-pi/2, pi/2].
+        start_azimuth_rad: from +x towards +y.
+        turns: how often around, negative for clockwise seen from above; None is the path's default.
+
+    Returns:
+        c2w [num_views, 4, 4] float32, OpenCV axes.
+
+    Raises:
+        UserError: Lists every unknown name and every number that is not finite or out of range.
     """
     problems = []
     if name not in PRESETS:
         problems.append(f"unknown path {name!r}; known: {', '.join(PRESETS)}.")
     if num_views < 1:
-        problems.append(f"a path of {num_views} views; needed at least 1.")
+        problems.append(f"num_views must be at least 1, got a path of {num_views} views.")
     if not (np.isfinite(radius) and radius > 0):
-        problems.append(f"a path of radius {radius:g}; needed a positive number.")
+        problems.append(f"the path's radius must be positive, got radius {radius:g}.")
     if not abs(elevation_rad) <= np.pi / 2 + 1e-6:
-        problems.append(f"an elevation of {np.degrees(elevation_rad):g} degrees; needed -90 to 90.")
+        problems.append(
+            f"the elevation must be -90 to 90 degrees, got {np.degrees(elevation_rad):g} degrees."
+        )
     if not np.isfinite(start_azimuth_rad):
-        problems.append(f"a start azimuth of {start_azimuth_rad:g}; needed a finite number.")
+        problems.append(f"the start azimuth must be finite, got {start_azimuth_rad:g}.")
     if turns is not None and not (np.isfinite(turns) and turns != 0):
-        problems.append(f"{turns:g} turns; needed a finite number other than 0.")
+        problems.append(f"turns must be finite and not 0, got {turns:g} turns.")
     if turns is not None and name in PRESETS and name not in TURNS:
         problems.append(f"{name} makes no turns; leave them out.")
     if problems:
         raise UserError(listed(problems))
-    turns = turns or TURNS.get(name, 0.0)
-    if name == "archimedean":
-        return archimedean(num_views, radius, start_azimuth_rad, turns)
-    if name == "orbit":
-        return orbit(num_views, radius, elevation_rad, start_azimuth_rad, turns)
-    if name == "spiral":
-        return spiral(num_views, radius, elevation_rad, start_azimuth_rad, turns)
-    if name == "dolly":
-        return dolly(num_views, radius, elevation_rad, start_azimuth_rad)
-    return lemniscate(num_views, radius, elevation_rad, start_azimuth_rad)
+    options: dict[str, float] = {"start_azimuth_rad": start_azimuth_rad}
+    if name in WITH_ELEVATION:
+        options["elevation_rad"] = elevation_rad
+    if name in TURNS:
+        options["turns"] = turns or TURNS[name]
+    presets: dict[str, Callable[..., np.ndarray]] = {
+        "orbit": orbit,
+        "spiral": spiral,
+        "archimedean": archimedean,
+        "dolly": dolly,
+        "lemniscate": lemniscate,
+    }
+    return presets[name](num_views, radius, **options)
 
 
 def orbit(
@@ -122,7 +135,7 @@ def archimedean(
     """
     i = 0.01 + 40.0 * np.arange(num_views) / num_views
     azimuth = start_azimuth_rad - i * turns / TURNS["archimedean"]
-    return cameras_lib.from_spherical(np.pi * i / 40.0, azimuth, np.full(num_views, radius))
+    return poses.from_spherical(np.pi * i / 40.0, azimuth, np.full(num_views, radius))
 
 
 def dolly(
@@ -130,8 +143,8 @@ def dolly(
 ) -> np.ndarray:
     """Straight towards the object: from 1.2 to 1 / 1.2 of `radius`, c2w [num_views, 4, 4].
 
-    Distances shrink by equal factors. `dolly_zoom` says how much the pictures are to be enlarged
-    for the object to keep its size: together, Hitchcock's dolly zoom.
+    Distances shrink by equal factors. Enlarging the pictures by `dolly_zoom` keeps the object's
+    size: together, Hitchcock's dolly zoom.
     """
     distance = radius * DOLLY_REACH ** (1 - 2 * _shares(num_views, closed=False))
     angles = np.full(num_views, elevation_rad), np.full(num_views, start_azimuth_rad)
@@ -142,9 +155,9 @@ def dolly_zoom(c2w: np.ndarray) -> np.ndarray:
     """Enlargement [M] >= 1 of each picture that keeps what stands at the origin at one size.
 
     c2w: [M, 4, 4]. An object's size on the picture is its focal length over its distance, so the
-    factor is the camera's distance over that of the nearest camera. The network draws every view
-    with one field of view; cutting out the middle 1/zoom of a picture and enlarging it is exactly
-    what a lens of zoom times the focal length sees (`pictures.zoom_center`).
+    factor is the camera's distance over that of the nearest camera. The network generates every
+    view with one field of view; cutting out the middle 1/zoom of a picture and enlarging it is
+    exactly what a lens of zoom times the focal length sees (`reports.sheets.zoom_center`).
     """
     distance = np.linalg.norm(c2w[:, :3, 3].astype(np.float64), axis=-1)
     return distance / distance.min()
@@ -190,7 +203,7 @@ def about_references(c2w: np.ndarray) -> tuple[float, float, float]:
     c2w: [N, 4, 4]. Their median distance from the origin and median elevation; the azimuth of the
     first.
     """
-    polar, azimuth, radius = cameras_lib.to_spherical(c2w.astype(np.float64))
+    polar, azimuth, radius = poses.to_spherical(c2w.astype(np.float64))
     return float(np.median(radius)), float(np.pi / 2 - np.median(polar)), float(azimuth[0])
 
 
@@ -212,4 +225,4 @@ def _around(
 ) -> np.ndarray:
     """Cameras that look at the origin, off the poles."""
     polar = np.clip(np.pi / 2 - elevation_rad, POLE_MARGIN_RAD, np.pi - POLE_MARGIN_RAD)
-    return cameras_lib.from_spherical(polar, azimuth_rad, np.broadcast_to(radius, polar.shape))
+    return poses.from_spherical(polar, azimuth_rad, np.broadcast_to(radius, polar.shape))

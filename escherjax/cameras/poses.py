@@ -1,4 +1,4 @@
-"""Cameras: one convention inside, named conversions at the border.
+"""Poses and intrinsics: one convention inside, named conversions at the border.
 
 Inside escherjax a camera is a camera-to-world matrix `c2w` with OpenCV axes, in a world whose
 z axis points up, and optionally an intrinsics matrix `K` in pixels of the stated image size:
@@ -14,80 +14,78 @@ z axis points up, and optionally an intrinsics matrix `K` in pixels of the state
     x_world = c2w @ [x_cam, 1],   u = fx * x / z + cx,   v = fy * y / z + cy
 
 Pixel centres lie at half-integers, so that resizing an image by s multiplies K's first two rows
-by s. Functions take numpy or JAX arrays with any leading axes and answer in kind.
+by s. Functions take NumPy or JAX arrays with any leading axes and return the same kind; this file
+imports no JAX, so that users of PyTorch need none.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from escherjax.errors import UserError
 
+# Field of view of Zero-1-to-3's renders, on which EscherNet was trained: 35 mm lens, 32 mm sensor.
+PUBLISHED_FOV_DEG = math.degrees(2 * math.atan(16 / 35))
+
 Array = Any  # numpy.ndarray or jax.Array: every function here takes both
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Cameras:
-    """Posed pinhole cameras with leading batch and view axes.
-
-    c2w: [..., 4, 4] float32, camera-to-world, OpenCV axes.
-    K: [..., 3, 3] float32 in pixels, or None where intrinsics are unknown.
-    """
-
-    c2w: Array
-    K: Array | None = None
-
-    def __getitem__(self, index) -> Cameras:
-        """Selects along the leading axes, as an array would; None adds one."""
-        return Cameras(self.c2w[index], None if self.K is None else self.K[index])
-
-
-def _namespace(array: Array):
-    return jnp if isinstance(array, jax.Array) else np
 
 
 def opengl_from_opencv(c2w: Array) -> Array:
     """Renames camera axes: OpenCV (x right, y down, z forward) to OpenGL (x right, y up, z back).
 
     The camera does not move, so columns change sign and rows never do; flipping rows would turn
-    the world. c2w: [..., 4, 4]. Returns the same shape. Its own inverse.
+    the world. Its own inverse.
+
+    Args:
+        c2w: [..., 4, 4] camera-to-world, OpenCV axes.
+
+    Returns:
+        [..., 4, 4] camera-to-world, OpenGL axes.
     """
-    signs = _namespace(c2w).asarray([[1.0, -1.0, -1.0, 1.0]], dtype=c2w.dtype)
-    return c2w * signs.reshape((1,) * (c2w.ndim - 1) + (4,))  # scales columns
+    return c2w * _constant(c2w, [1.0, -1.0, -1.0, 1.0])  # scales columns
 
 
 def opencv_from_opengl(c2w: Array) -> Array:
-    """Renames camera axes from OpenGL (or Blender) to OpenCV; see `opengl_from_opencv`."""
+    """Renames camera axes from OpenGL (also Blender's) to OpenCV; see `opengl_from_opencv`.
+
+    Args:
+        c2w: [..., 4, 4] camera-to-world, OpenGL axes.
+
+    Returns:
+        [..., 4, 4] camera-to-world, OpenCV axes.
+    """
     return opengl_from_opencv(c2w)
 
 
 def rigid_inverse(matrix: Array) -> Array:
     """Inverts rigid transforms in closed form: [R t; 0 1] to [R^T -R^T t; 0 1].
 
-    matrix: [..., 4, 4], rotation and translation only (see `check_poses`). Same shape and dtype.
+    Args:
+        matrix: [..., 4, 4], rotation and translation only (see `check_poses`).
+
+    Returns:
+        [..., 4, 4] of the same dtype.
     """
     xp = _namespace(matrix)
     rotation = xp.swapaxes(matrix[..., :3, :3], -1, -2)
-    translation = -_rotate(rotation, matrix[..., :3, 3])
+    translation = -(rotation * matrix[..., None, :3, 3]).sum(-1)
     top = xp.concatenate([rotation, translation[..., None]], axis=-1)  # [..., 3, 4]
     return xp.concatenate([top, matrix[..., 3:, :]], axis=-2)
 
 
 def c2w_from_w2c(w2c: Array) -> Array:
-    """Camera-to-world from world-to-camera, [..., 4, 4] or [..., 3, 4]; axes are kept."""
-    xp = _namespace(w2c)
-    if w2c.shape[-2] == 3:
-        bottom = xp.zeros((*w2c.shape[:-2], 1, 4), w2c.dtype) + xp.asarray(
-            [[0.0, 0.0, 0.0, 1.0]], dtype=w2c.dtype
-        ).reshape((1,) * (w2c.ndim - 1) + (4,))
-        w2c = xp.concatenate([w2c, bottom], axis=-2)
-    return rigid_inverse(w2c)
+    """Camera-to-world from world-to-camera; axes are kept.
+
+    Args:
+        w2c: [..., 4, 4], or [..., 3, 4] without the last row.
+
+    Returns:
+        [..., 4, 4] camera-to-world.
+    """
+    return rigid_inverse(_with_last_row(w2c) if w2c.shape[-2] == 3 else w2c)
 
 
 def w2c_from_c2w(c2w: Array) -> Array:
@@ -96,53 +94,65 @@ def w2c_from_c2w(c2w: Array) -> Array:
 
 
 def look_at(position: Array, target: Array | None = None, up: Array | None = None) -> Array:
-    """Poses that look from `position` at `target` (the origin), image upright along `up` (+z).
+    """Poses that look from `position` at `target`, with images upright along `up`.
 
-    position: [..., 3]; target, up: [..., 3] or None. Returns c2w [..., 4, 4], OpenCV axes.
     Looking exactly along `up`, the image's up direction is world +y instead.
-    Raises UserError if position equals target.
+
+    Args:
+        position: [..., 3] camera centres.
+        target: [..., 3] points in the middle of the images; None is the origin.
+        up: [..., 3] directions; None is +z.
+
+    Returns:
+        c2w [..., 4, 4], OpenCV axes, of the dtype of `position`.
+
+    Raises:
+        UserError: A position equals its target (checked for NumPy arrays only).
     """
     xp = _namespace(position)
-    dtype = position.dtype
-    target = xp.zeros_like(position) if target is None else target
-    up = _vector(xp, (0.0, 0.0, 1.0), position) if up is None else up
-    direction = target - position
+    direction = (0.0 if target is None else target) - position
     if xp is np and not np.all(np.linalg.norm(direction, axis=-1) > 0):
         raise UserError("look_at: a camera stands at its own target; move one of them.")
-    forward = _normalize(xp, direction)
+    forward = _normalize(direction)
+    up = _constant(position, [0.0, 0.0, 1.0]) if up is None else up
     right = xp.cross(forward, xp.broadcast_to(up, forward.shape))
-    fallback = xp.cross(forward, _vector(xp, (0.0, 1.0, 0.0), position))
+    y_axis = xp.broadcast_to(_constant(position, [0.0, 1.0, 0.0]), forward.shape)
     parallel = (right * right).sum(-1, keepdims=True) < 1e-12
-    right = _normalize(xp, xp.where(parallel, fallback, right))
-    down = xp.cross(forward, right)
-    rotation = xp.stack([right, down, forward], axis=-1)  # columns are the camera's axes
-    top = xp.concatenate([rotation, position[..., None]], axis=-1)
-    bottom = xp.broadcast_to(
-        xp.asarray([0.0, 0.0, 0.0, 1.0], dtype=dtype).reshape((1,) * (top.ndim - 1) + (4,)),
-        (*top.shape[:-2], 1, 4),
-    )
-    return xp.concatenate([top, bottom], axis=-2)
+    right = _normalize(xp.where(parallel, xp.cross(forward, y_axis), right))
+    axes = [right, xp.cross(forward, right), forward, position]  # x, y (down), z, centre
+    return _with_last_row(xp.stack(axes, axis=-1))
 
 
 def from_spherical(polar_rad: Array, azimuth_rad: Array, radius: Array) -> Array:
     """Poses on a sphere about the origin, looking at it.
 
-    polar_rad: [...] from +z, in [0, pi]; azimuth_rad: [...] from +x towards +y; radius: [...] > 0.
-    Returns c2w [..., 4, 4] float32, OpenCV axes.
+    Args:
+        polar_rad: [...] angle from +z, in [0, pi].
+        azimuth_rad: [...] angle from +x towards +y.
+        radius: [...] distance from the origin, above 0.
+
+    Returns:
+        c2w [..., 4, 4] float32, OpenCV axes.
     """
-    xp = jnp if any(isinstance(x, jax.Array) for x in (polar_rad, azimuth_rad, radius)) else np
-    polar, azimuth, distance = (
-        xp.asarray(x, dtype=xp.float32) for x in (polar_rad, azimuth_rad, radius)
+    xp = _namespace(polar_rad, azimuth_rad, radius)
+    polar, azimuth, distance = xp.broadcast_arrays(
+        *(xp.asarray(x, dtype=xp.float32) for x in (polar_rad, azimuth_rad, radius))
     )
-    polar, azimuth, distance = xp.broadcast_arrays(polar, azimuth, distance)
-    position = distance[..., None] * xp.stack(
+    direction = xp.stack(
         [xp.sin(polar) * xp.cos(azimuth), xp.sin(polar) * xp.sin(azimuth), xp.cos(polar)], axis=-1
     )
-    return look_at(position)
+    return look_at(distance[..., None] * direction)
 
 
 def to_spherical(c2w: Array) -> tuple[Array, Array, Array]:
-    """(polar_rad in [0, pi], azimuth_rad in [-pi, pi], radius) of camera centres, each [...]."""
+    """Spherical coordinates of camera centres about the origin.
+
+    Args:
+        c2w: [..., 4, 4] camera-to-world.
+
+    Returns:
+        (polar_rad in [0, pi], azimuth_rad in [-pi, pi], radius), each [...].
+    """
     xp = _namespace(c2w)
     x, y, z = c2w[..., 0, 3], c2w[..., 1, 3], c2w[..., 2, 3]
     polar = xp.arctan2(xp.sqrt(x * x + y * y), z)
@@ -150,10 +160,15 @@ def to_spherical(c2w: Array) -> tuple[Array, Array, Array]:
 
 
 def project(points: Array, c2w: Array, K: Array) -> tuple[Array, Array]:
-    """Pixels and depths of world points in one camera each.
+    """Pixels and depths of world points, in one camera for each set of points.
 
-    points: [..., P, 3]; c2w: [..., 4, 4]; K: [..., 3, 3].
-    Returns (pixels [..., P, 2] as (u, v), depth [..., P] along z; visible points have depth > 0).
+    Args:
+        points: [..., P, 3] in the world.
+        c2w: [..., 4, 4] camera-to-world, OpenCV axes.
+        K: [..., 3, 3] in pixels.
+
+    Returns:
+        (pixels [..., P, 2] as (u, v), depth [..., P] along z); visible points have depth > 0.
     """
     xp = _namespace(c2w)
     w2c = w2c_from_c2w(c2w)
@@ -163,57 +178,57 @@ def project(points: Array, c2w: Array, K: Array) -> tuple[Array, Array]:
 
 
 def intrinsics_from_fov(fov_x_rad: float, width: float, height: float) -> np.ndarray:
-    """K [3, 3] float32 of square pixels with horizontal field of view `fov_x_rad`, centred."""
+    """Intrinsics of square pixels with the principal point in the middle.
+
+    Args:
+        fov_x_rad: horizontal field of view.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+
+    Returns:
+        K [3, 3] float32.
+    """
     focal = 0.5 * width / np.tan(0.5 * fov_x_rad)
     return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], np.float32)
 
 
 def resize_intrinsics(K: Array, scale_x: float, scale_y: float) -> Array:
-    """K after the image was resized by (scale_x, scale_y), corners kept on corners."""
-    scale = _namespace(K).asarray([[scale_x], [scale_y], [1.0]], dtype=K.dtype)
-    return K * scale.reshape((1,) * (K.ndim - 2) + (3, 1))
+    """Intrinsics after an image was resized, corners kept on corners.
+
+    Args:
+        K: [..., 3, 3] in pixels before.
+        scale_x: new width over old.
+        scale_y: new height over old.
+
+    Returns:
+        K [..., 3, 3] in pixels after.
+    """
+    return K * _constant(K, [[scale_x], [scale_y], [1.0]])
 
 
 def crop_intrinsics(K: Array, left: float, top: float) -> Array:
-    """K after `left` columns and `top` rows were cut off (negative: padded on)."""
-    shift = _namespace(K).asarray([[0, 0, left], [0, 0, top], [0, 0, 0]], dtype=K.dtype)
-    return K - shift.reshape((1,) * (K.ndim - 2) + (3, 3))
+    """Intrinsics after columns and rows were cut off an image.
 
+    Args:
+        K: [..., 3, 3] in pixels before.
+        left: columns cut off at the left; negative where some were added.
+        top: rows cut off at the top; negative where some were added.
 
-def normalize_scene(
-    c2w: np.ndarray, radius: float = 1.5, recenter: bool = False
-) -> tuple[np.ndarray, float, np.ndarray]:
-    """Moves and scales a scene so that its farthest camera stands `radius` from the origin.
-
-    c2w: [V, 4, 4]. recenter: first move the point nearest to all optical axes to the origin.
-    Returns (c2w [V, 4, 4] of the same dtype, scale, center [3]); x_new = scale * (x - center).
-    Raises UserError if all cameras stand on one point, or for a radius that is not positive.
+    Returns:
+        K [..., 3, 3] in pixels after.
     """
-    if not (np.isfinite(radius) and radius > 0):
-        raise UserError(
-            f"radius = {radius} (--max-radius); needed a positive number, the farthest camera's "
-            "distance from the origin."
-        )
-    positions, forward = c2w[:, :3, 3].astype(np.float64), c2w[:, :3, 2].astype(np.float64)
-    center = np.zeros(3)
-    if recenter:
-        # Least squares: sum over cameras of the squared distance to the axis, (I - d d^T)(x - p).
-        projectors = np.eye(3) - forward[:, :, None] * forward[:, None, :]
-        right_side = (projectors @ positions[..., None]).sum(0)[:, 0]
-        center = np.linalg.lstsq(projectors.sum(0), right_side, rcond=None)[0]
-    distance = float(np.linalg.norm(positions - center, axis=-1).max())
-    if distance == 0:
-        raise UserError("normalize_scene: every camera stands on the scene's centre; no scale.")
-    scale = radius / distance
-    moved = c2w.copy()
-    moved[:, :3, 3] = scale * (positions - center)
-    return moved, scale, center
+    return K - _constant(K, [[0, 0, left], [0, 0, top], [0, 0, 0]])
 
 
 def nearest_reference(reference_c2w: np.ndarray, target_c2w: np.ndarray) -> np.ndarray:
     """The reference whose camera centre lies nearest to each target's, the first of equals.
 
-    reference_c2w: [..., N, 4, 4]; target_c2w: [..., M, 4, 4]. Returns indices [..., M] in [0, N).
+    Args:
+        reference_c2w: [..., N, 4, 4] camera-to-world.
+        target_c2w: [..., M, 4, 4] camera-to-world.
+
+    Returns:
+        Indices [..., M] in [0, N).
     """
     refs, targets = reference_c2w[..., :3, 3], target_c2w[..., :3, 3]
     distance = np.linalg.norm(targets[..., :, None, :] - refs[..., None, :, :], axis=-1)
@@ -223,8 +238,13 @@ def nearest_reference(reference_c2w: np.ndarray, target_c2w: np.ndarray) -> np.n
 def pose_faults(c2w: np.ndarray, tolerance: float = 1e-3) -> list[tuple[int, str, str]]:
     """Everything that keeps matrices from being finite right-handed rigid transforms.
 
-    c2w: [V, 4, 4]; tolerance on R R^T = I, elementwise. Returns (view, kind, text) in order of the
-    views, at most one each; kind is "not finite", "not rigid", "mirrored" or "last row".
+    Args:
+        c2w: [V, 4, 4].
+        tolerance: on R R^T = I, elementwise.
+
+    Returns:
+        (view, kind, text) in order of the views, at most one each; kind is "not finite",
+        "not rigid", "mirrored" or "last row".
     """
     c2w = np.asarray(c2w, np.float64)
     finite = np.isfinite(c2w).all((1, 2))
@@ -236,101 +256,71 @@ def pose_faults(c2w: np.ndarray, tolerance: float = 1e-3) -> list[tuple[int, str
     last_row = np.abs(safe[:, 3] - [0, 0, 0, 1]).max(1) <= 1e-6
     faults = []
     for view in np.flatnonzero(~(finite & rigid & (determinants > 0) & last_row)).tolist():
-        determinant, error = determinants[view], errors[view]
+        determinant = f"{determinants[view]:.3g}"
         if not finite[view]:
             kind, text = "not finite", "holds NaN or infinity; remove the view or mend its pose."
         elif not rigid[view]:
-            kind, text = (
-                "not rigid",
-                (
-                    f"is not rigid: |R R^T - I| = {error:.3g}, det R = {determinant:.3g}; "
-                    "needed a rotation and a translation. Take scale and shear out of the matrix."
-                ),
+            kind = "not rigid"
+            text = (
+                f"is not rigid: |R R^T - I| = {errors[view]:.3g}, det R = {determinant}; must be a "
+                "rotation and a translation. Take scale and shear out of the matrix."
             )
-        elif determinant < 0:
-            kind, text = (
-                "mirrored",
-                (
-                    f"is mirrored (det R = {determinant:.3g}); needed det R = +1. An axis was "
-                    "flipped alone: flip two, as in cameras.opengl_from_opencv."
-                ),
+        elif determinants[view] < 0:
+            kind = "mirrored"
+            text = (
+                f"is mirrored: det R must be +1, got {determinant}. An axis was flipped alone: "
+                "flip two, as in cameras.opengl_from_opencv."
             )
         else:
-            kind, text = "last row", (f"has last row {c2w[view, 3].tolist()}; needed [0, 0, 0, 1].")
+            kind = "last row"
+            text = f"must have last row [0, 0, 0, 1], got {c2w[view, 3].tolist()}."
         faults.append((view, kind, f"pose of view {view} {text}"))
     return faults
-
-
-def upright_scene(c2w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Turns a world of unknown orientation so that the cameras' common up becomes +z.
-
-    Up is the direction u that is closest to level for all image rows and to the images' mean up m:
-    least squares of (x_i . u)^2, averaged over the cameras' x axes, + 0.01 |u - m|^2. Around an
-    object the rows decide; where all cameras look one way they cannot, and the mean up does.
-    c2w: [V, 4, 4], OpenCV axes. Returns (c2w [V, 4, 4] of the same dtype, rotation [3, 3] float64);
-    x_new = rotation @ x. Raises UserError if the cameras have no common up.
-    """
-    axes = c2w[:, :3, :3].astype(np.float64)
-    right, mean_up = axes[:, :, 0], -axes[:, :, 1].mean(0)
-    rows = right.T @ right / len(right)
-    up = np.linalg.solve(rows + 0.01 * np.eye(3), 0.01 * mean_up)
-    length = float(np.linalg.norm(up))
-    if not length > 1e-3:
-        raise UserError(
-            "upright_scene: the images' up directions cancel out; turn the pictures upright, or "
-            "keep the world's own up."
-        )
-    # The rotation about the axis that both share takes `up` to +z and turns nothing else.
-    x, y, z = up / length
-    if z < -1 + 1e-9:
-        rotation = np.diag([1.0, -1.0, -1.0])
-    else:
-        cross = np.array([[0, 0, -x], [0, 0, -y], [x, y, 0]])  # of up x e_z
-        rotation = np.eye(3) + cross + cross @ cross / (1 + z)
-    turned = c2w.copy()
-    turned[:, :3] = rotation @ c2w[:, :3].astype(np.float64)
-    return turned, rotation
-
-
-def normalize_poses(
-    c2w: np.ndarray, radius: float | None = 1.5, recenter: bool = True, upright: bool = True
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Gives an arbitrary world an up direction, an origin and a scale.
-
-    c2w: [V, 4, 4]. upright: world z becomes the cameras' common up (`upright_scene`);
-    recenter and radius as in `normalize_scene`, radius None keeping origin and scale.
-    Returns (c2w [V, 4, 4], {"rotation" [3][3], "center" [3], "scale"}), where
-    x_new = scale * (rotation @ x - center).
-    """
-    rotation, scale, center = np.eye(3), 1.0, np.zeros(3)
-    if upright:
-        c2w, rotation = upright_scene(c2w)
-    if radius is not None:
-        c2w, scale, center = normalize_scene(c2w, radius, recenter)
-    return c2w, {"rotation": rotation.tolist(), "center": center.tolist(), "scale": scale}
 
 
 def check_poses(c2w: np.ndarray, name: str, tolerance: float = 1e-3) -> None:
     """Raises UserError unless every matrix is a finite rigid transform, right-handed.
 
-    c2w: [..., 4, 4]; tolerance on R R^T = I, elementwise; `name` says whose cameras they are.
+    Args:
+        c2w: [..., 4, 4].
+        name: whose cameras they are, for the message.
+        tolerance: see `pose_faults`.
+
+    Raises:
+        UserError: Names the first bad view and what is wrong with it.
     """
     c2w = np.asarray(c2w)
     if c2w.ndim < 2 or c2w.shape[-2:] != (4, 4):
-        raise UserError(f"{name}: poses have shape {c2w.shape}; needed [..., 4, 4] camera-to-world")
+        raise UserError(
+            f"{name}: poses must have shape [..., 4, 4] camera-to-world, got {c2w.shape}"
+        )
     for _, _, text in pose_faults(c2w.reshape(-1, 4, 4), tolerance):
         raise UserError(f"{name}: {text}")
 
 
-def _rotate(rotation: Array, vector: Array) -> Array:
-    return (rotation * vector[..., None, :]).sum(-1)
+def _namespace(*arrays: Array) -> Any:
+    """jax.numpy if one of the arrays is JAX's, else numpy."""
+    for array in arrays:
+        if hasattr(array, "__array_namespace__") and not isinstance(array, np.ndarray | np.generic):
+            return array.__array_namespace__()
+    return np
 
 
-def _normalize(xp, vector: Array) -> Array:
-    return vector / xp.sqrt((vector * vector).sum(-1, keepdims=True))
+def _constant(like: Array, values: Any) -> Array:
+    """Values as an array of the kind, dtype and number of axes of another.
+
+    The axes are spelled out, as JAX may be set to refuse arrays of unequal ranks.
+    """
+    array = _namespace(like).asarray(values, dtype=like.dtype)
+    return array.reshape((1,) * (like.ndim - array.ndim) + array.shape)
 
 
-def _vector(xp, values: tuple[float, float, float], like: Array) -> Array:
-    return xp.broadcast_to(
-        xp.asarray(values, dtype=like.dtype).reshape((1,) * (like.ndim - 1) + (3,)), like.shape
-    )
+def _with_last_row(matrix: Array) -> Array:
+    """Appends the row [0, 0, 0, 1] of a rigid transform: [..., 3, 4] -> [..., 4, 4]."""
+    xp = _namespace(matrix)
+    row = xp.broadcast_to(_constant(matrix, [[0.0, 0.0, 0.0, 1.0]]), (*matrix.shape[:-2], 1, 4))
+    return xp.concatenate([matrix, row], axis=-2)
+
+
+def _normalize(vector: Array) -> Array:
+    return vector / _namespace(vector).sqrt((vector * vector).sum(-1, keepdims=True))

@@ -1,4 +1,4 @@
-"""Smooth camera paths through given cameras.
+"""Smooth camera paths through given cameras (keyframes).
 
 A camera path is a Catmull-Rom spline with centripetal knots (Yuksel, Schaefer, Keyser 2011,
 "Parameterization and applications of Catmull-Rom curves"), evaluated by the pyramid of Barry and
@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
-from escherjax import cameras
-from escherjax.cameras import quaternions
+from escherjax.cameras import poses
 from escherjax.errors import UserError, listed
 
 _SAMPLES_PER_SEGMENT = 64  # at which the length of a path is measured
@@ -25,16 +25,26 @@ Blend = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 def spline(
     keyframes: np.ndarray, num_views: int, closed: bool = False, straight: bool = False
 ) -> np.ndarray:
-    """A path at constant speed through given cameras, c2w [num_views, 4, 4] float32.
+    """A path at constant speed through given cameras.
 
-    keyframes: c2w [K, 4, 4], K >= 2, in the order of the path. closed: the path leads on from the
-    last camera to the first, and the views do not repeat it; else first and last view are the first
-    and last camera. straight: see `interpolate`. Speed counts a move and a turn alike
-    (`camera_distances`); with few views the path passes its cameras between two of them.
-    Raises UserError as `interpolate` does, and for num_views < 1.
+    Speed counts a move and a turn alike (`camera_distances`); with few views the path passes its
+    keyframes between two of them.
+
+    Args:
+        keyframes: c2w [K, 4, 4], K >= 2, in the order of the path.
+        num_views: at least 1.
+        closed: whether the path leads on from the last keyframe to the first, which is not
+            repeated; else the first and last view are the first and last keyframe.
+        straight: see `interpolate`.
+
+    Returns:
+        c2w [num_views, 4, 4] float32.
+
+    Raises:
+        UserError: As `interpolate`, and for num_views < 1.
     """
     if num_views < 1:
-        raise UserError(f"a path of {num_views} views; needed at least 1.")
+        raise UserError(f"num_views must be at least 1, got a path of {num_views} views.")
     num_segments = _check(keyframes, closed, straight)
     dense = np.linspace(0, num_segments, num_segments * _SAMPLES_PER_SEGMENT + 1)
     steps = camera_distances(interpolate(keyframes, dense, closed, straight), _reach(keyframes))
@@ -45,14 +55,24 @@ def spline(
 def interpolate(
     keyframes: np.ndarray, at: np.ndarray, closed: bool = False, straight: bool = False
 ) -> np.ndarray:
-    """Cameras of the spline, c2w [M, 4, 4] float64; at k it passes camera k.
+    """Cameras of the spline at given parameters; at k it passes keyframe k.
 
-    keyframes: c2w [K, 4, 4]; at: [M] in [0, K - 1], or in [0, K] for a closed path, K being camera
-    0 again. The path leads around the origin: what is smooth are directions from it, logarithms of
-    distances, and how the cameras are turned against cameras that look at it with z up; these
-    stay so. straight: positions and rotations themselves are smooth, as for a walk through a room.
-    Raises UserError for fewer than two cameras, poses that are not rigid, cameras equal to the one
-    before, and, if not straight, for one at the origin and for neighbours opposite each other.
+    The path leads around the origin: what is smooth are directions from it, logarithms of
+    distances, and rotations relative to cameras that look at it with z up.
+
+    Args:
+        keyframes: c2w [K, 4, 4].
+        at: [M] in [0, K - 1], or in [0, K] on a closed path, K being keyframe 0 again.
+        closed: see `spline`.
+        straight: whether positions and rotations themselves are smooth instead, as for a walk
+            through a room.
+
+    Returns:
+        c2w [M, 4, 4] float64.
+
+    Raises:
+        UserError: Fewer than two keyframes, poses that are not rigid, a keyframe equal to the one
+            before; unless straight also one at the origin, and neighbours opposite each other.
     """
     num_segments = _check(keyframes, closed, straight)
     keyframes, at = np.asarray(keyframes, np.float64), np.asarray(at, np.float64)
@@ -69,29 +89,29 @@ def interpolate(
         points = _around_segment(values, segment, closed, blend, is_quaternion)
         return _pyramid(points, knots, time, blend)
 
+    def turns(rotations: np.ndarray) -> np.ndarray:
+        quaternions = Rotation.from_matrix(rotations).as_quat()
+        return Rotation.from_quat(curve(quaternions, _slerp, is_quaternion=True)).as_matrix()
+
     positions, rotations = keyframes[:, :3, 3], keyframes[:, :3, :3]
-    c2w = np.zeros((len(at), 4, 4))
-    c2w[:, 3, 3] = 1
+    c2w = np.tile(np.eye(4), (len(at), 1, 1))
     if straight:
         c2w[:, :3, 3] = curve(positions, _lerp)
-        turns = curve(quaternions.from_rotations(rotations), quaternions.slerp, True)
-        c2w[:, :3, :3] = quaternions.to_rotations(turns)
+        c2w[:, :3, :3] = turns(rotations)
         return c2w
     radii = np.linalg.norm(positions, axis=1, keepdims=True)
-    directions = curve(positions / radii, quaternions.slerp)
-    c2w[:, :3, 3] = np.exp(curve(np.log(radii), _lerp)) * directions
-    level = cameras.look_at(positions)[:, :3, :3]
-    deviations = quaternions.from_rotations(level.swapaxes(1, 2) @ rotations)
-    turns = quaternions.to_rotations(curve(deviations, quaternions.slerp, True))
-    c2w[:, :3, :3] = cameras.look_at(c2w[:, :3, 3])[:, :3, :3] @ turns
+    c2w[:, :3, 3] = np.exp(curve(np.log(radii), _lerp)) * curve(positions / radii, _slerp)
+    level = poses.look_at(positions)[:, :3, :3]
+    deviations = turns(level.swapaxes(1, 2) @ rotations)
+    c2w[:, :3, :3] = poses.look_at(c2w[:, :3, 3])[:, :3, :3] @ deviations
     return c2w
 
 
 def equal_steps(at: np.ndarray, steps: np.ndarray, count: int, closed: bool) -> np.ndarray:
     """Parameters [count] that cut a path into pieces of equal length.
 
-    at: [D] parameters of a dense sampling; steps: [D - 1] lengths between its points. closed: the
-    end of the path is its start, which is not repeated; else both ends are among the parameters.
+    at: [D] parameters of a dense sampling; steps: [D - 1] lengths between its points; closed: the
+    end of the path is its start, which is not repeated, else both ends are among the parameters.
     """
     length = np.concatenate([[0.0], np.cumsum(steps)])
     pieces = count if closed else max(count - 1, 1)
@@ -105,21 +125,19 @@ def camera_distances(c2w: np.ndarray, reach: float) -> np.ndarray:
     before the camera.
     """
     moves = np.linalg.norm(np.diff(c2w[:, :3, 3], axis=0), axis=-1)
-    relative = np.swapaxes(c2w[:-1, :3, :3], -1, -2) @ c2w[1:, :3, :3]
-    # |R - I|_F = 2 sqrt(2) sin(angle / 2), which keeps its digits where the trace loses them.
-    sine = np.linalg.norm(relative - np.eye(3), axis=(-2, -1)) / np.sqrt(8)
-    return np.hypot(moves, reach * 2 * np.arcsin(np.clip(sine, 0, 1)))
+    turns = Rotation.from_matrix(c2w[:, :3, :3])
+    return np.hypot(moves, reach * (turns[:-1].inv() * turns[1:]).magnitude())
 
 
 def _check(keyframes: np.ndarray, closed: bool, straight: bool) -> int:
     """The number of segments of the path."""
     keyframes = np.asarray(keyframes, np.float64)
-    cameras.check_poses(keyframes, "spline")
+    poses.check_poses(keyframes, "spline")
     count = len(keyframes)
     if keyframes.ndim != 3 or count < 2:
         raise UserError(
-            f"a spline through cameras of shape {keyframes.shape}; needed two cameras at least, "
-            "[K, 4, 4]. Name more references, or choose another path."
+            f"a spline must have two cameras at least, [K, 4, 4], got {keyframes.shape}. Name more "
+            "references, or choose another path."
         )
     ring, reach = _ring(keyframes, closed), _reach(keyframes)
     same = camera_distances(ring, reach) <= 1e-6 * reach
@@ -192,3 +210,19 @@ def _pyramid(points: np.ndarray, knots: np.ndarray, time: np.ndarray, blend: Ble
 
 def _lerp(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
     return a + share[:, None] * (b - a)
+
+
+def _slerp(a: np.ndarray, b: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """On the great arc from a to b, unit vectors [M, D]; beyond them where share is not in [0, 1].
+
+    share: [M]. Callers keep out a = -b, which have no one arc. Not scipy's Slerp: the spline also
+    extrapolates, blends directions, and takes another pair of ends for every view.
+    """
+    cosine = (a * b).sum(-1)
+    angle = np.arctan2(np.linalg.norm(b - cosine[:, None] * a, axis=-1), cosine)
+    near = angle < 1e-9
+    sine = np.where(near, 1.0, np.sin(angle))
+    first = np.where(near, 1 - share, np.sin((1 - share) * angle) / sine)
+    second = np.where(near, share, np.sin(share * angle) / sine)
+    blended = first[:, None] * a + second[:, None] * b
+    return blended / np.linalg.norm(blended, axis=-1, keepdims=True)

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from escherjax import cameras
-from escherjax.cameras import quaternions
 from escherjax.data.formats.transforms import write_transforms
 
 NUM_POINTS = 10_000
@@ -96,10 +96,10 @@ def _write_colmap(
     (folder / "cameras.txt").write_text("\n".join(lines) + "\n")
 
     w2c = cameras.w2c_from_c2w(c2w.astype(np.float64))
-    turns = quaternions.from_rotations(w2c[:, :3, :3])
+    quaternions = Rotation.from_matrix(w2c[:, :3, :3]).as_quat(canonical=True)  # x, y, z, w
     lines = ["# IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME; below it, its 2D points"]
     for view, name in enumerate(names):
-        pose = _numbers([*turns[view].tolist(), *w2c[view, :3, 3].tolist()])
+        pose = _numbers([*np.roll(quaternions[view], 1).tolist(), *w2c[view, :3, 3].tolist()])
         camera = int(camera_of.reshape(-1)[view]) + 1
         lines += [f"{view + 1} {pose} {camera} {name.removeprefix('images/')}", ""]
     (folder / "images.txt").write_text("\n".join(lines) + "\n")

@@ -58,7 +58,7 @@ def measure(
     import escherjax
     from escherjax.cameras import Cameras
     from escherjax.metrics import psnr, ssim
-    from escherjax.reports.bootstrap import interval
+    from escherjax.reports.summary import interval
     from escherjax.train import sources
     from escherjax.train.loop import enable_compilation_cache
     from escherjax.weights import runs

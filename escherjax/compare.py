@@ -12,12 +12,308 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import html
+import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from escherjax import files
 from escherjax.errors import UserError, run_command
+from escherjax.reports import page, summary
+from escherjax.reports.charts import Series, chart, legend
+from escherjax.reports.results import CONSISTENCY, CONSISTENCY_VALUES, SAMPLES
+from escherjax.reports.summary import interval, paired_interval
+
+# Settings that must agree for figures to mean the same; a name stands for all below it.
+_MEANING = (
+    "protocol.protocol",
+    "protocol.mode",
+    "protocol.conventions",
+    "protocol.rules",
+    "weights.resolution",
+)
+
+# Number of references, as text -> scene -> metric -> value.
+SceneValues = dict[str, dict[str, dict[str, float]]]
+Estimate = dict[str, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One metric with N references over the scenes for which all runs have a value.
+
+    values: of each run, [S] by scene; means and differences: estimates with mean, low and high, of
+    each run, and of each but the first less the first.
+    """
+
+    count: str
+    metric: str
+    scenes: list[str]
+    values: list[np.ndarray]
+    means: list[Estimate]
+    differences: list[Estimate]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """letters: A, B, ...; paths, summaries: of the runs; rows: by metric, then N; changes: settings
+    that differ, as (field, value of each run)."""
+
+    letters: list[str]
+    paths: list[Path]
+    summaries: list[dict[str, Any]]
+    rows: list[Row]
+    changes: list[tuple[str, list[str]]]
+
+
+def compare(paths: Sequence[Path]) -> Comparison:
+    """Reads the summaries of two evaluations or more, and pairs them.
+
+    Raises UserError, listing every difference, if they mean different things, and if they share no
+    scene, number of references or metric.
+    """
+    summaries = [summary.read(path) for path in paths]
+    letters = [chr(ord("A") + i) if i < 26 else f"R{i}" for i in range(len(paths))]
+    changes = _changes([content["settings"] for content in summaries])
+    metrics = [content["settings"]["metrics"] for content in summaries]
+    shared = [name for name in metrics[0] if all(name in other for other in metrics)]
+    meaning = (*_MEANING, CONSISTENCY) if CONSISTENCY in shared else _MEANING
+    clashes = [(name, values) for name, values in changes if _is_below(name, meaning)]
+    if clashes:
+        lines = "\n  ".join(
+            f"{name}: " + ", ".join(map(" ".join, zip(letters, values, strict=True)))
+            for name, values in clashes
+        )
+        raise UserError(
+            f"these evaluations mean different things and are not compared:\n  {lines}\nEvaluate "
+            "with one protocol, mode and set of conventions."
+        )
+    of_runs = [_scene_values(content) for content in summaries]
+    counts = [count for count in of_runs[0] if all(count in run for run in of_runs)]
+    names = [
+        part for name in shared for part in (CONSISTENCY_VALUES if name == CONSISTENCY else (name,))
+    ]
+    rows = []
+    for name in names:
+        for count in counts:
+            having = [{at for at, of in run[count].items() if name in of} for run in of_runs]
+            if scenes := sorted(set.intersection(*having)):
+                rows.append(_row(name, count, scenes, of_runs))
+    if not rows:
+        raise UserError(
+            "these evaluations share no scored scene with the same number of references and "
+            f"metric: {', '.join(map(str, paths))}."
+        )
+    return Comparison(letters, list(paths), summaries, rows, changes)
+
+
+def _scene_values(content: dict[str, Any]) -> SceneValues:
+    """Of the samples: the metrics and, where there is such, consistency; without those unknown."""
+    values: SceneValues = {}
+    for part in (content, content.get(CONSISTENCY, {})):
+        for count, scenes in part.get("per_scene", {}).get(SAMPLES, {}).items():
+            for scene, found in scenes.items():
+                of_scene = values.setdefault(count, {}).setdefault(scene, {})
+                of_scene |= {name: value for name, value in found.items() if value is not None}
+    return values
+
+
+def _row(name: str, count: str, scenes: list[str], of_runs: list[SceneValues]) -> Row:
+    values = [np.array([run[count][scene][name] for scene in scenes]) for run in of_runs]
+    means = [_estimate(interval(of)) for of in values]
+    differences = [_estimate(paired_interval(of, values[0])) for of in values[1:]]
+    return Row(count, name, scenes, values, means, differences)
+
+
+def _estimate(bounds: tuple[float, float, float]) -> Estimate:
+    names = ("mean", "low", "high")
+    return {k: v if math.isfinite(v) else None for k, v in zip(names, bounds, strict=True)}
+
+
+def is_clear(difference: Estimate) -> bool:
+    """Whether the interval leaves out 0."""
+    low, high = difference["low"], difference["high"]
+    return low is not None and high is not None and (low > 0 or high < 0)
+
+
+def _changes(all_settings: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    fields: dict[str, None] = {}
+    for other in all_settings[1:]:
+        changed = summary.differences(all_settings[0], other)
+        fields |= dict.fromkeys(name for name, *_ in changed)
+    return [(name, [_value(tree, name) for tree in all_settings]) for name in fields]
+
+
+def _value(tree: dict[str, Any], name: str) -> str:
+    for part in name.split("."):
+        if not isinstance(tree, dict) or part not in tree:
+            return "(not set)"
+        tree = tree[part]
+    return json.dumps(tree)
+
+
+def _is_below(name: str, fields: Sequence[str]) -> bool:
+    return any(name == field or name.startswith(field + ".") for field in fields)
+
+
+_STYLES = ("s0", "s2", "s3", "s4", "s5", "s1")
+
+
+def as_text(found: Comparison) -> str:
+    """The runs, and means and differences as a table; * marks intervals that leave out 0."""
+    first, *others = found.letters
+    lines = [f"{letter}  {path}" for letter, path in zip(found.letters, found.paths, strict=True)]
+    heads = ["metric", "N", "scenes", *found.letters, *(f"{o} - {first}" for o in others)]
+    cells = [
+        [
+            page.TITLES[row.metric],
+            row.count,
+            str(len(row.scenes)),
+            *(page.number(row.metric, mean["mean"]) for mean in row.means),
+            *(_difference_text(row, difference) for difference in row.differences),
+        ]
+        for row in found.rows
+    ]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (heads, *cells)]
+    return "\n".join([*lines, "", *table, "", "* a 95% interval over scenes that leaves out 0"])
+
+
+def write(path: Path, found: Comparison) -> None:
+    """Writes the page, whole or not at all."""
+    titles = [summary.describe(content) for content in found.summaries]
+    first, *others = found.letters
+    runs = [
+        (f"<b>{letter}</b>", html.escape(str(place)), html.escape(about))
+        for letter, place, (_, about) in zip(found.letters, found.paths, titles, strict=True)
+    ]
+    heads = ["", "references", "scenes", *found.letters, *(f"{o} − {first}" for o in others)]
+    rows, styles, last = [], [], ""
+    for row in found.rows:
+        rows.append(
+            [
+                page.heading(row.metric) if row.metric != last else "",
+                row.count,
+                str(len(row.scenes)),
+                *(page.estimate(row.metric, mean) for mean in row.means),
+                *(_difference_cell(row, difference) for difference in row.differences),
+            ]
+        )
+        styles.append("group" if row.metric != last else "")
+        last = row.metric
+    changes = [
+        (html.escape(name), *(html.escape(value) for value in values))
+        for name, values in found.changes
+    ]
+    note = (
+        f"Differences to {first} are paired, scene by scene, over the scenes that all runs have. "
+        "Green is better and red is worse where the 95% interval leaves out 0; grey is open."
+    )
+    page.write(
+        path,
+        f"{titles[0][0]} · {len(runs)} evaluations",
+        f"differences to {first}, {found.paths[0]}",
+        [
+            page.section("Evaluations", page.table(("", "folder", "what"), runs, "facts")),
+            page.section("Results", page.table(heads, rows, "plain", styles), note=note),
+            _curves(found),
+            page.section(
+                "Settings that differ", page.table(("field", *found.letters), changes, "facts")
+            ),
+            _per_scene(found),
+        ],
+    )
+
+
+def _curves(found: Comparison) -> str:
+    figures, used = [], []
+    for metric in dict.fromkeys(row.metric for row in found.rows):
+        rows = [row for row in found.rows if row.metric == metric]
+        used = [
+            Series(
+                f"{letter}  {found.paths[run].name}",
+                _STYLES[run % len(_STYLES)],
+                [_point(row.count, row.means[run]) for row in rows],
+            )
+            for run, letter in enumerate(found.letters)
+        ]
+        drawn = chart(
+            f"{metric} against the number of references",
+            used,
+            "number of references",
+            page.UNITS.get(metric, ""),
+            log_x=True,
+        )
+        figures.append(f"<figure><figcaption>{page.heading(metric)}</figcaption>{drawn}</figure>")
+    return page.section(
+        "Against the number of references",
+        f'<div class="charts">{"".join(figures)}</div>',
+        legend(used),
+        note="Bands are 95% intervals of each run's own mean.",
+    )
+
+
+def _per_scene(found: Comparison) -> str:
+    """One table for each run but the first: its differences, sortable."""
+    scenes = sorted({scene for row in found.rows for scene in row.scenes})[: page.MAX_ROWS]
+    places = [{scene: i for i, scene in enumerate(row.scenes)} for row in found.rows]
+    heads = ["scene", *(f"{page.heading(row.metric)} N={row.count}" for row in found.rows)]
+    first, *others = found.letters
+    tabs, panes = [], []
+    for run, letter in enumerate(others, 1):
+        rows = [
+            [html.escape(scene)]
+            + [
+                page.number(
+                    row.metric,
+                    float(row.values[run][at[scene]] - row.values[0][at[scene]])
+                    if scene in at
+                    else None,
+                    sign=True,
+                )
+                for row, at in zip(found.rows, places, strict=True)
+            ]
+            for scene in scenes
+        ]
+        pane, pressed = f"scenes_{letter}", "true" if run == 1 else "false"
+        tabs.append(
+            f'<button type="button" aria-pressed="{pressed}" data-pane="{pane}">'
+            f"{letter} − {first}</button>"
+        )
+        hidden = "" if run == 1 else " hidden"
+        panes.append(f'<div id="{pane}"{hidden}>{page.table(heads, rows, "sortable plain")}</div>')
+    find = '<input class="find" type="search" placeholder="find a scene" aria-label="find a scene">'
+    return page.section(
+        "Scene by scene",
+        f'<div class="tabs">{"".join(tabs)}{find}</div>',
+        *panes,
+        note="Differences of each scene's mean. A click on a column's head sorts by it.",
+    )
+
+
+def _point(count: str, mean: Estimate) -> tuple[float, float, float | None, float | None]:
+    assert mean["mean"] is not None  # values are finite
+    return float(count), mean["mean"], mean["low"], mean["high"]
+
+
+def _difference_text(row: Row, difference: Estimate) -> str:
+    mean, low, high = (page.number(row.metric, difference[k], True) for k in difference)
+    return f"{mean} [{low}, {high}]" + (" *" if is_clear(difference) else "")
+
+
+def _difference_cell(row: Row, difference: Estimate) -> str:
+    cell = page.estimate(row.metric, difference, sign=True)
+    if not is_clear(difference):
+        return f'<span class="faint">{cell}</span>'
+    rises = (difference["mean"] or 0.0) > 0
+    better = rises != (row.metric in page.LOWER_IS_BETTER)
+    return f'<span class="{"better" if better else "worse"}">{cell}</span>'
 
 
 def main(argv: Sequence[str]) -> None:
@@ -33,16 +329,13 @@ def main(argv: Sequence[str]) -> None:
     if len(arguments.runs) < 2:
         raise UserError("one evaluation was named; needed two or more to compare.")
 
-    # After parsing, so that --help answers at once.
-    from escherjax.reports import compare_report, comparison
-
-    page = arguments.out
-    with contextlib.nullcontext() if page is None else files.output_file(page):
-        found = comparison.compare(arguments.runs)
-        print(compare_report.as_text(found))
-        if page is not None:
-            compare_report.write(page, found)
-            print(page)
+    out = arguments.out
+    with contextlib.nullcontext() if out is None else files.output_file(out):
+        found = compare(arguments.runs)
+        print(as_text(found))
+        if out is not None:
+            write(out, found)
+            print(out)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from escherjax.data.formats.folders import read_scene_folder
 from escherjax.errors import UserError
 from escherjax.evaluate import report, saved_views
 from escherjax.evaluate.protocol import Case, Conventions
+from escherjax.evaluate.scoring import CaseScorer
 from escherjax.metrics import epipolar, view_consistency
 from escherjax.metrics.consistency import nearest_pairs
-from escherjax.metrics.scoring import Scorer
 from escherjax.reports import page, results, summary
 from escherjax.reports.results import CaseName
 from tests.helpers.textured_plane import K, textured_scene
@@ -42,7 +42,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def scorer():
     pytest.importorskip("cv2")
-    return Scorer(["consistency"], Conventions())
+    return CaseScorer(["consistency"], Conventions())
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +155,8 @@ def test_lines_cut_off_or_damaged_are_left_out_and_named(tmp_path):
 def test_a_missing_opencv_is_said_before_anything_is_drawn(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match=r"escherjax\[prep\]"):
-        Scorer(["psnr", "consistency"], Conventions())
-    assert Scorer(["psnr"], Conventions()).consistency is None
+        CaseScorer(["psnr", "consistency"], Conventions())
+    assert CaseScorer(["psnr"], Conventions()).has_consistency is False
     with pytest.raises(UserError):
         epipolar.load_opencv()
 

@@ -7,11 +7,11 @@ import pytest
 
 from escherjax import compare
 from escherjax.errors import UserError
-from escherjax.evaluate import engine, pictures, report
+from escherjax.evaluate import pictures, report
 from escherjax.evaluate.protocol import Case, Conventions
-from escherjax.metrics.scoring import Scorer
-from escherjax.reports import charts, comparison, results, summary
-from escherjax.reports.bootstrap import paired_interval
+from escherjax.evaluate.scoring import CaseScorer
+from escherjax.reports import charts, results, summary
+from escherjax.reports.summary import paired_interval
 
 
 def settings(mode="faithful", steps=50, **protocol):
@@ -68,7 +68,7 @@ B = {("a", 1): (11, 13), ("b", 1): (19, 20), ("c", 1): (16, 19), ("d", 1): (40, 
 
 def test_differences_are_paired_over_the_scenes_that_both_have(tmp_path, capsys):
     one, other = write_run(tmp_path / "one", A), write_run(tmp_path / "other", B, steps=20)
-    found = comparison.compare([one, other])
+    found = compare.compare([one, other])
     (row,) = found.rows  # N = 3 is in the first alone
     assert (row.count, row.metric, row.scenes) == ("1", "psnr", ["a", "b", "c"])
     # Means of scenes: 11, 20, 16 and 12, 19.5, 17.5; their differences 1, -0.5, 1.5
@@ -108,7 +108,7 @@ def test_a_clear_difference_is_marked(tmp_path, capsys):
 def test_what_means_something_else_is_refused(tmp_path, changes, field):
     one, other = write_run(tmp_path / "one", A), write_run(tmp_path / "other", A, **changes)
     with pytest.raises(UserError, match=re.escape(field)):
-        comparison.compare([one, other])
+        compare.compare([one, other])
 
 
 def consistency_rows(distances):
@@ -147,7 +147,7 @@ def write_consistency(folder, distances, **rules):
 def test_consistency_is_paired_over_the_scenes_where_all_runs_know_it(tmp_path, capsys):
     one = write_consistency(tmp_path / "one", {"a": 1.0, "b": 2.0, "c": 3.0})
     other = write_consistency(tmp_path / "other", {"a": 0.5, "b": 1.0, "c": None})
-    found = {row.metric: row for row in comparison.compare([one, other]).rows}
+    found = {row.metric: row for row in compare.compare([one, other]).rows}
     assert set(found) == {"tsed", "distance", "matches_per_pair"}  # no track in any scene
     assert found["tsed"].scenes == ["a", "b", "c"] and found["distance"].scenes == ["a", "b"]
     assert found["distance"].differences[0]["mean"] == -0.75
@@ -156,7 +156,7 @@ def test_consistency_is_paired_over_the_scenes_where_all_runs_know_it(tmp_path, 
     assert "-0.75" in (tmp_path / "page.html").read_text()
     strict = write_consistency(tmp_path / "strict", {"a": 1.0}, min_matches=30)
     with pytest.raises(UserError, match="consistency.min_matches: A 10, B 30"):
-        comparison.compare([one, strict])
+        compare.compare([one, strict])
 
 
 def test_consistency_that_one_run_lacks_is_left_out(tmp_path):
@@ -166,7 +166,7 @@ def test_consistency_that_one_run_lacks_is_left_out(tmp_path):
     rows = consistency_rows({"a": 1.0})
     both = summary.summarize(content["settings"], [], [], rows)["consistency"]
     summary.write(tmp_path / "other", content | {"consistency": both})
-    found = comparison.compare([one, tmp_path / "other"])
+    found = compare.compare([one, tmp_path / "other"])
     assert {row.metric for row in found.rows} == {"psnr"}
 
 
@@ -174,7 +174,7 @@ def test_nothing_to_compare_is_refused(tmp_path):
     one = write_run(tmp_path / "one", A)
     other = write_run(tmp_path / "other", {("z", 1): (1, 2)})
     with pytest.raises(UserError, match="share no scored scene"):
-        comparison.compare([one, other])
+        compare.compare([one, other])
     with pytest.raises(UserError, match="needed two or more"):
         compare.main([str(one)])
     with pytest.raises(UserError, match="no summary of an evaluation"):
@@ -250,7 +250,7 @@ def test_a_protocol_without_true_views_is_reported_without_figures(tmp_path):
     """Its cases are whole all the same, so that they are not done again."""
     views, poses = np.zeros((2, 8, 8, 3), np.uint8), np.broadcast_to(np.eye(4), (2, 4, 4))
     case = Case("a", 1, views[:1], poses[:1], poses, truth=None, scored=np.zeros(0, int))
-    rows = engine.score_case(Scorer(("psnr",), Conventions()), case, views)
+    rows = CaseScorer(("psnr",), Conventions()).scores(case, views)
     assert len(rows) == 4 and "psnr" not in rows[0]
     (tmp_path / "per_view.jsonl").write_text(results.as_lines(rows))
     assert results.read_all(tmp_path) == sorted(rows, key=lambda r: (r["method"], r["view"]))

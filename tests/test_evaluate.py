@@ -16,8 +16,8 @@ from escherjax.errors import EXIT_PREEMPTED, UserError
 from escherjax.evaluate import __main__ as evaluate
 from escherjax.evaluate import cases as sampling
 from escherjax.evaluate import follow, run
+from escherjax.evaluate.scoring import CaseScorer
 from escherjax.metrics import psnr
-from escherjax.metrics.scoring import Scorer
 from escherjax.reports import results
 from escherjax.sample import loading
 from tests.helpers.noise_scenes import NUM_VIEWS, SIDE, write_scene
@@ -77,7 +77,7 @@ def evaluated(pipe, weights):
 
     def go(request, stop=None, pipe=pipe):
         protocol = request.open_protocol()
-        scorer = Scorer(request.metrics, protocol.conventions)
+        scorer = CaseScorer(request.metrics, protocol.conventions)
         return run.evaluate_pipeline(request, protocol, scorer, pipe, weights, stop or Stop())
 
     return go
@@ -344,7 +344,7 @@ def test_a_scene_that_cannot_be_read_is_named_and_counted(
     ("more", "reason"),
     [
         (["--data", "nowhere"], "nowhere is no folder"),
-        (["--metrics", "psnr,beauty"], "beauty.*psnr, ssim, lpips"),
+        (["--metrics", "psnr,beauty"], "psnr, ssim, lpips.*beauty"),
         (["--references", "1,9"], "no scene could be evaluated.*has 5 views"),
         (["--references", "0"], "at least 1"),
         (["--protocol", "gso26"], "gso25"),

@@ -11,7 +11,7 @@ from escherjax.evaluate import cases as sampling
 from escherjax.evaluate import engine, settings
 from escherjax.evaluate import pictures as case_pictures
 from escherjax.evaluate.protocol import Case
-from escherjax.reports import results
+from escherjax.reports import results, summary
 
 
 def test_two_writers_of_one_file_are_refused(tmp_path):
@@ -74,12 +74,12 @@ def test_of_a_case_in_two_files_one_counts(tmp_path):
 def test_settings_differ_field_by_field_wherever_data_and_weights_lie():
     one = {"weights": {"path": "/a", "hash": "1"}, "metrics": ["psnr"], "seed": 0}
     other = {"weights": {"path": "/b", "hash": "2"}, "metrics": ["psnr"], "eta": 0.5}
-    assert settings.differences(one, other) == [
+    assert summary.differences(one, other, settings.ELSEWHERE) == [
         ("weights.hash", '"1"', '"2"'),
         ("seed", "0", "(not set)"),
         ("eta", "(not set)", "0.5"),
     ]
-    assert settings.differences(one, json.loads(json.dumps(one))) == []
+    assert summary.differences(one, json.loads(json.dumps(one))) == []
 
 
 def test_the_hash_of_weights_follows_their_bytes_alone(tmp_path):

@@ -8,7 +8,7 @@ from escherjax.devices.stopping import Stop
 from escherjax.errors import UserError
 from escherjax.evaluate import __main__ as evaluate
 from escherjax.evaluate import cases, run, settings
-from escherjax.metrics.scoring import Scorer
+from escherjax.evaluate.scoring import CaseScorer
 from escherjax.reports import results
 from escherjax.sample import loading
 from tests.helpers.noise_scenes import write_scene
@@ -108,7 +108,7 @@ def test_of_two_that_start_together_with_other_settings_one_scores(workdir, data
         shard=(0, 2),
     )
     protocol = request.open_protocol()
-    scorer = Scorer(request.metrics, protocol.conventions)
+    scorer = CaseScorer(request.metrics, protocol.conventions)
     with pytest.raises(UserError, match="other settings"):
         run.evaluate_pipeline(
             request,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from escherjax.evaluate.case_consistency import VALUES
 from escherjax.reports import page
+from escherjax.reports.results import CONSISTENCY_VALUES as VALUES
 from escherjax.reports.results import SAMPLES, TRUE_VIEWS
 
 _TITLES = {SAMPLES: "samples", TRUE_VIEWS: "true views"}

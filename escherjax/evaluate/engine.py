@@ -22,14 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from escherjax import cameras
-from escherjax.cameras import nearest_reference
 from escherjax.data.inputs import WARNING, radius_notes
 from escherjax.errors import UserError
 from escherjax.evaluate import pictures as case_pictures
 from escherjax.evaluate import saved_views
 from escherjax.evaluate.cases import Sampling, sample_cases
 from escherjax.evaluate.protocol import Case, Protocol
-from escherjax.metrics.scoring import Scorer
+from escherjax.evaluate.scoring import CaseScorer
 from escherjax.reports import results
 from escherjax.reports.results import CaseName, Record, RecordFile
 from escherjax.sample.pipeline import Pipeline
@@ -77,7 +76,7 @@ class Job:
 
 def run(
     pipe: Pipeline,
-    scorer: Scorer,
+    scorer: CaseScorer,
     job: Job,
     stopped: Callable[[], bool],
     start: Callable[[], None],
@@ -138,12 +137,12 @@ def run(
 class _Files:
     """What is on the disk of each case, and what is lacking."""
 
-    def __init__(self, job: Job, scorer: Scorer):
+    def __init__(self, job: Job, scorer: CaseScorer):
         self._job, self._stack = job, contextlib.ExitStack()
         self._scores = self._open(results.PER_VIEW, results.read_records)
         self._known = {results.PER_VIEW: results.case_names(results.read_all(job.out))}
         self._consistency = None
-        if scorer.consistency is not None:
+        if scorer.has_consistency:
             self._consistency = self._open(results.CONSISTENCY, results.read_consistency)
             rows = results.read_all_consistency(job.out)
             self._known[results.CONSISTENCY] = results.case_names(rows)
@@ -200,7 +199,7 @@ def read_ahead(
 
 def _score_batch(
     pipe: Pipeline,
-    scorer: Scorer,
+    scorer: CaseScorer,
     job: Job,
     cases: list[Case],
     drawn: list[np.ndarray],
@@ -215,10 +214,10 @@ def _score_batch(
         K = target_intrinsics(case, pipe)
         if saved_views.FOLDER in lacking:
             saved_views.save(job.out, case, views, K)
-        if results.CONSISTENCY in lacking and scorer.consistency is not None:
+        if results.CONSISTENCY in lacking:
             consistency.append(scorer.consistency(case, views, K))
         if results.PER_VIEW in lacking:
-            scores = score_case(scorer, case, views)
+            scores = scorer.scores(case, views)
             if case.scene_id in job.shown:
                 case_pictures.save(job.out, case, views, scores)
             rows += scores
@@ -233,33 +232,6 @@ def target_intrinsics(case: Case, pipe: Pipeline) -> np.ndarray:
     fov_rad = math.radians(pipe.facts.fov_deg or PUBLISHED_FOV_DEG)
     K = cameras.intrinsics_from_fov(fov_rad, pipe.resolution, pipe.resolution)
     return np.tile(K, (len(case.target_c2w), 1, 1))
-
-
-def score_case(scorer: Scorer, case: Case, views: np.ndarray) -> list[Record]:
-    """One record for each method and scored target; views: [M, R, R, 3] uint8.
-
-    Where no target counts, there is nothing to score: one record for each, without metrics.
-    """
-    if case.truth is None or not len(case.scored):
-        targets = np.arange(len(views))
-        values: dict[str, dict[str, np.ndarray]] = {method: {} for method in results.METHODS}
-    else:
-        targets, truth = case.scored, case.truth[case.scored]
-        nearest = nearest_reference(case.reference_c2w, case.target_c2w[targets])
-        shown = {results.SAMPLES: views[targets], results.NEAREST: case.reference_images[nearest]}
-        values = {method: scorer(pictures, truth) for method, pictures in shown.items()}
-    return [
-        {
-            "scene": case.scene_id,
-            "num_references": case.num_references,
-            "method": method,
-            "view": int(view),
-            "num_views": len(targets),
-            **{name: float(f"{scores[row]:.7g}") for name, scores in values[method].items()},
-        }
-        for method in results.METHODS
-        for row, view in enumerate(targets)
-    ]
 
 
 class _Progress:

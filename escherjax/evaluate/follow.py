@@ -14,7 +14,7 @@ from typing import Any
 from escherjax.devices.stopping import Stop
 from escherjax.evaluate import curve_report, run, settings
 from escherjax.evaluate.run import Request
-from escherjax.metrics.scoring import Scorer
+from escherjax.evaluate.scoring import CaseScorer
 from escherjax.reports import results, summary
 from escherjax.sample.pipeline import Pipeline
 from escherjax.weights import runs, verify
@@ -64,7 +64,7 @@ class _Follower:
     def __init__(self, request: Request, workdir: Path, stop: Stop):
         self._request, self._workdir, self._stop = request, workdir, stop
         self._protocol = request.open_protocol()
-        self._scorer = Scorer(request.metrics, self._protocol.conventions)
+        self._scorer = CaseScorer(request.metrics, self._protocol.conventions)
         self._pipe: Pipeline | None = None
         # Of all steps alike, so that no curve joins figures of different settings.
         self._settings = run.describe(request, self._protocol)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from escherjax.errors import UserError
+from escherjax.metrics.scoring import Conventions
 
 MODES = ("faithful", "corrected")
 
@@ -65,29 +66,6 @@ class CaseRequest:
     num_references: int
     resolution: int
     cape: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Conventions:
-    """How pictures are scored.
-
-    psnr: "uint8": peak 255 over all pixels and channels of a view, as cv2.PSNR.
-    ssim: "uniform7": scikit-image's defaults (7 x 7 flat window, sample covariance).
-    lpips: "alex": version 0.1 on [-1, 1].
-    prediction: how samples become uint8 first, "floor" or "nearest".
-    average: the order of means.
-    """
-
-    psnr: str = "uint8"
-    ssim: str = "uniform7"
-    lpips: str = "alex"
-    prediction: str = "floor"
-    average: str = "over a scene's scored views, then over scenes"
-
-    def to_uint8(self, views: np.ndarray) -> np.ndarray:
-        """Predictions [..., R, R, 3] in [0, 1] (clipped) as the uint8 that is scored."""
-        levels = np.clip(np.asarray(views, np.float32), 0, 1) * np.float32(255)
-        return (levels if self.prediction == "floor" else np.round(levels)).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

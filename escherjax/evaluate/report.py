@@ -13,13 +13,12 @@ from typing import Any
 from escherjax.evaluate import consistency_report, published
 from escherjax.evaluate import pictures as case_pictures
 from escherjax.evaluate.published import Figures
-from escherjax.reports import page
+from escherjax.reports import page, summary
 from escherjax.reports.charts import Series, chart, legend
 from escherjax.reports.results import NEAREST, SAMPLES
 
 FILE_NAME = "report.html"
 MAX_PICTURE_BYTES = 24 * 2**20
-MAX_ROWS = 1000  # scenes in a table; all of them are in summary.json
 METHOD_TITLES = {SAMPLES: "samples", NEAREST: "nearest reference"}
 
 
@@ -44,27 +43,10 @@ def write(out: Path, content: dict[str, Any]) -> Path:
             page.facts(content["settings"], "Protocol, weights and sampling", is_open=True),
         ),
     ]
-    title, about = describe(content)
+    title, about = summary.describe(content)
     path = out / FILE_NAME
     page.write(path, title, about, body, kept)
     return path
-
-
-def describe(content: dict[str, Any]) -> tuple[str, str]:
-    """(title, a line about weights, sampling and scenes)."""
-    settings = content["settings"]
-    protocol, weights, sampling = (settings[k] for k in ("protocol", "weights", "sampling"))
-    scenes = max(of["num_scenes"] for of in content["results"][SAMPLES].values())
-    step = weights["trained_steps"]
-    parts = [
-        f"{weights['path']}" + (f" ({weights['params']})" if weights["params"] else ""),
-        *([] if step is None else [f"{step:,} updates"]),
-        f"{weights['cape']}, {weights['resolution']} px, {sampling['dtype']}",
-        f"{sampling['sampler']}, {sampling['num_steps']} steps, "
-        f"guidance {sampling['guidance_scale']:g}, seed {sampling['seed']}",
-        page.counted(scenes, "scene"),
-    ]
-    return f"{protocol['protocol']} · {protocol['mode']}", " · ".join(parts)
 
 
 def metric_names(content: dict[str, Any]) -> list[str]:
@@ -236,7 +218,7 @@ def _per_scene(content: dict[str, Any]) -> str:
                 for name in names
                 for n in counts
             ]
-            for scene in scenes[:MAX_ROWS]
+            for scene in scenes[: page.MAX_ROWS]
         ]
         pane = f"scenes_{method}"
         pressed = "true" if index == 0 else "false"
@@ -247,8 +229,8 @@ def _per_scene(content: dict[str, Any]) -> str:
         hidden = " hidden" if index else ""
         panes.append(f'<div id="{pane}"{hidden}>{page.table(heads, rows, "sortable plain")}</div>')
     note = "A click on a column's head sorts by it."
-    if len(scenes) > MAX_ROWS:
-        note += f" The first {MAX_ROWS} of {len(scenes)} scenes; summary.json has all."
+    if len(scenes) > page.MAX_ROWS:
+        note += f" The first {page.MAX_ROWS} of {len(scenes)} scenes; summary.json has all."
     find = '<input class="find" type="search" placeholder="find a scene" aria-label="find a scene">'
     return page.section(
         "Scene by scene", f'<div class="tabs">{"".join(tabs)}{find}</div>', *panes, note=note

@@ -14,11 +14,11 @@ import numpy as np
 
 from escherjax.devices.stopping import Stop
 from escherjax.errors import UserError, listed
-from escherjax.evaluate import case_consistency, engine, report, settings
+from escherjax.evaluate import engine, report, settings
 from escherjax.evaluate.cases import Sampling
 from escherjax.evaluate.engine import Job
 from escherjax.evaluate.protocol import Protocol, make_protocol
-from escherjax.metrics.scoring import CONSISTENCY, Scorer
+from escherjax.evaluate.scoring import CaseScorer, describe_consistency
 from escherjax.reports import results, summary
 from escherjax.sample import loading
 from escherjax.sample.pipeline import Pipeline
@@ -83,7 +83,7 @@ def evaluate(request: Request, weights: str | Path, stop: Stop) -> bool:
     """
     request.sampling.check()
     protocol = request.open_protocol()
-    scorer = Scorer(request.metrics, protocol.conventions)
+    scorer = CaseScorer(request.metrics, protocol.conventions)
     weights, folder = settings.pin_weights(weights)
     pipe = load(request, weights)
     return evaluate_pipeline(request, protocol, scorer, pipe, folder, stop)
@@ -104,7 +104,7 @@ def load(request: Request, weights: str | Path) -> Pipeline:
 def evaluate_pipeline(
     request: Request,
     protocol: Protocol,
-    scorer: Scorer,
+    scorer: CaseScorer,
     pipe: Pipeline,
     folder: Path,
     stop: Stop,
@@ -179,6 +179,10 @@ def describe(request: Request, protocol: Protocol) -> dict[str, Any]:
         "protocol": protocol.describe(),
         "scenes": {"data": request.data, "hash": settings.scenes_hash(protocol.scene_ids())},
         "metrics": list(request.metrics),
-        **({"consistency": case_consistency.describe()} if CONSISTENCY in request.metrics else {}),
+        **(
+            {"consistency": describe_consistency()}
+            if results.CONSISTENCY in request.metrics
+            else {}
+        ),
         "sampling": {**dataclasses.asdict(request.sampling), "dtype": request.dtype},
     }

@@ -10,13 +10,13 @@ from typing import Any
 
 from escherjax.data.whole_files import whole_file
 from escherjax.errors import UserError, in_words
-from escherjax.reports import results
+from escherjax.reports import results, summary
 from escherjax.sample.pipeline import Pipeline
 from escherjax.weights import hub, integrity, run_params, runs, verify
 
 FILE_NAME = "settings.json"
 STEP_PREFIX = "step_"  # of folders that `follow` makes
-_MISSING = "(not set)"
+ELSEWHERE = ("weights.path", "scenes.data")  # where things lie does not change figures
 
 
 def pin_weights(weights: str | Path) -> tuple[str | Path, Path]:
@@ -90,7 +90,7 @@ def check(out: Path, settings: dict[str, Any]) -> None:
             )
         if not path.exists():
             return
-    changes = differences(read(out), settings)
+    changes = summary.differences(read(out), settings, ELSEWHERE)
     if changes:
         lines = "\n  ".join(f"{name}: {ours} was {theirs}" for name, theirs, ours in changes)
         raise UserError(
@@ -131,26 +131,3 @@ def read(out: Path) -> dict[str, Any]:
             f"{out / FILE_NAME} cannot be read ({in_words(error)}); needed the --out of an "
             "evaluation."
         ) from error
-
-
-def differences(
-    a: dict[str, Any], b: dict[str, Any], ignored: Sequence[str] = ("weights.path", "scenes.data")
-) -> list[tuple[str, str, str]]:
-    """(field, value in a, value in b) of every field that differs, as JSON; nested by dots."""
-    flat_a, flat_b = _flat(a), _flat(b)
-    names = [*flat_a, *(name for name in flat_b if name not in flat_a)]
-    return [
-        (name, flat_a.get(name, _MISSING), flat_b.get(name, _MISSING))
-        for name in names
-        if name not in ignored and flat_a.get(name) != flat_b.get(name)
-    ]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = json.dumps(value)
-    return flat

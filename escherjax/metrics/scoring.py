@@ -1,45 +1,73 @@
-"""Scores of views: the metrics asked for, by the protocol's conventions, one value a view."""
+"""Scores views against the true views, beside copying the nearest reference.
+
+Training's held-out figures and evaluation both come from here.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from escherjax.errors import UserError
-from escherjax.evaluate.case_consistency import ConsistencyScorer
-from escherjax.evaluate.protocol import Conventions
 
-CONSISTENCY = "consistency"  # of a scene's views with each other, not of each with its truth
-METRICS = ("psnr", "ssim", "lpips", CONSISTENCY)
+METRICS = ("psnr", "ssim", "lpips")
 _BLOCK = 16  # views scored at a time: one compiled program whatever the number of views
 
 Metric = Callable[[Any, Any], Any]
 
 
-class Scorer:
-    """The metrics `names` under `conventions`, computed on the device.
+@dataclasses.dataclass(frozen=True)
+class Conventions:
+    """How pictures are scored."""
 
-    consistency: what scores the views of a case against each other, None if it is not among them.
-    Raises UserError for names that are unknown, given twice, or none, for missing weights, and for
-    a missing OpenCV.
+    psnr: str = "uint8"  # peak 255 over all pixels and channels of a view, as cv2.PSNR
+    ssim: str = "uniform7"  # scikit-image's defaults: 7 x 7 flat window, sample covariance
+    lpips: str = "alex"  # version 0.1 on [-1, 1]
+    prediction: str = "floor"  # how samples become uint8 first: "floor" or "nearest"
+    average: str = "over a scene's scored views, then over scenes"  # the order of means
+
+    def to_uint8(self, views: np.ndarray) -> np.ndarray:
+        """Predictions [..., R, R, 3] in [0, 1] (clipped) as the uint8 that is scored."""
+        levels = np.clip(np.asarray(views, np.float32), 0, 1) * np.float32(255)
+        return (levels if self.prediction == "floor" else np.round(levels)).astype(np.uint8)
+
+
+class ViewScores(NamedTuple):
+    """Values [S] by metric of the views of one scene and of what stands beside them."""
+
+    samples: dict[str, np.ndarray]
+    nearest_reference: dict[str, np.ndarray]  # the reference with the nearest camera, copied
+
+
+class Scorer:
+    """Computes the metrics `names` under `conventions` on the device.
+
+    Args:
+      names: some of METRICS, each once.
+      conventions: how pictures are scored.
+
+    Raises:
+      UserError: for unknown or repeated names and for missing LPIPS weights.
     """
 
-    def __init__(self, names: Sequence[str], conventions: Conventions):
-        unknown = [name for name in names if name not in METRICS]
-        if unknown or not names or len(set(names)) < len(names):
-            raise UserError(
-                f"metrics {', '.join(names) or '(none)'}: needed some of {', '.join(METRICS)}, "
-                "each of them once."
-            )
-        self.consistency = ConsistencyScorer() if CONSISTENCY in names else None
-        of_views = [name for name in names if name != CONSISTENCY]
-        self._metrics = {name: _metric(name, conventions) for name in of_views}
+    def __init__(self, names: Sequence[str], conventions: Conventions = Conventions()):
+        check_names(names, METRICS)
+        self._metrics = {name: _metric(name, conventions) for name in names}
 
     def __call__(self, views: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-        """Values [S] of each metric for views and truth [S, R, R, 3], both uint8."""
+        """Scores views against the truth.
+
+        Args:
+          views: [S, R, R, 3] uint8, or floating point in [0, 1].
+          truth: the true views, of the same shape and type.
+
+        Returns:
+          The values [S] of each metric.
+        """
         missing = -len(views) % _BLOCK
         padding = ((0, missing), (0, 0), (0, 0), (0, 0))
         blocks = [
@@ -52,9 +80,40 @@ class Scorer:
         }
         return {name: np.concatenate(of)[: len(views)] for name, of in scores.items()}
 
+    def beside_nearest(
+        self,
+        views: np.ndarray,
+        truth: np.ndarray,
+        references: np.ndarray,
+        reference_c2w: np.ndarray,
+        target_c2w: np.ndarray,
+    ) -> ViewScores:
+        """Scores views of one scene, and copying the reference that stands nearest to each.
+
+        Args:
+          views: [S, R, R, 3] uint8, or floating point in [0, 1].
+          truth: the true views, of the same shape and type.
+          references: [N, R, R, 3], of the same type.
+          reference_c2w: [N, 4, 4] camera-to-world.
+          target_c2w: [S, 4, 4] camera-to-world of the views.
+        """
+        from escherjax.cameras import nearest_reference
+
+        copied = references[nearest_reference(reference_c2w, target_c2w)]
+        return ViewScores(self(views, truth), self(copied, truth))
+
+
+def check_names(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raises UserError unless each of `names` is one of `known` and none is repeated."""
+    if set(names) - set(known) or len(set(names)) < len(names):
+        raise UserError(
+            f"metrics must be some of {', '.join(known)}, each of them once, got "
+            f"{', '.join(names)}."
+        )
+
 
 def _metric(name: str, conventions: Conventions) -> Metric:
-    """The function of two uint8 arrays [S, R, R, 3] -> [S]."""
+    """The function of two arrays [S, R, R, 3] -> [S]."""
     from escherjax import metrics
 
     if name == "psnr":

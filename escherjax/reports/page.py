@@ -22,6 +22,7 @@ TITLES = {
     "track_error": "track error",
     "matches_per_pair": "matches a pair",
 }
+MAX_ROWS = 1000  # scenes in a table; all of them are in summary.json
 UNITS = {"psnr": "dB", "distance": "px", "track_error": "px"}
 LOWER_IS_BETTER = ("lpips", "distance", "track_error")
 _DECIMALS = {
@@ -117,7 +118,10 @@ def section(title: str, *parts: str, note: str = "") -> str:
 
 def facts(values: Mapping[str, Any], title: str, is_open: bool = False) -> str:
     """A folding list of nested values."""
-    rows = [(html.escape(name), html.escape(text)) for name, text in _flat(values)]
+    rows = [
+        (html.escape(name), html.escape(value if isinstance(value, str) else json.dumps(value)))
+        for name, value in flat(values).items()
+    ]
     opened = " open" if is_open else ""
     return (
         f"<details{opened}><summary>{html.escape(title)}</summary>"
@@ -137,11 +141,12 @@ def lines(title: str, texts: Sequence[str], most: int = 200) -> str:
     )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    flat: list[tuple[str, str]] = []
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by names that are joined by dots (flax's takes seconds to import)."""
+    values: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat += _flat(value, f"{prefix}{name}.")
+            values |= flat(value, f"{prefix}{name}.")
         else:
-            flat.append((prefix + name, value if isinstance(value, str) else json.dumps(value)))
-    return flat
+            values[prefix + name] = value
+    return values

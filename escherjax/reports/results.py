@@ -24,6 +24,7 @@ from escherjax.errors import UserError, listed
 PER_VIEW, CONSISTENCY, SKIPPED = "per_view", "consistency", "skipped"
 SAMPLES, NEAREST = METHODS = ("samples", "nearest_reference")  # every case is scored by each
 TRUE_VIEWS = "true_views"
+CONSISTENCY_VALUES = ("tsed", "distance", "track_error", "matches_per_pair")
 FIELDS = {"scene": str, "num_references": int, "method": str, "view": int, "num_views": int}
 _OF_CASE = {"scene": str, "num_references": int, SAMPLES: dict}
 

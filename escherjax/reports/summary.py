@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 
 from escherjax.data.whole_files import whole_file
-from escherjax.errors import UserError, in_words
-from escherjax.evaluate.case_consistency import VALUES
+from escherjax.errors import UserError, in_words, listed
+from escherjax.reports import page
 from escherjax.reports import results as records
-from escherjax.reports.bootstrap import interval, paired_interval
 from escherjax.reports.results import NEAREST, SAMPLES, Record
 
 FILE_NAME = "summary.json"
 CONFIDENCE = 0.95
+_METHODS = {"bca": "BCa", "percentile": "percentile"}  # name -> SciPy's
+_MOST_AT_ONCE = 2**24  # resampled values held in memory
+_MISSING = "(not set)"
 
 # Method -> number of references, as text -> scene -> metric -> value.
 PerScene = dict[str, dict[str, dict[str, dict[str, float]]]]
@@ -73,6 +75,23 @@ def summarize(
     }
 
 
+def describe(content: dict[str, Any]) -> tuple[str, str]:
+    """(title, a line about weights, sampling and scenes)."""
+    settings = content["settings"]
+    protocol, weights, sampling = (settings[k] for k in ("protocol", "weights", "sampling"))
+    scenes = max(of["num_scenes"] for of in content["results"][SAMPLES].values())
+    step = weights["trained_steps"]
+    parts = [
+        f"{weights['path']}" + (f" ({weights['params']})" if weights["params"] else ""),
+        *([] if step is None else [f"{step:,} updates"]),
+        f"{weights['cape']}, {weights['resolution']} px, {sampling['dtype']}",
+        f"{sampling['sampler']}, {sampling['num_steps']} steps, "
+        f"guidance {sampling['guidance_scale']:g}, seed {sampling['seed']}",
+        f"{scenes:,} scene" + ("" if scenes == 1 else "s"),
+    ]
+    return f"{protocol['protocol']} · {protocol['mode']}", " · ".join(parts)
+
+
 def scene_means(rows: Sequence[Record]) -> PerScene:
     """The mean of each metric over the views of each scene; rows are sorted as `read_all` does."""
     collected: dict = collections.defaultdict(list)
@@ -109,6 +128,107 @@ def read(out: Path) -> dict[str, Any]:
     return summary
 
 
+def interval(
+    values: np.ndarray | Sequence[float],
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+    resamples: int = 10_000,
+    method: str = "bca",
+) -> tuple[float, float, float]:
+    """The mean over scenes and its two-sided bootstrap confidence interval.
+
+    Args:
+      values: [S], one finite value per scene; average over a scene's views first, since they are
+        not independent.
+      confidence: in (0, 1).
+      seed: of the resampling; the same arguments give the same interval.
+      resamples: number of resampled means.
+      method: "bca", bias-corrected and accelerated, or "percentile" (Efron and Tibshirani, An
+        Introduction to the Bootstrap, 1993, 14.3 and 13.3).
+
+    Returns:
+      (mean, low, high). The bounds are NaN for a single scene, which says nothing about others,
+      and equal the mean where all scenes have one value.
+
+    Raises:
+      UserError: for no values, values that are not finite, and arguments out of range.
+    """
+    values = np.asarray(values, np.float64)
+    _check_interval(values, confidence, resamples, method)
+    mean = float(values.mean())
+    if len(values) == 1:
+        return mean, math.nan, math.nan
+    if np.ptp(values) == 0:
+        return mean, mean, mean
+    from scipy import stats  # takes a second to import
+
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, _MOST_AT_ONCE // len(values)),
+        confidence_level=confidence,
+        method=_METHODS[method],
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return mean, float(found.low), float(found.high)
+
+
+def paired_interval(
+    a: np.ndarray | Sequence[float], b: np.ndarray | Sequence[float], **options: Any
+) -> tuple[float, float, float]:
+    """(mean, low, high) of a - b over scenes that both were evaluated on.
+
+    An interval without 0 is a difference that other scenes of the kind would show too. It is much
+    narrower than two intervals side by side, because how hard a scene is cancels out.
+
+    Args:
+      a: [S], one value per scene.
+      b: [S], values of the same scenes in the same order.
+      **options: see `interval`.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape:
+        raise UserError(
+            f"paired_interval: a and b must have one pair a scene, got shapes {a.shape} and "
+            f"{b.shape}. Keep the scenes that both have, in one order."
+        )
+    return interval(a - b, **options)
+
+
+def _check_interval(values: np.ndarray, confidence: float, resamples: int, method: str) -> None:
+    problems = []
+    if values.ndim != 1 or not len(values):
+        problems.append(f"values must be [S] with S at least 1, got shape {values.shape}.")
+    elif wrong := np.flatnonzero(~np.isfinite(values)).tolist():
+        problems.append(
+            f"values of scenes {wrong[:10]} are not finite ({len(wrong)} of {len(values)}); "
+            "find out why, or leave those scenes out and say so."
+        )
+    if not 0 < confidence < 1:
+        problems.append(f"confidence must be above 0 and below 1, got {confidence}.")
+    if resamples < 1:
+        problems.append(f"resamples must be at least 1, better 10000, got {resamples}.")
+    if method not in _METHODS:
+        problems.append(f"method must be one of {', '.join(_METHODS)}, got {method!r}.")
+    if problems:
+        raise UserError(f"bootstrap interval: {listed(problems)}")
+
+
+def differences(
+    a: dict[str, Any], b: dict[str, Any], ignored: Sequence[str] = ()
+) -> list[tuple[str, str, str]]:
+    """(field, value in a, value in b) of every setting that differs, as JSON; nested by dots."""
+    flat_a, flat_b = (
+        {name: json.dumps(value) for name, value in page.flat(tree).items()} for tree in (a, b)
+    )
+    return [
+        (name, flat_a.get(name, _MISSING), flat_b.get(name, _MISSING))
+        for name in flat_a | flat_b
+        if name not in ignored and flat_a.get(name) != flat_b.get(name)
+    ]
+
+
 def _over_scenes(
     scenes: dict[str, dict[str, float]],
     over: Callable[..., tuple[float, float, float]],
@@ -134,7 +254,10 @@ def _consistency(rows: Sequence[Record]) -> dict[str, Any]:
         method: {
             count: {
                 "num_scenes": len(scenes),
-                **{name: _over_known([of[name] for of in scenes.values()]) for name in VALUES},
+                **{
+                    name: _over_known([of[name] for of in scenes.values()])
+                    for name in records.CONSISTENCY_VALUES
+                },
             }
             for count, scenes in by_count.items()
         }

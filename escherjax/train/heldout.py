@@ -13,12 +13,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from escherjax.cameras import Cameras, nearest_reference
+from escherjax.cameras import Cameras
 from escherjax.devices import mesh as sharding
-from escherjax.metrics import psnr
+from escherjax.metrics.scoring import Scorer
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.reports import sheets
 from escherjax.train.step import compiler_options, unit_images
+
+# Of a batch, what samples are scored by.
+_SCORED = ("target_images", "ref_images", "ref_c2w", "target_c2w")
 
 
 class HeldOut:
@@ -34,9 +37,13 @@ class HeldOut:
         self._config, self._mesh, self._batches = config, mesh, batches
         model = model.spread_over(sharding.spread(mesh, config.attention_gather))
 
-        def generate(params: Params, batch, latents, num_references):
-            targets = unit_images(batch["target_images"]) / 2 + 0.5
-            samples = model.generate(
+        def generate(
+            params: Params,
+            batch: dict[str, jax.Array],
+            latents: jax.Array,
+            num_references: jax.Array,
+        ) -> jax.Array:
+            return model.generate(
                 params,
                 unit_images(batch["ref_images"]),
                 Cameras(batch["ref_c2w"]),
@@ -46,13 +53,15 @@ class HeldOut:
                 config.guidance_scale,
                 num_references,
             )
-            return samples, psnr(samples, targets)
 
         self._generate = jax.jit(generate, compiler_options=compiler_options(mesh))
         self._latent_shape = model.latent_shape(config.resolution)
+        self._scorer = Scorer(["psnr"])
 
-    def _sample(self, params: Params, num_references: int) -> Iterator[tuple[Any, ...]]:
-        """(batch, samples [b, M, H, W, 3], PSNR [b, M]) of each batch, as host arrays."""
+    def _sample(
+        self, params: Params, num_references: int
+    ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """(batch, samples [b, M, H, W, 3]) of each batch, as host arrays."""
         for index, batch in enumerate(self._batches):
             arrays = sharding.put_batch(
                 self._mesh, {k: v for k, v in batch.items() if k != "scene_ids"}
@@ -66,28 +75,39 @@ class HeldOut:
             counts = jax.device_put(
                 jnp.full((size,), num_references, jnp.int32), sharding.batch_sharding(self._mesh)
             )
-            made = self._generate(params, arrays, latents, counts)
-            shown = {k: arrays[k] for k in ("ref_images", "target_images", "ref_c2w", "target_c2w")}
-            yield tuple(_to_host(x) for x in (shown, *made))
+            samples = self._generate(params, arrays, latents, counts)
+            shown = {name: arrays[name] for name in _SCORED}
+            yield _to_host(shown), _to_host(samples)
 
     def evaluate(self, params: Params) -> dict[str, float]:
         """Mean PSNR over scenes and targets for each N, beside copying the nearest reference."""
         values = {}
         for count in self._config.eval.num_references:
-            scores, copies = [], []
-            for batch, _, score in self._sample(params, count):
-                scores.append(score.mean(axis=1))
-                copies.append(_nearest_reference_psnr(batch, count).mean(axis=1))
-            values[f"heldout/psnr_n{count}"] = float(np.concatenate(scores).mean())
-            values[f"heldout/nearest_reference_psnr_n{count}"] = float(
-                np.concatenate(copies).mean()
-            )
+            scenes = [
+                self._scorer.beside_nearest(
+                    samples,
+                    targets / np.float32(255),
+                    references[:count] / np.float32(255),
+                    reference_c2w[:count],
+                    target_c2w,
+                )
+                for batch, of_batch in self._sample(params, count)
+                for samples, targets, references, reference_c2w, target_c2w in zip(
+                    of_batch, *(batch[name] for name in _SCORED), strict=True
+                )
+            ]
+            for name, of_scenes in (
+                ("psnr", [scene.samples for scene in scenes]),
+                ("nearest_reference_psnr", [scene.nearest_reference for scene in scenes]),
+            ):
+                means = [scores["psnr"].mean() for scores in of_scenes]
+                values[f"heldout/{name}_n{count}"] = float(np.mean(means))
         return values
 
     def draw_picture(self, params: Params, path: Path, num_scenes: int = 4) -> None:
         """Writes references, targets and samples of the first scenes as one PNG."""
         count = self._config.num_references
-        for batch, samples, _ in self._sample(params, count):
+        for batch, samples in self._sample(params, count):
             if jax.process_index() == 0:
                 sheets.scene_sheet(
                     path,
@@ -96,14 +116,6 @@ class HeldOut:
                     batch["target_images"][:num_scenes],
                 )
             return
-
-
-def _nearest_reference_psnr(batch: dict[str, np.ndarray], count: int) -> np.ndarray:
-    """PSNR [b, M] of showing each target the reference whose camera stands nearest to it."""
-    nearest = nearest_reference(batch["ref_c2w"][:, :count], batch["target_c2w"])  # [b, M]
-    nearest = nearest[..., None, None, None]
-    copied = np.take_along_axis(batch["ref_images"], nearest, axis=1)  # [b, M, H, W, 3]
-    return np.asarray(psnr(copied / np.float32(255), batch["target_images"] / np.float32(255)))
 
 
 def _to_host(tree: Any) -> Any:

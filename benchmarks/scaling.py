@@ -28,8 +28,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from escherjax.data.whole_files import whole_file
 from escherjax.errors import EXIT_ERROR, EXIT_OK, UserError, run_command
+from escherjax.files import whole_file
 
 _SHORTER_FROM = 200  # targets, from which a scene is timed with fewer steps
 

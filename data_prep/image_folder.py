@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
 
     from escherjax.data.formats import colmap, folders
     from escherjax.data.images import IMAGE_SUFFIXES
-    from escherjax.data.whole_files import is_remote
+    from escherjax.files import is_remote
 
     colmap.load_pycolmap()
     from data_prep.lib import structure_from_motion

@@ -54,7 +54,7 @@ def list_checkpoints(workdir: Path, verify: bool = False) -> list[dict[str, Any]
     step in the record. Raises UserError if there is none.
     """
     # After parsing, so that --help answers at once.
-    from escherjax.weights.verify import steps
+    from escherjax.weights.integrity import steps
 
     checkpoints = workdir / "checkpoints"
     aside = sorted(path for path in checkpoints.glob("*.damaged*") if _is_set_aside(path))
@@ -70,7 +70,7 @@ def list_checkpoints(workdir: Path, verify: bool = False) -> list[dict[str, Any]
 def list_others(workdir: Path) -> list[str]:
     """Names of the folders in `workdir/checkpoints` that are no checkpoints, by name, nor a save
     under way; training reads none of them."""
-    from escherjax.weights.verify import UNFINISHED, step_of
+    from escherjax.weights.integrity import UNFINISHED, step_of
 
     return sorted(
         path.name
@@ -83,7 +83,7 @@ def list_others(workdir: Path) -> list[str]:
 
 
 def _is_set_aside(path: Path) -> bool:
-    from escherjax.weights.verify import step_of
+    from escherjax.weights.integrity import step_of
 
     step, _, rest = path.name.partition(".")
     return path.is_dir() and step_of(step) is not None and rest.startswith("damaged")
@@ -98,19 +98,17 @@ def _describe(folder: Path, verify: bool) -> dict[str, Any]:
     import hashlib
 
     from escherjax.weights import integrity
-    from escherjax.weights.verify import look, read_record
-    from escherjax.weights.verify import verify as read_through
 
-    has_checksums = integrity.exists(folder)
-    problems = look(folder)
+    has_checksums = integrity.has_manifest(folder)
+    problems = integrity.find_problems(folder, sizes_only=True)
     whole = not problems
     if verify and whole:
-        problems = read_through(folder)
+        problems = integrity.find_problems(folder)
     checksums = "none"
     if has_checksums:
         checksums = ("differ" if problems else "hold") if verify else "unread"
     try:
-        record = read_record(folder)
+        record = integrity.read_record(folder)
     except (OSError, ValueError):  # which `look` has said
         record = {}
     config = record.get("config", "")

@@ -1,4 +1,8 @@
-"""Folders that results go to: made before the work, and failures of the disk told as such."""
+"""Writes files that are whole or absent, creates output folders, and explains disk failures.
+
+A path is a pathlib.Path, or an etils.epath.Path for an address such as gs://bucket/folder, which
+needs the fsspec package of that address (gcsfs, s3fs).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 import traceback
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +25,42 @@ _FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 _REFUSED_TEXTS = ("Permission denied", "Read-only file system", "Operation not permitted")
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether `path` is an address (gs://bucket/folder), not a place in the local file system."""
+    return "://" in os.fspath(path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a local path to write to; what was written stands at `path` once nothing was raised.
+
+    Of the file nothing is left otherwise. Names in between are new each time and end in ".tmp", so
+    that two writers of one file do no harm.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    if not is_remote(path):
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    from etils import epath
+
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / path.name
+        yield local
+        epath.Path(local).copy(temporary)
+    temporary.replace(path)
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file, local or not."""
+    from etils import epath
+
+    return epath.Path(path).stat().length
 
 
 @contextmanager

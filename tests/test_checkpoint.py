@@ -19,7 +19,7 @@ from escherjax import checkpoints as command
 from escherjax.devices import mesh as sharding
 from escherjax.errors import TrainingError, UserError
 from escherjax.train.state import TrainState
-from escherjax.weights import integrity, run_params, runs, verify
+from escherjax.weights import integrity, run_params, runs
 from tests.helpers.tiny import tiny_config
 
 CONFIG = tiny_config()
@@ -70,13 +70,14 @@ def write(workdir, steps=(10, 20), devices=1, **keep):
     runs.prepare_workdir(workdir, CONFIG)
     with runs.open_manager(workdir, **keep) as manager:
         for step in steps:
-            runs.save(manager, state_on(mesh_of(devices), step), CONFIG)
+            runs.save(manager, state_on(mesh_of(devices), step).stored(), CONFIG)
     return workdir
 
 
 def restore(workdir, devices=1):
     with runs.open_manager(workdir) as manager:
-        return runs.restore(manager, abstract_on(mesh_of(devices)))
+        trees, position = runs.restore(manager, abstract_on(mesh_of(devices)).stored())
+        return TrainState.from_stored(trees), position
 
 
 def assert_is_step(restored, step):
@@ -108,7 +109,7 @@ def test_saving_compiles_nothing_for_small_arrays_of_many_devices(tmp_path, capl
     state = jax.device_put(host_state(3), jax.sharding.NamedSharding(mesh_of(8), P()))
     runs.prepare_workdir(tmp_path / "run", CONFIG)
     with runs.open_manager(tmp_path / "run") as manager, jax.log_compiles():
-        runs.save(manager, state, CONFIG)
+        runs.save(manager, state.stored(), CONFIG)
     assert "XLA compilation" not in caplog.text
     assert_is_step(restore(tmp_path / "run"), 3)
 
@@ -132,7 +133,7 @@ def flip_one_bit(folder):
 
 
 def delete_half(folder):
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != integrity.FILE_NAME)
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f.name != integrity.MANIFEST)
     for file in files[::2]:
         file.unlink()
     return files[0]
@@ -140,29 +141,29 @@ def delete_half(folder):
 
 def delete_optimizer_and_manifest(folder):
     shutil.rmtree(folder / "optimizer")
-    (folder / integrity.FILE_NAME).unlink()
+    (folder / integrity.MANIFEST).unlink()
     return folder / "optimizer"
 
 
 def delete_manifest(folder):
-    (folder / integrity.FILE_NAME).unlink()
-    return folder / integrity.FILE_NAME
+    (folder / integrity.MANIFEST).unlink()
+    return folder / integrity.MANIFEST
 
 
 def break_manifest(folder):
-    file = folder / integrity.FILE_NAME
+    file = folder / integrity.MANIFEST
     file.write_text(file.read_text()[:50])
     return file
 
 
 def empty_manifest(folder):
-    file = folder / integrity.FILE_NAME
+    file = folder / integrity.MANIFEST
     file.write_text('{"algorithm": "crc32", "files": {}}')
     return file
 
 
 def drop_the_optimizer_from_the_manifest(folder):
-    file = folder / integrity.FILE_NAME
+    file = folder / integrity.MANIFEST
     listed = json.loads(file.read_text())["files"]
     kept = {name: entry for name, entry in listed.items() if not name.startswith("optimizer/")}
     file.write_text(json.dumps({"algorithm": "crc32", "files": kept}))
@@ -193,7 +194,7 @@ def test_a_damaged_newest_checkpoint_is_named_set_aside_and_the_one_before_taken
     assert sorted(p.name for p in aside.rglob("*")) == left
     # The run saves that step again, and finds it.
     with runs.open_manager(workdir) as manager:
-        runs.save(manager, state_on(mesh_of(1), 20), CONFIG)
+        runs.save(manager, state_on(mesh_of(1), 20).stored(), CONFIG)
     assert_is_step(restore(workdir), 20)
     assert aside.is_dir()
 
@@ -223,10 +224,10 @@ def test_the_manifest_is_written_for_the_step_saved_whatever_times_folders_have(
     os.utime(old, (ahead, ahead))
     with runs.open_manager(workdir) as manager:
         for step in (30, 40):
-            runs.save(manager, state_on(mesh_of(1), step), CONFIG)
-    assert not integrity.exists(old)
+            runs.save(manager, state_on(mesh_of(1), step).stored(), CONFIG)
+    assert not integrity.has_manifest(old)
     for step in (30, 40):
-        assert verify.verify(workdir / "checkpoints" / str(step)) == []
+        assert integrity.find_problems(workdir / "checkpoints" / str(step)) == []
 
 
 def test_a_config_that_is_lost_comes_back_from_a_checkpoint_as_the_message_says(workdir):
@@ -273,7 +274,9 @@ def test_parameters_are_read_without_the_optimizer(workdir):
     for file in (folder / "optimizer").rglob("*"):
         if file.is_file():
             file.write_bytes(b"nothing of use")
-    params = run_params.restore_sampling_params(workdir, abstract_on(mesh_of(1)), 20, "ema")
+    abstract = abstract_on(mesh_of(1))
+    stored = run_params.open_checkpoint(workdir, weights="ema")
+    params = stored.restore({**abstract.frozen, **abstract.ema})
     np.testing.assert_array_equal(params["unet"]["kernel"], host_state(20).ema["unet"]["kernel"])
     stored = run_params.open_checkpoint(workdir, weights="raw")
     read = stored.read([("unet", "kernel"), ("vae", "scale")])
@@ -285,7 +288,7 @@ def test_parameters_are_read_without_the_optimizer(workdir):
 def test_damaged_parameters_are_not_sampled_from(workdir):
     file = flip_one_bit(workdir / "checkpoints" / "20")
     for read in (
-        lambda: run_params.restore_sampling_params(workdir, abstract_on(mesh_of(1)), 20, "raw"),
+        lambda: run_params.open_checkpoint(workdir, 20, "raw"),
         lambda: run_params.open_checkpoint(workdir),
     ):
         with pytest.raises(UserError, match=r"is damaged(.|\n)*STEP of \[10\]") as raised:
@@ -302,12 +305,12 @@ def test_a_full_disk_is_told_and_what_was_whole_stays(workdir):
     ):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
         try:
-            runs.save(manager, state_on(mesh_of(1), 30), CONFIG)
+            runs.save(manager, state_on(mesh_of(1), 30).stored(), CONFIG)
             runs.check_saved(manager, wait=True)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert_is_step(restore(workdir), 20)
-    assert verify.steps(workdir) == [10, 20]
+    assert integrity.steps(workdir) == [10, 20]
 
 
 def test_a_save_outlives_jumps_of_the_wall_clock(tmp_path, monkeypatch):
@@ -319,7 +322,7 @@ def test_a_save_outlives_jumps_of_the_wall_clock(tmp_path, monkeypatch):
 def test_a_vanished_work_directory_is_told_and_not_made_anew(workdir):
     with pytest.raises(TrainingError, match="is gone"), runs.open_manager(workdir) as manager:
         shutil.rmtree(workdir)
-        runs.save(manager, state_on(mesh_of(1), 30), CONFIG)
+        runs.save(manager, state_on(mesh_of(1), 30).stored(), CONFIG)
     assert not workdir.exists()
 
 

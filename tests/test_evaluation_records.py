@@ -12,6 +12,7 @@ from escherjax.evaluate import engine, settings
 from escherjax.evaluate import pictures as case_pictures
 from escherjax.evaluate.protocol import Case
 from escherjax.reports import results, summary
+from escherjax.weights import identity
 
 
 def test_two_writers_of_one_file_are_refused(tmp_path):
@@ -86,7 +87,7 @@ def test_the_hash_of_weights_follows_their_bytes_alone(tmp_path):
     for name, data in (("a", b"1234"), ("b", b"1234"), ("c", b"1235")):
         (tmp_path / name / "unet").mkdir(parents=True)
         (tmp_path / name / "unet" / "w.safetensors").write_bytes(data)
-    hashes = [settings.weights_hash(tmp_path / name) for name in "abc"]
+    hashes = [identity.hash_weights(tmp_path / name) for name in "abc"]
     assert hashes[0] == hashes[1] != hashes[2] and len(hashes[0]) == 16
 
 

@@ -22,9 +22,9 @@ from escherjax.train.__main__ import main
 from escherjax.train.loop import train
 from escherjax.train.optimizer import make_optimizer
 from escherjax.train.profiling import ProfileWindow
-from escherjax.train.state import abstract_state
+from escherjax.train.state import TrainState, abstract_state
 from escherjax.train.writers import MetricWriter
-from escherjax.weights import run_params, runs, verify
+from escherjax.weights import integrity, run_params, runs
 from tests.helpers.tiny import tiny_config
 from tests.helpers.training_process import (
     arguments,
@@ -65,8 +65,8 @@ def state_of(workdir):
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     abstract = abstract_state(model, optimizer, mesh.single_device_mesh(), config)
     with runs.open_manager(workdir) as manager:
-        state, _ = runs.restore(manager, abstract)
-    return state
+        trees, _ = runs.restore(manager, abstract.stored())
+    return TrainState.from_stored(trees)
 
 
 def catches(process, number):
@@ -107,7 +107,7 @@ def test_a_stop_while_compiling_saves_what_there_is_and_exits_with_75(tmp_path, 
     code, output = finish(process)
     assert code == 75, output
     reached = int(output.split("stopped by a signal at step ")[1].split(";")[0])
-    assert verify.steps(tmp_path / "run") == ([reached] if reached else [])
+    assert integrity.steps(tmp_path / "run") == ([reached] if reached else [])
 
 
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
@@ -144,8 +144,8 @@ def test_a_second_run_is_refused_and_a_vanished_folder_ends_the_first(tmp_path, 
     code, output = finish(process)
     assert code == 1, output
     assert f"stopped: the work directory {workdir} is gone" in output
-    assert verify.steps(workdir) == []  # though folders may have been made anew
-    assert verify.steps(tmp_path / "moved")
+    assert integrity.steps(workdir) == []  # though folders may have been made anew
+    assert integrity.steps(tmp_path / "moved")
 
 
 def test_a_full_disk_ends_the_run_with_a_message(tmp_path, environment, unbroken):
@@ -159,9 +159,10 @@ def test_a_full_disk_ends_the_run_with_a_message(tmp_path, environment, unbroken
     command = [sys.executable, "-c", limited, *arguments(workdir, num_steps=30)]
     code, output = finish(launch(command, environment))
     assert code == 1 and "no space is left there, or a quota or limit" in output, output
-    assert verify.steps(workdir) == verify.steps(unbroken)
+    assert integrity.steps(workdir) == integrity.steps(unbroken)
     assert all(
-        not verify.verify(workdir / "checkpoints" / str(step)) for step in verify.steps(workdir)
+        not integrity.find_problems(workdir / "checkpoints" / str(step))
+        for step in integrity.steps(workdir)
     )
 
 
@@ -349,7 +350,7 @@ def test_two_hosts_stop_after_the_same_update_whichever_is_told(tmp_path, enviro
         code, output = finish(process)
         assert code == 75, output
         reached = int(output.split("stopped by a signal at step ")[1].split(";")[0])
-        assert reached == verify.steps(workdir)[-1]
+        assert reached == integrity.steps(workdir)[-1]
     state = state_of(workdir)  # on one host and one device
     assert int(state.step) == reached
 
@@ -364,5 +365,5 @@ def test_a_dead_host_ends_the_others_with_a_message(tmp_path, environment, victi
     code, output = finish(hosts[1 - victim])  # which does not wait for ever
     assert code not in (0, 75) and ("another host died" in output or "another task" in output)
     hosts[victim].communicate()
-    newest = verify.steps(workdir)[-1]
-    assert not verify.verify(workdir / "checkpoints" / str(newest))
+    newest = integrity.steps(workdir)[-1]
+    assert not integrity.find_problems(workdir / "checkpoints" / str(newest))

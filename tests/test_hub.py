@@ -228,8 +228,8 @@ def test_load_takes_a_hub_id_and_its_name_says_the_camera_encoding(server, tmp_p
     files = {k: v for k, v in files_in(folder).items() if k.endswith((".json", ".safetensors"))}
     server.add("someone/eschernet-4dof", files)
     program = (
-        "import json, escherjax; from escherjax.evaluate import settings\n"
-        "name, folder = settings.pin_weights('someone/eschernet-4dof'); p = escherjax.load(name)\n"
+        "import json, escherjax; from escherjax.weights import identity\n"
+        "name, folder = identity.pin('someone/eschernet-4dof'); p = escherjax.load(name)\n"
         "print(json.dumps([p.model.cape, float(p.params['unet']['conv_in']['bias'].sum())]))\n"
         "assert (folder / 'unet').is_dir()"
     )

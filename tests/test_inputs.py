@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from escherjax import cameras
-from escherjax.cameras import Cameras
+from escherjax.cameras import PUBLISHED_FOV_DEG, Cameras
 from escherjax.data import images, inputs, windows
 from escherjax.data.formats import folders
 from escherjax.data.inputs import open_views, read_inputs
@@ -16,7 +16,7 @@ from escherjax.data.named_cameras import named_cameras
 from escherjax.data.rows import read_views
 from escherjax.errors import UserError
 from escherjax.sample import __main__ as sample
-from escherjax.weights.facts import PUBLISHED_FOV_DEG, Facts
+from escherjax.weights.facts import Facts
 from tests.helpers.scene_folders import blender_pose
 
 R = 64

@@ -126,7 +126,7 @@ def test_another_file_than_torchvisions_is_refused(made, tmp_path, net):
     needed = lpips_weights.BACKBONES[net].sha256
     with pytest.raises(UserError, match=f"SHA-256 {sha256(backbone)}; needed {needed}"):
         lpips_weights.main(command)
-    with pytest.raises(UserError, match="needed a name that ends in .safetensors"):
+    with pytest.raises(UserError, match="must end in .safetensors"):
         lpips_weights.main([*command[:-1], str(tmp_path / "out.pth")])
     with pytest.raises(UserError, match="missing.pth cannot be read"):
         lpips_weights.convert(tmp_path / "missing.pth", net, out)
@@ -143,7 +143,7 @@ def test_every_tensor_that_does_not_fit_is_named(made, tmp_path):
     save_file(tensors, tmp_path / "bad.safetensors")
     with pytest.raises(UserError) as refused:
         load_lpips(net, tmp_path / "bad.safetensors")
-    assert r"features.0.bias is F32 (63,); needed F32 (64,)." in str(refused.value)
+    assert r"features.0.bias is float32 (63,), expected float32 (64,)." in str(refused.value)
     assert "features.3.bias holds NaN" in str(refused.value)
     tensors["more"] = tensors.pop("features.6.weight")
     save_file(tensors, tmp_path / "bad.safetensors")

@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from escherjax.data import loader, riegeli, shards, whole_files
+from escherjax import files
+from escherjax.data import loader, riegeli, shards
 from escherjax.errors import UserError
 from tests.helpers.range_server import serve
 from tests.helpers.scenes import assert_same_scene, make_scene
@@ -215,4 +216,4 @@ def test_a_record_that_is_damaged_is_an_error_with_its_shard(server, folder):
 
 @pytest.mark.parametrize("path", ["shards", "/data/shards", "a:b", "c:/shards"])
 def test_paths_of_this_machine_are_no_addresses(path):
-    assert not whole_files.is_remote(path)
+    assert not files.is_remote(path)

@@ -33,7 +33,7 @@ def workdir(tmp_path_factory):
     state = create_state(model, optimizer, mesh.single_device_mesh(), config)
     average = jax.tree.map(lambda x: x + 1, state.params)
     with runs.open_manager(folder) as manager:
-        runs.save(manager, state.replace(ema=average, step=state.step + 7), config)
+        runs.save(manager, state.replace(ema=average, step=state.step + 7).stored(), config)
     return folder
 
 

@@ -21,7 +21,7 @@ from escherjax.devices.stopping import Stop
 from escherjax.errors import TrainingError, UserError
 from escherjax.train.__main__ import main
 from escherjax.train.loop import train
-from escherjax.weights import runs, verify
+from escherjax.weights import integrity, runs
 from tests.helpers.finished_runs import final_state
 from tests.helpers.tiny import tiny_arguments, tiny_config
 from tests.helpers.tiny_workdir import write_workdir
@@ -145,7 +145,7 @@ def test_a_stop_before_another_size_is_compiled_saves_and_compiles_no_more(tmp_p
     assert stop.left == 0
     assert caplog.text.count("compiling the training step") == 1
     assert f"stopped by a signal at step {other}" in caplog.text
-    assert verify.newest_whole(tmp_path / "run") == other
+    assert integrity.newest_whole(tmp_path / "run") == other
 
 
 def test_a_wrong_command_exits_with_2_and_one_message(tmp_path, environment):
@@ -294,9 +294,9 @@ def test_a_stopped_run_goes_on_with_another_rate_and_other_ways_to_fit_the_devic
     lr = rates(tmp_path / "run")
     assert lr[2] == pytest.approx(1e-3) and lr[4] == pytest.approx(1e-5)
     assert runs.read_config(tmp_path / "run").optimizer.peak_lr == 1e-5
-    record = verify.read_record(tmp_path / "run" / "checkpoints" / "4")
+    record = integrity.read_record(tmp_path / "run" / "checkpoints" / "4")
     assert config_lib.from_json(record["config"]).optimizer.peak_lr == 1e-5
-    before = verify.read_record(tmp_path / "run" / "checkpoints" / "2")
+    before = integrity.read_record(tmp_path / "run" / "checkpoints" / "2")
     assert config_lib.from_json(before["config"]).optimizer.peak_lr == 1e-3
 
 
@@ -308,4 +308,4 @@ def test_a_run_beyond_the_steps_asked_for_is_told_and_left_as_it_is(tmp_path, ca
         assert train(tiny_config(**{**ON_ALL_DEVICES, "num_steps": 3}), workdir) == 0
     assert "already at step 4, and config.num_steps = 3" in caplog.text
     assert (workdir / "config.json").read_text() == before
-    assert verify.steps(workdir) == [2, 4]
+    assert integrity.steps(workdir) == [2, 4]

@@ -114,7 +114,8 @@ class ShardTask:
 
         tick: called with 1 for each scene read. Raises StoppedError if there is no room.
         """
-        from escherjax.data import shards, whole_files
+        from escherjax import files
+        from escherjax.data import shards
 
         note: dict[str, Any] = {"views": 0, "skipped": [], "notes": {}}
 
@@ -133,7 +134,7 @@ class ShardTask:
 
         with no_room_stops(self.out):
             note["scenes"] = shards.write_shard(self.path, usable())
-            note["bytes"] = whole_files.file_size(self.path)
+            note["bytes"] = files.file_size(self.path)
             write_json(self.note_file, note)
 
 
@@ -150,7 +151,7 @@ def _without_the_useless(imported: Imported) -> Imported | Skipped:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes JSON, whole or not at all."""
-    from escherjax.data.whole_files import whole_file
+    from escherjax.files import whole_file
 
     with whole_file(path) as file:
         file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from escherjax import files
 from escherjax.compile import estimate, programs, topology
-from escherjax.data.whole_files import whole_file
 from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
+from escherjax.files import whole_file
 
 log = logging.getLogger("escherjax.compile")
 

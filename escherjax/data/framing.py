@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from escherjax import cameras
+from escherjax.cameras import PUBLISHED_FOV_DEG
 from escherjax.data import windows
 from escherjax.data.photos import Picture
 from escherjax.data.windows import Window
 from escherjax.errors import UserError
-from escherjax.weights.facts import PUBLISHED_FOV_DEG
 
 _SAME = 0.02  # of a window's side: differences up to this are worth no warning
 

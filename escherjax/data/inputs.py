@@ -10,20 +10,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from escherjax import cameras as cameras_lib
 from escherjax import cape
-from escherjax.cameras import Cameras
+from escherjax.cameras import PUBLISHED_FOV_DEG, Cameras
 from escherjax.data import windows
 from escherjax.data.formats import folders
 from escherjax.data.framing import frame_pictures
 from escherjax.data.named_cameras import DEFAULT_ELEVATION_DEG, DEFAULT_RADIUS, named_cameras
 from escherjax.data.photos import Cutouts, Photo, Picture, photo_views, photos_in, scene_views
 from escherjax.errors import UserError, listed
-from escherjax.weights.facts import PUBLISHED_FOV_DEG, Facts
 
 WARNING = "warning: "  # what notes begin with that somebody should read
 
@@ -106,13 +105,23 @@ class InputViews:
         return Inputs(images, Cameras(c2w, K), notes)
 
 
+class TrainedWith(Protocol):
+    """What warnings need to know of a network; its model card has these fields."""
+
+    @property
+    def cape(self) -> str: ...
+
+    @property
+    def camera_radius(self) -> tuple[float, float] | None: ...
+
+
 def read_inputs(
     views: str | Path | Sequence[Photo],
     resolution: int,
     fov_deg: float | None = PUBLISHED_FOV_DEG,
     *,
     max_radius: float | None = None,
-    facts: Facts | None = None,
+    facts: TrainedWith | None = None,
     **options: Any,
 ) -> Inputs:
     """Reference views for `Pipeline.generate`.
@@ -202,7 +211,7 @@ def open_views(
     return InputViews(c2w.astype(np.float32), chosen, pictures, read_posed, recenter)
 
 
-def radius_notes(c2w: np.ndarray, name: str, facts: Facts) -> list[str]:
+def radius_notes(c2w: np.ndarray, name: str, facts: TrainedWith) -> list[str]:
     """What a network makes of cameras [V, 4, 4] far from where those of its training stood.
 
     name: of the cameras. Nothing is said where facts do not know the distances of training.

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from escherjax.data import remote
-from escherjax.data.whole_files import is_remote
 from escherjax.errors import UserError
+from escherjax.files import is_remote
 
 COMPLETE_FILE = "dataset_info.json"  # written last: where it is, the data set is whole
 FEATURES_FILE = "features.json"

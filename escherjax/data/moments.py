@@ -18,8 +18,8 @@ import ml_dtypes
 import numpy as np
 
 from escherjax.data import remote
-from escherjax.data.whole_files import whole_file
 from escherjax.errors import UserError
+from escherjax.files import whole_file
 
 FILE_NAME = "latents.json"
 FORMAT = 1

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from escherjax.data import riegeli
-from escherjax.data.whole_files import is_remote
 from escherjax.errors import UserError
+from escherjax.files import is_remote
 
 # Opening fails after about 15 seconds; a long run outlives storage that is away for 15 minutes.
 OPENING_RETRIES = 4

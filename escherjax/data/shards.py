@@ -25,8 +25,8 @@ from escherjax import cameras
 from escherjax.data import moments as moments_lib
 from escherjax.data import remote
 from escherjax.data.metadata import COMPLETE_FILE, naming_damage, read_metadata
-from escherjax.data.whole_files import file_size, is_remote, whole_file
 from escherjax.errors import UserError, listed
+from escherjax.files import file_size, is_remote, whole_file
 
 DATASET_NAME = "scenes"
 

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from escherjax.data import procedural
 from escherjax.data.mixture import Mixture
 from escherjax.data.shards import Scene
-from escherjax.data.whole_files import whole_file
 from escherjax.errors import UserError
+from escherjax.files import whole_file
 
 FILE_NAME = "training_cameras.json"
 _MOST_SCENES = 64  # of all sources together, and at least this many of each:

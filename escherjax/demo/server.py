@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from escherjax.cameras import PUBLISHED_FOV_DEG
 from escherjax.demo import drawing, guard
 from escherjax.demo.draw_panel import ADVICE
 from escherjax.demo.example import example_views
@@ -20,7 +21,6 @@ from escherjax.demo.page import Page
 from escherjax.demo.session import Session, Settings
 from escherjax.errors import UserError
 from escherjax.sample.pipeline import Pipeline
-from escherjax.weights.facts import PUBLISHED_FOV_DEG
 
 log = logging.getLogger("escherjax.demo")
 

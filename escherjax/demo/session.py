@@ -10,14 +10,13 @@ import re
 import numpy as np
 
 from escherjax import cameras
-from escherjax.cameras import paths, splines
+from escherjax.cameras import PUBLISHED_FOV_DEG, paths, splines
 from escherjax.data.formats import transforms
 from escherjax.demo import photos
 from escherjax.demo.labels import safe_label
 from escherjax.demo.limits import Limits
 from escherjax.demo.photos import Photo
 from escherjax.errors import UserError, listed
-from escherjax.weights.facts import PUBLISHED_FOV_DEG
 
 RADIUS_RANGE = (1.0, 3.0)  # of the sliders; the published networks saw 1.5 to 2.2
 ELEVATION_RANGE_DEG = (-85.0, 85.0)

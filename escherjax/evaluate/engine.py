@@ -32,7 +32,6 @@ from escherjax.evaluate.scoring import CaseScorer
 from escherjax.reports import results
 from escherjax.reports.results import CaseName, Record, RecordFile
 from escherjax.sample.pipeline import Pipeline
-from escherjax.weights.facts import PUBLISHED_FOV_DEG
 
 _LOG_EVERY_SECONDS = 30.0  # where there is no terminal for a progress bar
 
@@ -229,7 +228,7 @@ def target_intrinsics(case: Case, pipe: Pipeline) -> np.ndarray:
     """K [M, 3, 3] of a case's targets; the network's field of view where no protocol knows it."""
     if case.target_K is not None:
         return case.target_K
-    fov_rad = math.radians(pipe.facts.fov_deg or PUBLISHED_FOV_DEG)
+    fov_rad = math.radians(pipe.facts.fov_deg or cameras.PUBLISHED_FOV_DEG)
     K = cameras.intrinsics_from_fov(fov_rad, pipe.resolution, pipe.resolution)
     return np.tile(K, (len(case.target_c2w), 1, 1))
 

@@ -17,7 +17,7 @@ from escherjax.evaluate.run import Request
 from escherjax.evaluate.scoring import CaseScorer
 from escherjax.reports import results, summary
 from escherjax.sample.pipeline import Pipeline
-from escherjax.weights import runs, verify
+from escherjax.weights import integrity, runs
 
 FILE_NAME = "follow.jsonl"
 _STEP_FOLDER = settings.STEP_PREFIX + "{:08d}"
@@ -43,7 +43,7 @@ def follow(
     seen: set[int] = set()
     log.info("following %s until step %d", workdir, last)
     while True:
-        new = [step for step in verify.steps(workdir) if step not in seen and step <= last]
+        new = [step for step in integrity.steps(workdir) if step not in seen and step <= last]
         for step in new:
             if stop.heard:
                 return False
@@ -52,7 +52,7 @@ def follow(
             seen.add(step)
         if stop.heard:
             return False
-        if any(step >= last for step in verify.steps(workdir)):
+        if any(step >= last for step in integrity.steps(workdir)):
             return follower.write_curve()
         if not new and stop.wait(poll_sec):
             return False
@@ -93,7 +93,7 @@ class _Follower:
                 lambda: settings.start_or_continue(self._request.out, self._settings),
             )
         except Exception as error:  # Orbax raises what it likes when files vanish under it
-            if folder.is_dir() and not verify.look(folder):
+            if folder.is_dir() and not integrity.find_problems(folder, sizes_only=True):
                 raise
             reason = "is damaged" if folder.is_dir() else "was deleted before it could be read"
             log.warning("checkpoint %s %s; skipped. (%s)", folder, reason, error)

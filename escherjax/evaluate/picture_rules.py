@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from escherjax import cameras
+from escherjax.cameras import PUBLISHED_FOV_DEG
 from escherjax.data import images, windows
 from escherjax.data.formats.folders import ReadPicture, read_picture
 from escherjax.errors import UserError, listed
-from escherjax.weights.facts import PUBLISHED_FOV_DEG
 
 
 @dataclasses.dataclass(frozen=True)

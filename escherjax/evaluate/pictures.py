@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from escherjax.data.whole_files import whole_file
 from escherjax.evaluate.protocol import Case
+from escherjax.files import whole_file
 from escherjax.reports import results
 
 FOLDER = "pictures"

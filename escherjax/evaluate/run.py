@@ -22,6 +22,7 @@ from escherjax.evaluate.scoring import CaseScorer, describe_consistency
 from escherjax.reports import results, summary
 from escherjax.sample import loading
 from escherjax.sample.pipeline import Pipeline
+from escherjax.weights import identity
 
 PROTOCOL_OPTIONS = ("split", "num_targets", "max_radius", "fov_deg", "index_path")
 
@@ -84,7 +85,7 @@ def evaluate(request: Request, weights: str | Path, stop: Stop) -> bool:
     request.sampling.check()
     protocol = request.open_protocol()
     scorer = CaseScorer(request.metrics, protocol.conventions)
-    weights, folder = settings.pin_weights(weights)
+    weights, folder = identity.pin(weights)
     pipe = load(request, weights)
     return evaluate_pipeline(request, protocol, scorer, pipe, folder, stop)
 
@@ -115,7 +116,7 @@ def evaluate_pipeline(
     on_start: called before anything is recorded, if anything is.
     """
     request = dataclasses.replace(request, sampling=request.sampling.settled(pipe))
-    described = {**describe(request, protocol), "weights": settings.describe_weights(pipe, folder)}
+    described = {**describe(request, protocol), "weights": identity.describe(pipe.facts, folder)}
     settings.check(request.out, described)
     request.out.mkdir(parents=True, exist_ok=True)
     scene_ids = protocol.scene_ids()

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from escherjax.data.formats.transforms import write_transforms
-from escherjax.data.whole_files import whole_file
 from escherjax.evaluate.pictures import safe_name
 from escherjax.evaluate.protocol import Case
+from escherjax.files import whole_file
 from escherjax.reports import sheets
 from escherjax.reports.results import CaseName
 

@@ -8,63 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from escherjax.data.whole_files import whole_file
 from escherjax.errors import UserError, in_words
+from escherjax.files import whole_file
 from escherjax.reports import results, summary
-from escherjax.sample.pipeline import Pipeline
-from escherjax.weights import hub, integrity, run_params, runs, verify
 
 FILE_NAME = "settings.json"
 STEP_PREFIX = "step_"  # of folders that `follow` makes
 ELSEWHERE = ("weights.path", "scenes.data")  # where things lie does not change figures
-
-
-def pin_weights(weights: str | Path) -> tuple[str | Path, Path]:
-    """(what `escherjax.load` is to be given, the folder that it lies in).
-
-    Of a work directory both are its newest checkpoint, now: training may save another meanwhile.
-    A hub id stays one, since it and not its folder says the camera encoding. Raises UserError if
-    there is no checkpoint.
-    """
-    folder = hub.resolve(weights)
-    place = runs.locate(folder)
-    if place is None:
-        return weights, folder
-    workdir, step = place
-    newest = workdir / "checkpoints" / str(run_params.find_step(workdir, step))
-    return newest, newest
-
-
-def weights_hash(folder: Path) -> str:
-    """The first 16 hex digits of a SHA-256 over the weights in `folder`, wherever it lies.
-
-    Of a checkpoint, over the sizes and checksums in its manifest, without which, and of a pipeline
-    folder, over the bytes of its files.
-    """
-    digest = hashlib.sha256()
-    if integrity.exists(folder):
-        listed = json.loads((folder / integrity.FILE_NAME).read_text())["files"]
-        of_weights = {n: entry for n, entry in listed.items() if n.split("/")[0] == verify.WEIGHTS}
-        digest.update(json.dumps(of_weights, sort_keys=True).encode())
-        return digest.hexdigest()[:16]
-    root = folder / verify.WEIGHTS if (folder / verify.WEIGHTS).is_dir() else folder
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
-def describe_weights(pipe: Pipeline, folder: Path) -> dict[str, Any]:
-    """Which weights they are, wherever they lie, and what they were made for."""
-    return {
-        "path": str(folder),
-        "hash": weights_hash(folder),
-        "params": pipe.facts.weights,
-        "trained_steps": pipe.facts.trained_steps,
-        "cape": pipe.model.cape,
-        "resolution": pipe.resolution,
-    }
 
 
 def scenes_hash(scene_ids: Sequence[str]) -> str:

@@ -24,8 +24,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ml_dtypes import bfloat16
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from escherjax.errors import UserError, listed, run_command
+from escherjax.files import whole_file
 
 if TYPE_CHECKING:
     from escherjax.metrics.perceptual import LpipsWeights
@@ -112,30 +116,23 @@ def convert(backbone: Path, net: str, out: Path, sha256: str | None = None) -> N
     Raises UserError for another file, one that cannot be read, or an `out` that cannot be written.
     """
     from escherjax.metrics.perceptual import backbone_shapes, head_shapes
-    from escherjax.weights import safetensors_file
 
     _check_net(net)
     if out.suffix != ".safetensors":
-        raise UserError(f"--out {out}: needed a name that ends in .safetensors.")
+        raise UserError(f"--out must end in .safetensors, got {out}.")
     _check_sha256(backbone, net, sha256 or BACKBONES[net].sha256)
     tensors = {
         **_read(backbone, backbone_shapes(net), f"torchvision's {net}", others="classifier."),
         **_read(HEADS / f"{net}.safetensors", head_shapes(net), "the heads of LPIPS"),
     }
-    specs = {
-        name: safetensors_file.TensorSpec("F32", array.shape) for name, array in tensors.items()
-    }
-    partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        safetensors_file.write(partial, specs, lambda name: tensors[name])
-        partial.replace(out)
+        with whole_file(out) as partial:
+            save_file(tensors, partial, {"format": "pt"})
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error}); name another file by --out."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_net(net: str) -> None:
@@ -187,31 +184,49 @@ def _read(
 ) -> dict[str, np.ndarray]:
     """The tensors `shapes` of a file, float32; no more may be there, but for names that
     begin with `others`."""
-    from escherjax.weights import tensors
-    from escherjax.weights.strict_json import shown
-
-    problems: list[str] = []
-    found = tensors.list_tensors(path, problems) or []
-    stored = {tensor.name: tensor for tensor in found}
-    if not problems:
-        problems += [f"{name} is missing." for name in shapes.keys() - stored.keys()]
-        problems += [
-            f"{shown(name)} is not part of it."
-            for name in stored.keys() - shapes.keys()
-            if others is None or not name.startswith(others)
-        ]
+    try:
+        stored = _torch_tensors(path) if path.suffix == ".pth" else load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path} is not {what}: {error}") from error
+    problems = [f"{name} is missing." for name in shapes.keys() - stored.keys()]
+    problems += [
+        f"{ascii(name)[1:-1]} is not part of it."
+        for name in stored.keys() - shapes.keys()
+        if others is None or not name.startswith(others)
+    ]
     values = {}
     for name, shape in shapes.items() if not problems else ():
-        tensor = stored[name]
-        if tensor.shape != shape or tensor.dtype not in tensors.NUMPY_TYPES:
-            problems.append(f"{name} is {tensor.dtype} {tensor.shape}; needed F32 {shape}.")
+        array = stored[name]
+        if array.shape != shape or array.dtype not in (np.float32, np.float16, bfloat16):
+            problems.append(f"{name} is {array.dtype} {array.shape}, expected float32 {shape}.")
             continue
-        values[name] = tensor.read().astype(np.float32)
+        values[name] = array.astype(np.float32)
         if not np.isfinite(values[name]).all():
             problems.append(f"{name} holds NaN or infinity.")
     if problems:
         raise UserError(f"{path} is not {what}: {listed(sorted(problems))}")
     return values
+
+
+def _torch_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in a pickle of PyTorch's, opened by its restricted reader, which runs no code.
+
+    Raises ValueError where PyTorch is missing or refuses the file.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            "a pickle is opened by PyTorch only, which is not installed (pip install torch)"
+        ) from None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):  # CVE-2025-32434
+        raise ValueError(f"PyTorch {torch.__version__} does not open pickles safely; 2.6 does")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return {str(name): tensor.numpy() for name, tensor in content.items()}
+    except Exception as error:  # a damaged pickle makes its reader raise nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"PyTorch does not open it with weights_only=True ({reason})") from error
 
 
 if __name__ == "__main__":

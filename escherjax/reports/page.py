@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from escherjax.data.whole_files import whole_file
+from escherjax.files import whole_file
 
 # What readers see for the names in the files.
 TITLES = {

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from escherjax.data.whole_files import whole_file
 from escherjax.errors import UserError, listed
+from escherjax.files import whole_file
 
 PER_VIEW, CONSISTENCY, SKIPPED = "per_view", "consistency", "skipped"
 SAMPLES, NEAREST = METHODS = ("samples", "nearest_reference")  # every case is scored by each

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from escherjax.data.whole_files import whole_file
 from escherjax.errors import UserError, in_words, listed
+from escherjax.files import whole_file
 from escherjax.reports import page
 from escherjax.reports import results as records
 from escherjax.reports.results import NEAREST, SAMPLES, Record

@@ -65,10 +65,9 @@ def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     from escherjax import cameras
     from escherjax.cameras import Cameras
     from escherjax.data import inputs
-    from escherjax.evaluate import settings
     from escherjax.reports import sheets
     from escherjax.sample import loading, outputs, plans
-    from escherjax.weights import runs
+    from escherjax.weights import identity, runs
 
     scene = input_arguments.open_views(arguments)
     references = scene.references
@@ -87,12 +86,12 @@ def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     num_devices = arguments.view_parallel
     if num_devices is None:
         num_devices = _num_devices(len(target_c2w))
-    arguments.weights, folder = settings.pin_weights(arguments.weights)
+    arguments.weights, folder = identity.pin(arguments.weights)
     pipe = loading.load(
         arguments.weights, arguments.dtype, arguments.cape, view_devices=num_devices
     )
     # By the name that was given: of a hub id, the folder's own does not say the camera encoding
-    weights = {**settings.describe_weights(pipe, folder), "path": str(arguments.weights)}
+    weights = {**identity.describe(pipe.facts, folder), "path": str(arguments.weights)}
     run_record.check_weights(arguments.weights_hash, weights)
     if arguments.guidance is None:
         arguments.guidance = pipe.facts.guidance_scale

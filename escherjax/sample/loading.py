@@ -18,8 +18,6 @@ from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.models.pixels import PixelCodec
 from escherjax.sample.pipeline import Pipeline, facts_of_model
-from escherjax.train.optimizer import make_optimizer
-from escherjax.train.state import abstract_state
 from escherjax.weights import facts as facts_lib
 from escherjax.weights import hub, reading, run_params, runs
 
@@ -90,10 +88,14 @@ def _load_workdir(
         config.dtype = dtype
         config.mesh.data = config.mesh.fsdp = 1
     model = eschernet.from_config(config)
-    abstract = abstract_state(model, make_optimizer(config.optimizer), mesh, config)
-    step = run_params.find_step(workdir, step)
-    weights = weights or ("ema" if config.ema.enabled else "raw")
-    params = run_params.restore_sampling_params(workdir, abstract, step, weights)
+    stored = run_params.open_checkpoint(workdir, step, weights)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    params = stored.restore(
+        jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+            model.parameter_shapes(config.resolution),
+        )
+    )
     references, targets = zip(*config_lib.view_counts(config), strict=True)
     fewest = min(references)
     seen = training_cameras.read(workdir, config)
@@ -102,8 +104,8 @@ def _load_workdir(
         translation_unit="that of the scenes it was trained on",
         num_references=(min(config.min_references or fewest, fewest), max(references)),
         num_targets=targets[0] if len(set(targets)) == 1 else None,
-        weights=weights,
-        trained_steps=step,
+        weights=stored.weights,
+        trained_steps=stored.step,
         guidance_scale=config.guidance_scale,
         fov_deg=None if seen is None else seen.fov_deg,
         camera_radius=None if seen is None else seen.radius,

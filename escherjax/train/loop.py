@@ -28,7 +28,7 @@ from escherjax.train.step import make_train_step
 from escherjax.train.watch import Watch, Work
 from escherjax.train.watchdog import Watchdog
 from escherjax.train.writers import MetricWriter
-from escherjax.weights import runs, verify
+from escherjax.weights import integrity, runs
 from escherjax.weights.names import count_parameters
 
 log = logging.getLogger("escherjax.train")
@@ -85,8 +85,8 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
     ):
         with stop.leaving_at_once():
             watchdog.note("restoring a checkpoint or making the first state")
-            if restored := runs.restore(manager, abstract):
-                state, position = restored
+            if restored := runs.restore(manager, abstract.stored()):
+                state, position = TrainState.from_stored(restored[0]), restored[1]
                 log.info("continuing from checkpoint %d of %s", position, workdir)
             else:
                 state, position = create_state(model, optimizer, mesh, config, loaded), 0
@@ -109,7 +109,7 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
                     with watch.paused():
                         if step > start and (last or step % config.checkpoint_every_steps == 0):
                             watchdog.note(f"saving checkpoint {step}")
-                            runs.save(manager, state, config)
+                            runs.save(manager, state.stored(), config)
                         if heldout and step > 0 and not stopping:
                             watchdog.note(f"evaluating step {step}")
                             _report(config, step, state, heldout, writer, workdir)
@@ -131,7 +131,7 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
                 else:
                     if stop.requested():  # compiling can take longer than a scheduler waits
                         if step > start and step % config.checkpoint_every_steps:
-                            runs.save(manager, state, config)
+                            runs.save(manager, state.stored(), config)
                         break
                     watchdog.note(f"compiling the step of update {step + 1}")
                     with watch.paused():
@@ -171,9 +171,9 @@ def _starting_params(
 
 def _step_beyond(workdir: Path, num_steps: int) -> int | None:
     """The step from which the run would continue, if that is above `num_steps`."""
-    if max(verify.steps(workdir), default=0) <= num_steps:
+    if max(integrity.steps(workdir), default=0) <= num_steps:
         return None  # nothing to read
-    newest = verify.newest_whole(workdir)
+    newest = integrity.newest_whole(workdir)
     return newest if newest is not None and newest > num_steps else None
 
 

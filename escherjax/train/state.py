@@ -29,6 +29,18 @@ class TrainState:
     ema: dict[str, Any]
     opt_state: Any
 
+    def stored(self) -> dict[str, dict[str, Any]]:
+        """The trees in which `weights.runs` saves a state; see `from_stored`."""
+        return {
+            "weights": {"params": self.params, "frozen": self.frozen, "ema": self.ema},
+            "optimizer": {"step": self.step, "opt_state": self.opt_state},
+        }
+
+    @classmethod
+    def from_stored(cls, trees: dict[str, dict[str, Any]]) -> TrainState:
+        """The state of the trees that `stored` made."""
+        return cls(**trees["weights"], **trees["optimizer"])
+
     def sampling_params(self) -> Params:
         """All parameters for drawing views: the average where there is one."""
         return {**self.frozen, **(self.ema or self.params)}

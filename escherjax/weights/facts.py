@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from escherjax import cape as cape_lib
+from escherjax.cameras import PUBLISHED_FOV_DEG
 from escherjax.errors import UserError
 
 FILE_NAME = "escherjax.json"
 FORMAT = 1
 
 DEFAULT_RESOLUTION = 256  # pixels; EscherNet, section 4
-# Of Zero-1-to-3's renders, on which EscherNet was trained: 35 mm lens on a 32 mm sensor
-PUBLISHED_FOV_DEG = math.degrees(2 * math.atan(16 / 35))
 _PUBLISHED_UNIT = "longest side of the object = 1; trained with cameras 1.5 to 2.2 from the origin"
 
 # The one value of each field that our networks compute.

@@ -27,9 +27,8 @@ from escherjax import config as config_lib
 from escherjax import files
 from escherjax.devices import hosts
 from escherjax.errors import UserError
-from escherjax.train.state import TrainState
-from escherjax.weights import integrity, lock, verify
-from escherjax.weights.verify import ITEMS, OPTIMIZER, RECORD, WEIGHTS
+from escherjax.weights import integrity, lock
+from escherjax.weights.integrity import OPTIMIZER, RECORD, WEIGHTS
 
 log = logging.getLogger("escherjax.checkpoint")
 # Orbax measures it by the wall clock, whose jumps would end good saves. Twenty days in milliseconds
@@ -38,6 +37,9 @@ _SAVE_TIMEOUT_SECONDS = 20 * 86400
 # Replicas write a part each of an array from so many bytes a part. Orbax would cut every one, down
 # to norm scales, by a compiled slice for each shape and device, while training waits.
 _MIN_PART_BYTES = 2**20
+# A run's state by the item it is saved in: {"weights": {"params", "frozen", "ema"}, "optimizer":
+# {"step", "opt_state"}}, each entry a pytree of arrays or ShapeDtypeStructs.
+Trees = dict[str, dict[str, Any]]
 _VERSIONED = ("escherjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -92,7 +94,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 def _way_back(workdir: Path) -> str:
     """How a lost config.json comes back, "" where there is no checkpoint that has one."""
-    step = max(verify.steps(workdir), default=None)
+    step = max(integrity.steps(workdir), default=None)
     if step is None:
         return ""
     record = workdir / "checkpoints" / str(step) / RECORD / "metadata"
@@ -111,7 +113,7 @@ def locate(path: Path) -> tuple[Path, int | None] | None:
     """
     if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
         return path, None
-    step = verify.step_of(path.name)
+    step = integrity.step_of(path.name)
     if path.parent.name == "checkpoints" and step is not None:
         return path.parent.parent, step
     return None
@@ -119,7 +121,7 @@ def locate(path: Path) -> tuple[Path, int | None] | None:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run in `workdir` would continue rather than start."""
-    return bool(verify.steps(workdir))
+    return bool(integrity.steps(workdir))
 
 
 @contextmanager
@@ -191,16 +193,16 @@ def open_manager(
 def _write_manifest(checkpoints: Path, step: int) -> None:
     """In Orbax's saving thread of the first host, when all is written and before it is renamed."""
     # Some versions of Orbax put a time behind it; what other saves left went before this one.
-    unfinished = checkpoints.glob(f"{step}{verify.UNFINISHED}*")
-    integrity.write(next(unfinished, checkpoints / str(step)), ITEMS)
+    unfinished = checkpoints.glob(f"{step}{integrity.UNFINISHED}*")
+    integrity.write_manifest(next(unfinished, checkpoints / str(step)))
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict) -> None:
+def save(manager: ocp.CheckpointManager, trees: Trees, config: ConfigDict) -> None:
     """Starts saving; training may go on at once. Waits for the save before it.
 
     Raises TrainingError if that one failed, or the work directory is gone.
     """
-    step, workdir = int(state.step), Path(manager.directory).parent
+    step, workdir = int(trees[OPTIMIZER]["step"]), Path(manager.directory).parent
     record = {
         "step": step,
         "data_position": step,
@@ -210,8 +212,8 @@ def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict) 
     }
     arguments = ocp.args.Composite(
         **{
-            WEIGHTS: ocp.args.StandardSave(_weights(state)),
-            OPTIMIZER: ocp.args.StandardSave(_optimizer(state)),
+            WEIGHTS: ocp.args.StandardSave(trees[WEIGHTS]),
+            OPTIMIZER: ocp.args.StandardSave(trees[OPTIMIZER]),
             RECORD: ocp.args.JsonSave(record),
         }
     )
@@ -227,14 +229,6 @@ def check_saved(manager: ocp.CheckpointManager, wait: bool = False) -> None:
             manager.wait_until_finished()
         else:
             manager.check_for_errors()
-
-
-def _weights(state: TrainState) -> dict:
-    return {"params": state.params, "frozen": state.frozen, "ema": state.ema}
-
-
-def _optimizer(state: TrainState) -> dict:
-    return {"step": state.step, "opt_state": state.opt_state}
 
 
 def versions() -> dict[str, str]:
@@ -265,8 +259,8 @@ def commit() -> str:
         return ""
 
 
-def restore(manager: ocp.CheckpointManager, abstract: TrainState) -> tuple[TrainState, int] | None:
-    """(state, data position) of the newest whole checkpoint, or None where there is none yet.
+def restore(manager: ocp.CheckpointManager, abstract: Trees) -> tuple[Trees, int] | None:
+    """(trees, data position) of the newest whole checkpoint, or None where there is none yet.
 
     abstract: ShapeDtypeStructs with shardings, so that any mesh opens any checkpoint. Every byte is
     checked first. Damaged checkpoints are renamed STEP.damaged, and the one before them is taken.
@@ -280,22 +274,22 @@ def restore(manager: ocp.CheckpointManager, abstract: TrainState) -> tuple[Train
         step,
         args=ocp.args.Composite(
             **{
-                WEIGHTS: ocp.args.StandardRestore(_weights(abstract)),
-                OPTIMIZER: ocp.args.StandardRestore(_optimizer(abstract)),
+                WEIGHTS: ocp.args.StandardRestore(abstract[WEIGHTS]),
+                OPTIMIZER: ocp.args.StandardRestore(abstract[OPTIMIZER]),
                 RECORD: ocp.args.JsonRestore(),
             }
         ),
     )
-    state = TrainState(**restored[WEIGHTS], **restored[OPTIMIZER])
-    return state, restored[RECORD]["data_position"]
+    trees = {item: restored[item] for item in (WEIGHTS, OPTIMIZER)}
+    return trees, restored[RECORD]["data_position"]
 
 
 def _newest_whole(workdir: Path) -> int | None:
     """The step to continue from; moves damaged checkpoints after it out of the way."""
     damaged: dict[Path, list[str]] = {}
-    for step in reversed(verify.steps(workdir)):
+    for step in reversed(integrity.steps(workdir)):
         folder = workdir / "checkpoints" / str(step)
-        problems = verify.verify(folder)
+        problems = integrity.find_problems(folder)
         if not problems:
             break
         damaged[folder] = problems
@@ -303,8 +297,8 @@ def _newest_whole(workdir: Path) -> int | None:
         if not damaged:
             return None
         listed = "\n  ".join(line for problems in damaged.values() for line in problems)
-        if not any(integrity.exists(folder) for folder in damaged):
-            listed += f"\nNot one has a {integrity.FILE_NAME}, so none can be checked."
+        if not any(integrity.has_manifest(folder) for folder in damaged):
+            listed += f"\nNot one has a {integrity.MANIFEST}, so none can be checked."
         raise UserError(
             f"no checkpoint of {workdir} is whole:\n  {listed}\nNothing was changed. Bring these "
             "files back from a copy, or take another --workdir."

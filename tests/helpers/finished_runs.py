@@ -3,7 +3,7 @@
 from escherjax.devices import mesh
 from escherjax.models import eschernet
 from escherjax.train.optimizer import make_optimizer
-from escherjax.train.state import abstract_state
+from escherjax.train.state import TrainState, abstract_state
 from escherjax.weights import runs
 
 
@@ -12,6 +12,7 @@ def final_state(workdir):
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     abstract = abstract_state(model, optimizer, mesh.single_device_mesh(), config)
     with runs.open_manager(workdir) as manager:
-        state, position = runs.restore(manager, abstract)
+        trees, position = runs.restore(manager, abstract.stored())
+    state = TrainState.from_stored(trees)
     assert position == int(state.step)
     return state

@@ -60,5 +60,5 @@ def saved_run(workdir, config, params):
     state = state.replace(step=state.step + 7, ema=jax.tree.map(lambda x: 2 * x, state.ema))
     runs.prepare_workdir(workdir, config)
     with runs.open_manager(workdir) as manager:
-        runs.save(manager, state, config)
+        runs.save(manager, state.stored(), config)
     return workdir

@@ -24,5 +24,5 @@ def write_workdir(folder, **changes):
                 params=jax.tree.map(lambda a, step=step: a + 1e-3 * step, state.params),
                 ema=jax.tree.map(lambda a, step=step: a - 1e-3 * step, state.ema),
             )
-            runs.save(manager, state, config)
+            runs.save(manager, state.stored(), config)
     return state

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from escherjax import cameras
+from escherjax.cameras import PUBLISHED_FOV_DEG
 from escherjax.data.formats.folders import read_zero123_poses, zero123_views
 from escherjax.data.formats.gso import AXES, find_objects
 from escherjax.data.images import View
 from escherjax.errors import UserError
 from escherjax.evaluate.picture_rules import PictureRules, of_renders
 from escherjax.evaluate.protocol import Case, CaseRequest, Protocol, Source
-from escherjax.weights.facts import PUBLISHED_FOV_DEG
 
 REFERENCES = "render_mvs_25"
 NUM_VIEWS = 25

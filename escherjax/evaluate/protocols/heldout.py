@@ -19,10 +19,10 @@ from escherjax.data import images
 from escherjax.data.formats.folders import find_folders, layout_of, read_scene_folder
 from escherjax.data.metadata import COMPLETE_FILE, split_names
 from escherjax.data.shards import Scene, check_unique, open_shards
-from escherjax.data.whole_files import is_remote
 from escherjax.errors import UserError
 from escherjax.evaluate.picture_rules import PictureRules
 from escherjax.evaluate.protocol import Case, CaseRequest, Protocol, Source
+from escherjax.files import is_remote
 
 DEFAULT_COUNTS = (1, 2, 3, 5)
 

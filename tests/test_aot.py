@@ -19,6 +19,7 @@ from escherjax.devices import mesh as sharding
 from escherjax.devices.chips import CHIPS
 from escherjax.errors import UserError
 from escherjax.models.blocks import Upsample
+from tests.helpers.patience import PATIENCE_SEC
 from tests.helpers.tiny import tiny_arguments, tiny_config
 
 HLO = """HloModule jit_step
@@ -146,7 +147,9 @@ def test_malformed_topology_names_are_refused(name, message):
 
 def run_compile(*arguments):
     command = [sys.executable, "-m", "escherjax.compile", "--config", "configs/6dof.py:smoke"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=1200)
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=PATIENCE_SEC
+    )
 
 
 def test_a_machine_without_libtpu_is_told_what_to_install():

@@ -8,23 +8,20 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from escherjax import files
-from escherjax.devices import mesh
 from escherjax.errors import TrainingError, UserError
-from escherjax.models import eschernet
 from escherjax.train.__main__ import main
 from escherjax.train.loop import train
-from escherjax.train.optimizer import make_optimizer
 from escherjax.train.profiling import ProfileWindow
-from escherjax.train.state import TrainState, abstract_state
 from escherjax.train.writers import MetricWriter
 from escherjax.weights import integrity, run_params, runs
+from tests.helpers.finished_runs import final_state
+from tests.helpers.patience import wait_until
 from tests.helpers.tiny import tiny_config
 from tests.helpers.training_process import (
     arguments,
@@ -60,15 +57,6 @@ def params_of(workdir, step):
     return stored.read(stored.shapes)
 
 
-def state_of(workdir):
-    config = runs.read_config(workdir)
-    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    abstract = abstract_state(model, optimizer, mesh.single_device_mesh(), config)
-    with runs.open_manager(workdir) as manager:
-        trees, _ = runs.restore(manager, abstract.stored())
-    return TrainState.from_stored(trees)
-
-
 def catches(process, number):
     """Whether the process has a handler for the signal (Linux)."""
     status = Path(f"/proc/{process.pid}/status").read_text()
@@ -78,9 +66,7 @@ def catches(process, number):
 
 def test_a_stop_while_the_program_still_loads_exits_with_75(tmp_path, environment):
     process = start(tmp_path / "run", environment, **SHORT)
-    while not catches(process, signal.SIGTERM):
-        assert process.poll() is None
-        time.sleep(0.005)
+    wait_until(lambda: catches(process, signal.SIGTERM), lambda: process.poll() is not None)
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
     assert code == 75 and "stopped by a signal before the first update" in output, output
@@ -351,7 +337,7 @@ def test_two_hosts_stop_after_the_same_update_whichever_is_told(tmp_path, enviro
         assert code == 75, output
         reached = int(output.split("stopped by a signal at step ")[1].split(";")[0])
         assert reached == integrity.steps(workdir)[-1]
-    state = state_of(workdir)  # on one host and one device
+    state = final_state(workdir)  # on one host and one device
     assert int(state.step) == reached
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from escherjax.data.procedural import ProceduralSource
+from tests.helpers.patience import PATIENCE_SEC
 from tests.helpers.scenes import write_shards
 from tests.helpers.training_process import arguments, finish, one_device_environment, wait_for
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PATIENCE = 100  # seconds that a start on two busy cores may take, and a minute
 FIELDS = {"num_steps": 2, "mesh__fsdp": -1}
 
 
@@ -60,7 +60,7 @@ def start(tmp_path, environment):
 
 def refusal(process):
     """The message of a process that refuses, without a traceback, before it is too late."""
-    output, _ = process.communicate(timeout=PATIENCE)
+    output, _ = process.communicate(timeout=PATIENCE_SEC)
     assert process.returncode == 2, output
     assert "Traceback" not in output and "compiling" not in output
     assert output.count("error: ") == 1, output

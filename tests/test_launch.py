@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.patience import PATIENCE_SEC
+
 LAUNCH = Path(__file__).resolve().parent.parent / "launch"
 SHELL = sorted(p for p in LAUNCH.iterdir() if p.suffix in (".sh", ".sbatch"))
 
@@ -42,7 +44,7 @@ def run(script, folder, *arguments, **environment):
         capture_output=True,
         text=True,
         env={"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder), **environment},
-        timeout=60,
+        timeout=PATIENCE_SEC,
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from escherjax.train.loop import train
 from tests.helpers.finished_runs import final_state
+from tests.helpers.patience import PATIENCE_SEC, wait_until
 from tests.helpers.tiny import tiny_arguments, tiny_config
 
 SCRIPT = "launch/local_multiprocess.sh"
@@ -76,7 +77,7 @@ def test_two_processes_compute_what_one_does(tmp_path, heldout):
     fields = {**FIELDS, **heldout}
     process = start(2, 4, tmp_path / "two", tmp_path / "logs", **fields, mesh__dcn_data=2)
     assert train(tiny_config(**fields), tmp_path / "one") == 0
-    _, errors = process.communicate(timeout=600)
+    _, errors = process.communicate(timeout=PATIENCE_SEC)
     assert process.returncode == 0, errors
     assert "2 hosts x 4 devices" in (tmp_path / "logs" / "process_0.log").read_text()
 
@@ -96,13 +97,10 @@ def test_when_one_process_dies_the_others_are_ended(tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
     os.kill(int(trainers[0]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_SEC)
     assert process.returncode == 128 + signal.SIGKILL
     assert "a process ended with exit code 137; ending the others" in errors
-    deadline = time.monotonic() + 10
-    while any(is_training(pid) for pid in trainers):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not any(is_training(pid) for pid in trainers))
 
 
 def test_a_wrong_call_of_the_script_shows_how_to_call_it():

@@ -12,6 +12,7 @@ import pytest
 from escherjax import files
 from escherjax.data import loader, riegeli, shards
 from escherjax.errors import UserError
+from tests.helpers.patience import PATIENCE_SEC
 from tests.helpers.range_server import serve
 from tests.helpers.scenes import assert_same_scene, make_scene
 
@@ -152,7 +153,9 @@ def test_inspect_reads_a_bucket_of_google_cloud_storage(server, tmp_path):
 
     def inspect(address):
         command = [sys.executable, "-m", "data_prep.inspect", address, "--scenes", "0"]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SEC
+        )
 
     done = inspect("gs://bucket/shards")
     assert done.returncode == 0, done.stderr

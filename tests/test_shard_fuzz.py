@@ -13,6 +13,7 @@ from escherjax import cameras
 from escherjax.data import images, loader, shards
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.errors import UserError
+from tests.helpers.patience import PATIENCE_SEC
 from tests.helpers.shard_fuzz import BATCH
 
 NUM_SCENES, VIEWS, SIZE = 8, 4, 48
@@ -38,7 +39,7 @@ def encode_jpeg(path, picture):
     return path.read_bytes()
 
 
-def fuzz(work, count, timeout):
+def fuzz(work, count):
     """Results of `count` mutations; a process that dies fails with the number that killed it."""
     with (work / "results").open("w+") as results:
         ran = subprocess.run(
@@ -46,7 +47,7 @@ def fuzz(work, count, timeout):
             stdout=results,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout,
+            timeout=PATIENCE_SEC,
         )
         results.seek(0)
         lines = [json.loads(line) for line in results]
@@ -74,7 +75,7 @@ def check(found):
 
 
 def test_150_damaged_data_sets_are_exact_or_refused_by_name(work):
-    outcomes = check(fuzz(work, 150, timeout=120))
+    outcomes = check(fuzz(work, 150))
     assert all(outcomes[kind] > 10 for kind in ("refused", "bad", "exact")), outcomes
 
 
@@ -92,7 +93,7 @@ def test_metadata_that_tfds_cannot_follow_is_refused(work, name, found, damaged)
 
 @pytest.mark.slow
 def test_1500_damaged_data_sets_are_exact_or_refused_by_name(work):
-    outcomes = check(fuzz(work, 1500, timeout=1500))
+    outcomes = check(fuzz(work, 1500))
     assert all(outcomes[kind] > 100 for kind in ("refused", "bad", "exact")), outcomes
 
 

@@ -9,6 +9,7 @@ import pytest
 from escherjax.devices import startup
 from escherjax.devices.startup import Launch, check_arrivals, detect
 from escherjax.errors import UserError
+from tests.helpers.patience import PATIENCE_SEC
 
 OURS = {
     "ESCHERJAX_COORDINATOR": "host0:1234",
@@ -181,7 +182,7 @@ def test_two_processes_join_and_miss_a_third_device(expected, code):
         for index in range(2)
     ]
     for process in processes:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE_SEC)
         assert process.returncode == code, err
         assert "2 processes x 1 devices" in err
         if code:

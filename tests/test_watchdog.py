@@ -5,13 +5,7 @@ import signal
 import time
 
 from escherjax.train.watchdog import Watchdog
-
-
-def wait_until(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+from tests.helpers.patience import wait_until
 
 
 def test_a_signal_shows_all_stacks_in_the_file_and_on_stderr(tmp_path, capsys):

@@ -10,6 +10,7 @@ from escherjax.demo.jobs import JobQueue
 from escherjax.demo.limits import Limits
 from escherjax.demo.session import Request, Settings
 from escherjax.errors import UserError
+from tests.helpers.patience import PATIENCE_SEC
 
 VIEWS = np.zeros((2, 4, 4, 3), np.uint8)
 
@@ -31,7 +32,7 @@ class Drawer:
         self.order.append(job)
         try:
             for step in range(3):
-                assert self.gate.acquire(timeout=20)
+                assert self.gate.acquire(timeout=PATIENCE_SEC)
                 job.report(step + 1, 3)
             return VIEWS
         finally:
@@ -51,7 +52,7 @@ class Watched:
 
     def wait(self, is_so):
         with self.changed:
-            assert self.changed.wait_for(lambda: is_so(self.job), timeout=20), self.job
+            assert self.changed.wait_for(lambda: is_so(self.job), timeout=PATIENCE_SEC), self.job
 
 
 @pytest.fixture

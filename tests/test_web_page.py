@@ -5,13 +5,14 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 import zipfile
 
 import numpy as np
 import pytest
+
+from tests.helpers.patience import PATIENCE_SEC, wait_until
 
 viser = pytest.importorskip("viser", reason="the page is made with viser")
 
@@ -46,10 +47,7 @@ def client(server):
     client = WebClient(server.port)
     yield client
     client.close()
-    end = time.monotonic() + 20
-    while server.num_sessions and time.monotonic() < end:
-        time.sleep(0.01)
-    assert server.num_sessions == 0, "a visitor who has gone is still remembered"
+    wait_until(lambda: server.num_sessions == 0)  # a visitor who has gone is forgotten
 
 
 def picture(color=(200, 30, 20)):
@@ -183,10 +181,10 @@ def test_more_visitors_than_allowed_are_told_so(server, client):
 
 def test_no_file_of_the_machine_is_served(server):
     root = f"http://127.0.0.1:{server.port}"
-    assert b"<html" in urllib.request.urlopen(root, timeout=20).read().lower()
+    assert b"<html" in urllib.request.urlopen(root, timeout=PATIENCE_SEC).read().lower()
     for path in ("/etc/passwd", "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd"):
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            urllib.request.urlopen(root + path, timeout=20)
+            urllib.request.urlopen(root + path, timeout=PATIENCE_SEC)
 
 
 def test_a_port_in_use_is_refused_instead_of_another_taken():
@@ -213,6 +211,8 @@ def test_help_needs_neither_jax_nor_viser():
         "except SystemExit as end: assert not end.code\n"
         "assert not {'jax', 'viser', 'numpy'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_SEC
+    )
     assert done.returncode == 0, done.stderr
     assert "--port" in done.stdout

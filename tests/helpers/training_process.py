@@ -3,8 +3,8 @@
 import os
 import subprocess
 import sys
-import time
 
+from tests.helpers.patience import PATIENCE_SEC, wait_until
 from tests.helpers.tiny import tiny_arguments
 
 LONG_RUN = {"num_steps": 60, "checkpoint_every_steps": 10, "log_every_steps": 5}
@@ -42,11 +42,12 @@ def launch(command, environment):
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=PATIENCE_SEC)
     return process.returncode, output
 
 
 def wait_for(path, process):
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.005)
+    wait_until(
+        path.exists,
+        lambda: process.poll() is not None and f"it ended with {process.communicate()[0]}",
+    )

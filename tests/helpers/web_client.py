@@ -9,6 +9,8 @@ import viser
 import zstandard
 from websockets.sync.client import connect
 
+from tests.helpers.patience import PATIENCE_SEC
+
 
 class WebClient:
     """Connected when made. Widgets, pictures and messages are kept as the server sends them."""
@@ -84,7 +86,7 @@ class WebClient:
         """Whether a widget or a message contains the text."""
         return any(text in str(props) for props in (*self.widgets.values(), *self.notifications))
 
-    def wait(self, is_so, timeout_sec=120):
+    def wait(self, is_so, timeout_sec=PATIENCE_SEC):
         """Waits until the condition holds; what was seen stands in the error."""
         end = time.monotonic() + timeout_sec
         with self._changed:

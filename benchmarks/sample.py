@@ -86,6 +86,7 @@ def measure(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]
     from escherjax.cameras import Cameras, from_spherical
     from escherjax.devices import mesh as sharding
     from escherjax.models import eschernet
+    from escherjax.models.diffusion.sampling import Sampling
     from escherjax.sample.pipeline import Pipeline
     from escherjax.train import perf
     from escherjax.train.loop import enable_compilation_cache
@@ -114,7 +115,7 @@ def measure(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]
     def generate() -> np.ndarray:
         how = {"num_steps": arguments.steps, "guidance_scale": arguments.guidance}
         if arguments.exact:
-            return pipe.generate_batch(*(x[None] for x in views), **how)
+            return pipe.generate_batch(*(x[None] for x in views), Sampling(**how))
         return pipe.generate(*views, **how)
 
     started = time.perf_counter()
@@ -183,6 +184,7 @@ def _flops(
     import jax.numpy as jnp
 
     from escherjax.cameras import Cameras
+    from escherjax.models.diffusion.sampling import Sampling
     from escherjax.train import perf
 
     plain = dataclasses.replace(model, unet=model.unet.clone(attention_impl="xla"))
@@ -198,8 +200,7 @@ def _flops(
             Cameras(references),
             Cameras(targets),
             latents,
-            arguments.steps,
-            arguments.guidance,
+            Sampling(arguments.steps, arguments.guidance),
         )
 
     return perf.count_flops(

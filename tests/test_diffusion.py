@@ -9,6 +9,7 @@ import pytest
 
 from escherjax.errors import UserError
 from escherjax.models.diffusion import samplers, schedule, solvers
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.models.diffusion.schedule import NoiseSchedule
 
 SCHEDULE = NoiseSchedule.from_config()
@@ -136,7 +137,7 @@ def test_ddim_with_prescribed_noise_equals_the_original(golden):
         assert t.shape == latents.shape[:1]
         return prescribed[jnp.argmax(steps == t[0])]
 
-    run = jax.jit(lambda x: samplers.sample(SCHEDULE, predict, x, 5, trace=True))
+    run = jax.jit(lambda x: samplers.sample(SCHEDULE, predict, x, Sampling(5), trace=True))
     final, every = run(arrays["ddim/x0"])
     np.testing.assert_allclose(every, arrays["ddim/traj"], atol=5e-5, rtol=0)
     np.testing.assert_array_equal(final, every[-1])
@@ -147,7 +148,7 @@ def test_ddim_with_the_true_noise_recovers_the_sample(rng):
     start = schedule.add_noise(SCHEDULE, clean, noise, jnp.full((3,), 901))
     to_one = NoiseSchedule.from_config(set_alpha_to_one=True)
     for made, level in ((to_one, None), (SCHEDULE, 0)):
-        final = samplers.sample(made, lambda x, t: noise, start, 10)
+        final = samplers.sample(made, lambda x, t: noise, start, Sampling(10))
         left = clean
         if level is not None:
             left = schedule.add_noise(SCHEDULE, clean, noise, jnp.full((3,), level))
@@ -170,19 +171,19 @@ def test_v_epsilon_and_x_predictions_sample_alike(rng):
         noise, clean = epsilon(latents, t), sample(latents, t)
         return jnp.sqrt(abar) * noise - jnp.sqrt(1 - abar) * clean
 
-    by_epsilon = samplers.sample(SCHEDULE, epsilon, x, 4)
-    by_v = samplers.sample(V_SCHEDULE, v, x, 4)
-    by_x = samplers.sample(X_SCHEDULE, sample, x, 4)
+    by_epsilon = samplers.sample(SCHEDULE, epsilon, x, Sampling(4))
+    by_v = samplers.sample(V_SCHEDULE, v, x, Sampling(4))
+    by_x = samplers.sample(X_SCHEDULE, sample, x, Sampling(4))
     np.testing.assert_allclose(by_v, by_epsilon, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(by_x, by_epsilon, rtol=1e-4, atol=1e-4)
 
 
 def test_sampling_in_16_bits_keeps_float32_latents(rng):
     noise = jnp.asarray(rng.normal(size=(1, 2, 4, 4, 4)), jnp.bfloat16)
-    final = samplers.sample(SCHEDULE, lambda x, t: noise, noise, 2)
+    final = samplers.sample(SCHEDULE, lambda x, t: noise, noise, Sampling(2))
     assert final.dtype == jnp.float32
     wide = noise.astype(jnp.float32)
-    expected = samplers.sample(SCHEDULE, lambda x, t: wide, wide, 2)
+    expected = samplers.sample(SCHEDULE, lambda x, t: wide, wide, Sampling(2))
     np.testing.assert_array_equal(final, expected)
 
 
@@ -194,15 +195,15 @@ def test_guidance_extrapolates_from_the_unconditional_prediction(rng):
         return pair + latents[:, None] + timesteps.reshape(-1, 1, 1, 1, 1, 1)
 
     latents = jnp.asarray(rng.normal(size=(2, 3, 2, 2, 4)), jnp.float32)
-    found = samplers.guide(predict, 3.0)(latents, jnp.array([3, 4]))
+    found = samplers.guide(predict, Sampling(guidance_scale=3.0))(latents, jnp.array([3, 4]))
     shift = latents + np.array([3, 4]).reshape(-1, 1, 1, 1, 1)
     np.testing.assert_allclose(found, uncond + 3.0 * (cond - uncond) + shift, atol=1e-5)  # rounding
 
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf"), "3"])
 def test_a_scale_that_is_no_scale_is_refused(scale):
-    with pytest.raises(UserError, match="guidance_scale = .* needed a number of at least 0"):
-        samplers.guide(lambda x, t: x, scale)
+    with pytest.raises(UserError, match="guidance_scale.*finite number of at least 0"):
+        Sampling(guidance_scale=scale)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
@@ -210,9 +211,9 @@ def test_guidance_of_one_or_less_is_the_prediction_itself(scale):
     def predict(latents, timesteps):
         return latents + 1
 
-    assert samplers.guide(predict, scale) is predict
-    with pytest.raises(UserError, match="rescale = 2"):
-        samplers.guide(predict, scale, 2)
+    assert samplers.guide(predict, Sampling(guidance_scale=scale)) is predict
+    with pytest.raises(UserError, match="guidance_rescale.*got 2"):
+        Sampling(guidance_scale=scale, guidance_rescale=2)
 
 
 def test_schedule_passes_through_jit_as_an_argument():

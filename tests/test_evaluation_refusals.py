@@ -56,12 +56,12 @@ def arguments(weights, data, out, *more):
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (["--sampler", "foo"], "known: ddim"),
-        (["--steps", "0"], "steps is 0; it must be at least 1"),
-        (["--eta", "2"], "eta = 2"),
-        (["--guidance", "nan"], "guidance_scale = nan"),
-        (["--guidance-rescale", "2"], "guidance rescale = 2"),
-        (["--seed", "-1"], "seed = -1"),
+        (["--sampler", "foo"], "one of ddim"),
+        (["--steps", "0"], "--steps.*at least 1, got 0"),
+        (["--eta", "2"], "eta.*got 2"),
+        (["--guidance", "nan"], "guidance_scale.*got nan"),
+        (["--guidance-rescale", "2"], "guidance_rescale.*got 2"),
+        (["--seed", "-1"], "seed.*got -1"),
     ],
 )
 def test_wrong_sampling_is_refused_before_data_and_weights(tmp_path, more, reason):

@@ -7,6 +7,7 @@ import escherjax
 from escherjax.cameras import Cameras, from_spherical
 from escherjax.errors import UserError
 from escherjax.models import eschernet
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.sample import scene_batch
 from tests.helpers.golden_cameras import cameras_from_poses
 from tests.helpers.tiny import tiny_config
@@ -61,15 +62,14 @@ def test_latents_and_views_equal_the_original_pipeline(
     """Tolerances are about five times the original's own float32 rounding."""
     pipe, images, reference, target, latents = recorded(golden, pipes, case)
     tokens = pipe.encode_images(images * 2 - 1)
-    run = jax.jit(pipe.model.generate_latents, static_argnames=("num_steps", "guidance_scale"))
+    run = jax.jit(pipe.model.generate_latents, static_argnames="sampling")
     final = run(
         pipe.params,
         tokens[None],
         reference[None],
         target[None],
         latents[None],
-        num_steps=num_steps,
-        guidance_scale=guidance,
+        sampling=Sampling(num_steps, guidance),
     )[0]
     expected = channels_last(golden[2][f"pipeline/{case}/final_latents"])
     np.testing.assert_allclose(final, expected, atol=tolerance)

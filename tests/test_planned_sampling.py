@@ -10,6 +10,7 @@ from escherjax.cameras import Cameras, from_spherical
 from escherjax.config import load_config
 from escherjax.errors import UserError
 from escherjax.models import eschernet
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.sample import extra_targets, memory
 from escherjax.sample.plans import Pass, Plan
 from tests.helpers.tiny import tiny_config
@@ -105,15 +106,14 @@ def test_the_estimate_is_near_what_the_compiler_reserves(
         return jax.ShapeDtypeStruct((1, count, *shape), jnp.float32)
 
     compiled = (
-        jax.jit(model.generate, static_argnames=("num_steps", "guidance_scale"))
+        jax.jit(model.generate, static_argnames="sampling")
         .lower(
             params,
             views(num_references, 16, 16, 3),
             Cameras(views(num_references, 4, 4)),
             Cameras(views(num_targets, 4, 4)),
             views(num_targets, *model.latent_shape(16)),
-            num_steps=2,
-            guidance_scale=guidance,
+            sampling=Sampling(2, guidance),
         )
         .compile()
     )

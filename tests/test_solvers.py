@@ -9,6 +9,7 @@ import torch
 
 from escherjax.errors import UserError
 from escherjax.models.diffusion import samplers, schedule, solvers
+from escherjax.models.diffusion.sampling import SAMPLERS, Sampling
 from escherjax.models.diffusion.schedule import NoiseSchedule
 
 SHAPE = (2, 3, 4, 4, 4)
@@ -30,12 +31,14 @@ def _network(x, t, xp):
     return 0.5 * xp.tanh(x + 0.3) + 0.1 * xp.sin(0.01 * t + x)
 
 
-def _ours(made, start, num_steps, sampler, **options):
+def _ours(made, start, num_steps, sampler, eta=0.0, **options):
     def predict(x, t):
         return _network(x, t[0].astype(jnp.float32), jnp)
 
     run = jax.jit(
-        lambda x: samplers.sample(made, predict, x, num_steps, sampler, trace=True, **options)
+        lambda x: samplers.sample(
+            made, predict, x, Sampling(num_steps, sampler=sampler, eta=eta), trace=True, **options
+        )
     )
     return run(start)
 
@@ -50,7 +53,7 @@ def test_multistep_samplers_equal_diffusers(sampler, num_steps, prediction, rng)
     theirs.set_timesteps(num_steps)
     made = NoiseSchedule.from_config(prediction_type=prediction)
     _, every = _ours(made, start, num_steps, sampler)
-    table = solvers.make_table(made, num_steps, sampler)
+    table = solvers.make_table(made, Sampling(num_steps, sampler=sampler))
     np.testing.assert_array_equal(table.timesteps, theirs.timesteps)
     x = torch.from_numpy(start)
     for i, t in enumerate(theirs.timesteps):
@@ -110,7 +113,7 @@ def test_a_schedule_without_signal_at_its_end_equals_diffusers(rng):
         np.testing.assert_allclose(every[i], x, atol=2e-4, rtol=2e-4, err_msg=f"step {i}")
 
 
-@pytest.mark.parametrize("sampler", solvers.SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_an_infallible_network_is_believed(sampler, zero_snr, rng):
     """Whoever always knows the clean latents ends at them, from any noise, without a NaN."""
@@ -122,7 +125,8 @@ def test_an_infallible_network_is_believed(sampler, zero_snr, rng):
     )
     clean, start = rng.normal(size=(2, *SHAPE)).astype(np.float32)
     for num_steps in (1, 2, 3, 7):
-        final = samplers.sample(made, lambda x, t: jnp.asarray(clean), start, num_steps, sampler)
+        sampling = Sampling(num_steps, sampler=sampler)
+        final = samplers.sample(made, lambda x, t: jnp.asarray(clean), start, sampling)
         np.testing.assert_allclose(final, clean, atol=1e-5)  # rounding of a few products
 
 
@@ -142,15 +146,15 @@ def test_higher_orders_converge_faster(sampler, rng):
 def test_eta_needs_ddim_noise_and_a_range():
     made = NoiseSchedule.from_config()
     for sampler, eta, said in (
-        ("dpmpp_2m", 0.5, "only 'ddim'"),
-        ("ddim", -0.1, "eta = -0.1"),
-        ("ddim", 1.5, "eta = 1.5"),
-        ("euler", 0.0, "known: ddim, dpmpp_2m, unipc"),
+        ("dpmpp_2m", 0.5, "eta must be 0 with sampler 'dpmpp_2m'"),
+        ("ddim", -0.1, "eta.*got -0.1"),
+        ("ddim", 1.5, "eta.*got 1.5"),
+        ("euler", 0.0, "one of ddim, dpmpp_2m, unipc, got 'euler'"),
     ):
         with pytest.raises(UserError, match=said):
-            solvers.make_table(made, 5, sampler, eta)
+            Sampling(5, sampler=sampler, eta=eta)
     with pytest.raises(UserError, match="draw_noise"):
-        samplers.sample(made, lambda x, t: x, jnp.zeros((1, 2)), 5, "ddim", 0.5)
+        samplers.sample(made, lambda x, t: x, jnp.zeros((1, 2)), Sampling(5, eta=0.5))
 
 
 def test_a_signal_less_end_refuses_what_cannot_start_there():
@@ -170,7 +174,7 @@ def test_guidance_rescale_brings_back_the_deviation_of_each_view(rng):
     t = jnp.array([5])
 
     def guided(rescale):
-        return samplers.guide(predict, 3.0, rescale)(latents, t)
+        return samplers.guide(predict, Sampling(5, 3.0, rescale))(latents, t)
 
     conditional = predict(latents, t)[:, 1]
     plain, full, half = guided(0.0), guided(1.0), guided(0.5)
@@ -178,5 +182,5 @@ def test_guidance_rescale_brings_back_the_deviation_of_each_view(rng):
     np.testing.assert_allclose(full.std(axes), conditional.std(axes), rtol=1e-5)
     assert (plain.std(axes) > 1.9 * conditional.std(axes)).all()
     np.testing.assert_allclose(half, (plain + full) / 2, atol=1e-5)  # rounding
-    with pytest.raises(UserError, match="rescale = 2"):
+    with pytest.raises(UserError, match="guidance_rescale.*got 2"):
         guided(2)

@@ -7,6 +7,7 @@ from escherjax.cameras import Cameras, from_spherical
 from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
 from escherjax.models import eschernet
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.sample import buckets
 from escherjax.sample.pipeline import Pipeline
 from tests.helpers.random_models import random_params
@@ -68,7 +69,10 @@ def test_numbers_of_views_in_one_bucket_share_a_program(pipe, two_sizes):
 def test_padded_views_equal_unpadded_ones(pipe, views, two_sizes):
     images, references, targets = views
     exact = pipe.generate_batch(
-        images[None, :5], references[None, :5], targets[None, :17], seeds=[17], **SETTINGS
+        images[None, :5],
+        references[None, :5],
+        targets[None, :17],
+        Sampling(guidance_scale=3.0, seed=17, **SETTINGS),
     )
     np.testing.assert_allclose(two_sizes[0], exact[0], **SAME)
     assert exact.std() > 0.1
@@ -91,10 +95,10 @@ def test_a_batch_over_devices_equals_scene_by_scene(views, two_sizes):
         images,
         Cameras(reference_c2w),
         Cameras(target_c2w),
+        Sampling(guidance_scale=3.0, **SETTINGS),
         num_references=[5, 6, 6],
         num_targets=[17, 18, 18],
         seeds=[17, 18, 19],
-        **SETTINGS,
     )
     np.testing.assert_allclose(made[0, :17], two_sizes[0], **SAME)
     np.testing.assert_array_equal(made[0, 17], 0)
@@ -162,7 +166,7 @@ def test_wrong_batches_are_refused_with_the_reason(pipe, views):
         ((images, references, targets), {"num_targets": [0]}, "from 1 to 18"),
         ((images, references, targets), {"num_targets": [2.0]}, "whole numbers"),
         ((images, references, targets), {"seeds": [1, 2]}, "2 seeds for 1 scenes"),
-        ((images, references, targets), {"seeds": [-1]}, "seed = -1; needed a whole number"),
+        ((images, references, targets), {"seeds": [-1]}, "seed must be a whole number.*got -1"),
     ]:
         with pytest.raises(UserError, match=reason):
             pipe.generate_batch(*arguments, **named)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from escherjax.cameras import Cameras
 from escherjax.devices import mesh as sharding
 from escherjax.models import eschernet
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.models.eschernet import EscherNet
 from escherjax.train import perf
 from escherjax.train.optimizer import make_optimizer
@@ -83,8 +84,7 @@ def _sampling(
                 Cameras(batch["ref_c2w"]),
                 Cameras(batch["target_c2w"]),
                 latents,
-                config.eval.num_sampling_steps,
-                config.guidance_scale,
+                Sampling(config.eval.num_sampling_steps, config.guidance_scale),
                 batch["num_references"],
             )
 

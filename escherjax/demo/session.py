@@ -17,11 +17,11 @@ from escherjax.demo.labels import safe_label
 from escherjax.demo.limits import Limits
 from escherjax.demo.photos import Photo
 from escherjax.errors import UserError, listed
+from escherjax.models.diffusion.sampling import SAMPLERS
 
 RADIUS_RANGE = (1.0, 3.0)  # of the sliders; the published networks saw 1.5 to 2.2
 ELEVATION_RANGE_DEG = (-85.0, 85.0)
 DEFAULT_RADIUS = 1.8
-SAMPLERS = ("ddim", "dpmpp_2m", "unipc")
 CUSTOM_PATH = "through my viewpoints"
 PATHS = (*paths.PRESETS, CUSTOM_PATH)
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from escherjax import files
 from escherjax.devices.stopping import Stop, stop_signals
 from escherjax.errors import EXIT_OK, EXIT_PREEMPTED, UserError, listed, run_command
+from escherjax.models.diffusion import sampling
+from escherjax.models.diffusion.sampling import Sampling
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,7 +34,6 @@ def main(argv: Sequence[str]) -> int:
         # After parsing, so that --help answers at once.
         from escherjax.devices import startup
         from escherjax.evaluate import follow, run
-        from escherjax.evaluate.cases import Sampling
 
         if arguments.merge:
             return _finish(run.merge(arguments.out), arguments.out, stop)
@@ -46,14 +47,7 @@ def main(argv: Sequence[str]) -> int:
             metrics=tuple(arguments.metrics.split(",")),
             limit=arguments.limit,
             options={name: getattr(arguments, name) for name in run.PROTOCOL_OPTIONS},
-            sampling=Sampling(
-                num_steps=arguments.steps,
-                guidance_scale=arguments.guidance,
-                guidance_rescale=arguments.guidance_rescale,
-                sampler=arguments.sampler,
-                eta=arguments.eta,
-                seed=arguments.seed,
-            ),
+            sampling=Sampling.from_arguments(arguments),
             dtype=arguments.dtype,
             cape=arguments.cape,
             params=arguments.params,
@@ -63,7 +57,6 @@ def main(argv: Sequence[str]) -> int:
             report_scenes=arguments.report_scenes,
             save_views=arguments.save_views,
         )
-        request.sampling.check()
         with files.output_folder(arguments.out):
             if arguments.follow is not None:
                 finished = follow.follow(
@@ -171,27 +164,8 @@ def _parser() -> argparse.ArgumentParser:
         help="for heldout, corrected: pad with white or cut to this field of view",
     )
     on("--index-path", type=Path, metavar="DIR", help="index lists, for nerf")
-    how = parser.add_argument_group("how views are drawn").add_argument
-    how("--steps", type=int, default=50, help="(default %(default)s)")
-    how(
-        "--guidance",
-        type=float,
-        help="scale, 1 for none; default: what the weights were trained for, 3 as published",
-    )
-    how("--guidance-rescale", type=float, default=0.0, help="(default %(default)s)")
-    how("--sampler", default="ddim", help="ddim (as published), dpmpp_2m, unipc")
-    how(
-        "--eta",
-        type=float,
-        default=0.0,
-        help="noise that ddim adds at each step, 0 to 1 (default %(default)s)",
-    )
-    how(
-        "--seed",
-        type=int,
-        default=0,
-        help="of the noise, with scene, N and view (default %(default)s)",
-    )
+    sampling.add_arguments(parser)
+    how = parser.add_argument_group("how views are sampled").add_argument
     how("--dtype", default="float32", help="compute: float32 or bfloat16")
     work = parser.add_argument_group("where the work is done").add_argument
     work("--out", required=True, type=Path, metavar="DIR")

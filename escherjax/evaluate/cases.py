@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 
@@ -12,38 +11,8 @@ import numpy as np
 from escherjax.cameras import Cameras
 from escherjax.errors import StoppedError, UserError
 from escherjax.evaluate.protocol import Case
-from escherjax.models.diffusion import samplers
-from escherjax.models.diffusion.schedule import NoiseSchedule
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.sample.pipeline import Pipeline
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How views are drawn; see `Pipeline.generate`.
-
-    guidance_scale: None for what the weights were trained for, until it is `settled` by those.
-    """
-
-    num_steps: int = 50
-    guidance_scale: float | None = None
-    guidance_rescale: float = 0.0
-    sampler: str = "ddim"
-    eta: float = 0.0
-    seed: int = 0
-
-    def check(self, schedule: NoiseSchedule | None = None) -> None:
-        """Raises UserError for what cannot be drawn with; see `samplers.check_settings`."""
-        samplers.check_settings(**dataclasses.asdict(self), schedule=schedule)
-
-    def settled(self, pipe: Pipeline) -> Sampling:
-        """The same with the scale that None stands for, checked for these weights."""
-        settled = dataclasses.replace(self, guidance_scale=self.scale(pipe))
-        settled.check(pipe.model.schedule)
-        return settled
-
-    def scale(self, pipe: Pipeline) -> float:
-        """The guidance scale for these weights."""
-        return pipe.facts.guidance_scale if self.guidance_scale is None else self.guidance_scale
 
 
 def sample_cases(
@@ -67,7 +36,7 @@ def sample_cases(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        one = pipe.estimate_memory(cases[0].num_references, size, sampling.scale(pipe))
+        one = pipe.estimate_memory(cases[0].num_references, size, sampling.guidance_scale)
         raise UserError(
             f"{batch_size} scene(s) of {size} views at once do not fit this device: for one scene "
             f"{one.describe()}. Lower --batch-size, take --dtype bfloat16, or more devices "
@@ -95,13 +64,9 @@ def _drawn(
         np.stack([case.reference_images for case in filled]) / np.float32(255),
         Cameras(np.stack([case.reference_c2w for case in filled])),
         Cameras(np.stack(target_c2w)),
+        sampling,
         num_targets=num_targets.tolist(),
-        num_steps=sampling.num_steps,
-        guidance_scale=sampling.scale(pipe),
         seeds=[case_seed(sampling.seed, case) for case in filled],
-        sampler=sampling.sampler,
-        eta=sampling.eta,
-        guidance_rescale=sampling.guidance_rescale,
     )
 
 

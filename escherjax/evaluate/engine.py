@@ -26,9 +26,10 @@ from escherjax.data.inputs import WARNING, radius_notes
 from escherjax.errors import UserError
 from escherjax.evaluate import pictures as case_pictures
 from escherjax.evaluate import saved_views
-from escherjax.evaluate.cases import Sampling, sample_cases
+from escherjax.evaluate.cases import sample_cases
 from escherjax.evaluate.protocol import Case, Protocol
 from escherjax.evaluate.scoring import CaseScorer
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.reports import results
 from escherjax.reports.results import CaseName, Record, RecordFile
 from escherjax.sample.pipeline import Pipeline

@@ -36,7 +36,6 @@ def follow(
     parts of the last one to do.
     Raises UserError if `workdir` is no training work directory.
     """
-    request.sampling.check()
     config = runs.read_config(workdir)  # also says what is wrong with the folder
     last = int(config.num_steps) if until_step is None else until_step
     follower = _Follower(request, workdir, stop)

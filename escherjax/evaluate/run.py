@@ -15,10 +15,10 @@ import numpy as np
 from escherjax.devices.stopping import Stop
 from escherjax.errors import UserError, listed
 from escherjax.evaluate import engine, report, settings
-from escherjax.evaluate.cases import Sampling
 from escherjax.evaluate.engine import Job
 from escherjax.evaluate.protocol import Protocol, make_protocol
 from escherjax.evaluate.scoring import CaseScorer, describe_consistency
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.reports import results, summary
 from escherjax.sample import loading
 from escherjax.sample.pipeline import Pipeline
@@ -82,7 +82,6 @@ def evaluate(request: Request, weights: str | Path, stop: Stop) -> bool:
 
     Raises UserError for whatever the request asks that cannot be, and if no scene can be used.
     """
-    request.sampling.check()
     protocol = request.open_protocol()
     scorer = CaseScorer(request.metrics, protocol.conventions)
     weights, folder = identity.pin(weights)
@@ -117,6 +116,7 @@ def evaluate_pipeline(
     """
     request = dataclasses.replace(request, sampling=request.sampling.settled(pipe))
     described = {**describe(request, protocol), "weights": identity.describe(pipe.facts, folder)}
+from escherjax.models.diffusion.sampling import Sampling
     settings.check(request.out, described)
     request.out.mkdir(parents=True, exist_ok=True)
     scene_ids = protocol.scene_ids()

@@ -23,6 +23,7 @@ from escherjax.errors import UserError
 from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
 from escherjax.models.diffusion import samplers
 from escherjax.models.diffusion import schedule as schedule_lib
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.models.diffusion.schedule import NoiseSchedule
 from escherjax.models.initialization import draw_parameters
 from escherjax.models.pixels import PixelCodec
@@ -248,16 +249,15 @@ class EscherNet:
         reference_cameras: Cameras,
         target_cameras: Cameras,
         latents: jax.Array,
-        num_steps: int = 50,
-        guidance_scale: float = 3.0,
+        sampling: Sampling,
         num_references: jax.Array | None = None,
         num_targets: jax.Array | None = None,
-        **sampling: Any,
+        **noise: Any,
     ) -> jax.Array:
         """New views, all targets of a scene jointly.
 
         images: [B, N, H, W, 3] in [-1, 1]; latents: [B, M, h, w, C] standard normal;
-        num_references, num_targets: see `predict`; sampling: see `generate_latents`.
+        num_references, num_targets: see `predict`; noise: see `generate_latents`.
         Returns [B, M, H, W, 3] float32 in [0, 1].
         """
         latents = self.generate_latents(
@@ -266,11 +266,10 @@ class EscherNet:
             reference_cameras,
             target_cameras,
             latents,
-            num_steps,
-            guidance_scale,
+            sampling,
             num_references,
             num_targets,
-            **sampling,
+            **noise,
         )
         decoded = self.decode_latents(params, latents / self.latent_scale)
         return jnp.clip(decoded / 2 + 0.5, 0.0, 1.0)
@@ -282,23 +281,18 @@ class EscherNet:
         reference_cameras: Cameras,
         target_cameras: Cameras,
         latents: jax.Array,
-        num_steps: int = 50,
-        guidance_scale: float = 3.0,
+        sampling: Sampling,
         num_references: jax.Array | None = None,
         num_targets: jax.Array | None = None,
-        sampler: str = "ddim",
-        eta: float = 0.0,
-        guidance_rescale: float = 0.0,
         keys: jax.Array | None = None,
         view_numbers: jax.Array | None = None,
         on_step: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
         """Scaled latents [B, M, h, w, C] after sampling; tokens [B, N, L, D] of `encode_images`.
 
-        sampler, eta: see `solvers.make_table`; guidance_rescale: see `samplers.guide`; keys: [B],
-        of the noise that eta adds, each view's its own, by its number in view_numbers, int [B, M];
-        None counts them from 0. on_step: see `samplers.sample`; its estimate is divided by
-        `latent_scale`, as `decode_latents` wants it.
+        sampling: its seed is not used; keys: [B], of the noise that eta adds, each view's its own,
+        by its number in view_numbers, int [B, M]; None counts them from 0. on_step: see
+        `samplers.sample`; its estimate is divided by `latent_scale`, as `decode_latents` wants it.
         """
 
         predict = self.denoiser(
@@ -308,15 +302,15 @@ class EscherNet:
             target_cameras,
             num_references,
             num_targets,
-            samplers.is_guided(guidance_scale),
+            sampling.is_guided,
         )
 
-        def draw_noise(step):
+        def draw_noise(step: jax.Array) -> jax.Array:
             views = view_numbers
             if views is None:
                 views = jnp.broadcast_to(jnp.arange(latents.shape[1]), latents.shape[:2])
 
-            def draw(key, view):
+            def draw(key: jax.Array, view: jax.Array) -> jax.Array:
                 key = jax.random.fold_in(jax.random.fold_in(key, step), view)
                 return jax.random.normal(key, latents.shape[2:])
 
@@ -327,12 +321,10 @@ class EscherNet:
             watch = lambda step, clean: on_step(step, clean / self.latent_scale)  # noqa: E731
         return samplers.sample(
             self.schedule,
-            samplers.guide(predict, guidance_scale, guidance_rescale),
+            samplers.guide(predict, sampling),
             latents,
-            num_steps,
-            sampler,
-            eta,
-            draw_noise if eta else None,
+            sampling,
+            draw_noise if sampling.eta else None,
             on_step=watch,
         )
 

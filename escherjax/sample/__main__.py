@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING
 
 from escherjax import files
 from escherjax.errors import UserError, run_command
+from escherjax.models.diffusion import sampling as sampling_lib
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.sample import arguments as input_arguments
 from escherjax.sample import run_record, target_arguments
 
@@ -44,16 +46,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.weights is None and not arguments.preview:
         raise UserError("--weights is missing; only --preview does without.")
 
-    from escherjax.models.diffusion import samplers
-
-    samplers.check_settings(
-        arguments.steps,
-        arguments.guidance,
-        arguments.guidance_rescale,
-        arguments.sampler,
-        arguments.eta,
-        arguments.seed,
-    )
+    Sampling.from_arguments(arguments)  # wrong settings are refused before anything is read
     with files.output_folder(arguments.out):
         target_arguments.check_out(arguments)
         return _sample(arguments, argv)
@@ -93,8 +86,9 @@ def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     # By the name that was given: of a hub id, the folder's own does not say the camera encoding
     weights = {**identity.describe(pipe.facts, folder), "path": str(arguments.weights)}
     run_record.check_weights(arguments.weights_hash, weights)
-    if arguments.guidance is None:
-        arguments.guidance = pipe.facts.guidance_scale
+    sampling = Sampling.from_arguments(arguments).resolve(
+        pipe.facts.guidance_scale, pipe.model.schedule.num_train_timesteps
+    )
     fov_deg = input_arguments.training_fov_deg(arguments, pipe.facts)
     fitted = scene.fit(pipe.resolution, fov_deg, scale=scale)
     images, c2w, K = sheets.to_uint8(fitted.images), fitted.cameras.c2w, fitted.cameras.K
@@ -107,16 +101,16 @@ def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
 
     print(*notes, sep="\n", file=sys.stderr)
     plan = pipe.plan_views(
-        Cameras(c2w), Cameras(target_c2w), arguments.plan, arguments.chunk, arguments.guidance
+        Cameras(c2w), Cameras(target_c2w), arguments.plan, arguments.chunk, sampling.guidance_scale
     )
     num_conditioning, num_together = plan.shape
     memory = pipe.estimate_memory(
-        num_conditioning, max(num_together, arguments.min_targets), arguments.guidance
+        num_conditioning, max(num_together, arguments.min_targets), sampling.guidance_scale
     )
     print(f"{plan.describe()}\nmemory: {memory.describe()}", file=sys.stderr)
     print(
-        f"{len(references)} references to {len(target_c2w)} views, {arguments.steps} steps, "
-        f"guidance {arguments.guidance:g}",
+        f"{len(references)} references to {len(target_c2w)} views, {sampling.num_steps} steps, "
+        f"guidance {sampling.guidance_scale:g}",
         file=sys.stderr,
     )
     started = time.perf_counter()
@@ -125,12 +119,7 @@ def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
             fitted.images,
             Cameras(c2w),
             Cameras(target_c2w),
-            num_steps=arguments.steps,
-            guidance_scale=arguments.guidance,
-            seed=arguments.seed,
-            sampler=arguments.sampler,
-            eta=arguments.eta,
-            guidance_rescale=arguments.guidance_rescale,
+            **dataclasses.asdict(sampling),
             on_step=on_step,
             plan=plan,
             min_targets=arguments.min_targets,
@@ -157,10 +146,13 @@ def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         "min_targets": arguments.min_targets,
         "seconds": round(elapsed, 2),
         "versions": runs.versions(),
-        **{
-            name: getattr(arguments, name)
-            for name in ("steps", "guidance", "guidance_rescale", "seed", "sampler", "eta", "dtype")
-        },
+        "steps": sampling.num_steps,
+        "guidance": sampling.guidance_scale,
+        "guidance_rescale": sampling.guidance_rescale,
+        "seed": sampling.seed,
+        "sampler": sampling.sampler,
+        "eta": sampling.eta,
+        "dtype": arguments.dtype,
     }
     run_record.write_record(arguments.out, argv, record)
     print(arguments.out / outputs.SHEET_NAME)
@@ -178,32 +170,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--weights", help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")
     add("--weights-hash", metavar="HASH", help="refuse other weights; run.json has it")
     input_arguments.add_arguments(parser)
+    sampling_lib.add_arguments(parser)
     add("--out", required=True, type=Path)
     add(
         "--repeat",
         metavar="RUN.JSON",
         help="the recorded command again, with what else is given in place of its own",
-    )
-    add("--steps", type=int, default=50, help="sampling steps (default %(default)s)")
-    add(
-        "--guidance",
-        type=float,
-        help="scale, 1 for none; default: what the weights were trained for, 3 as published",
-    )
-    add("--seed", type=int, default=0)
-    add("--sampler", default="ddim", help="ddim (as published), dpmpp_2m, unipc")
-    add(
-        "--eta",
-        type=float,
-        default=0.0,
-        help="noise that ddim adds at each step, 0 to 1 (default %(default)s)",
-    )
-    add(
-        "--guidance-rescale",
-        type=float,
-        default=0.0,
-        help="how far guidance keeps the contrast of the unguided views, 0 to 1 "
-        "(default %(default)s)",
     )
     add(
         "--plan",

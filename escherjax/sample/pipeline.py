@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from escherjax.cameras import Cameras
 from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
-from escherjax.models.diffusion import samplers
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.models.pixels import PixelCodec
 from escherjax.sample import buckets, extra_targets, memory, plans, scene_batch
@@ -25,6 +26,8 @@ from escherjax.sample.program import OnStep, ViewSampler
 from escherjax.weights import writing
 from escherjax.weights.facts import Facts
 from escherjax.weights.stored import StoredFormat
+
+_DEFAULT = Sampling()
 
 
 class Pipeline:
@@ -100,6 +103,7 @@ class Pipeline:
                 f"{len(pixels)} reference images but {len(reference_c2w)} reference cameras; "
                 "needed one camera for each image."
             )
+        sampling = Sampling(num_steps, guidance_scale, guidance_rescale, sampler, eta, seed)
         if min_targets < 0:
             raise UserError(f"min_targets = {min_targets}; needed 0 for none, or more.")
         if isinstance(plan, str):
@@ -138,12 +142,8 @@ class Pipeline:
                 [seed],
                 latents[drawn][None],
                 drawn[None],
-                num_steps=num_steps,
-                guidance_scale=guidance_scale,
-                sampler=sampler,
-                eta=eta,
-                guidance_rescale=guidance_rescale,
-                on_step=watch if on_step else None,
+                sampling,
+                watch if on_step else None,
             )[0, : len(numbers)]
 
         return plans.run_plan(plan, draw, pixels, reference_c2w, target_c2w)
@@ -154,7 +154,7 @@ class Pipeline:
         target_cameras: Cameras,
         name: str = "auto",
         chunk: int | None = None,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
         **settings: Any,
     ) -> Plan:
         """Which targets are drawn together, and from what; settings: see `view_plans.make_plan`.
@@ -176,16 +176,19 @@ class Pipeline:
         return plans.make_plan(name, reference_c2w, target_c2w, chunk=chunk, **settings)
 
     def estimate_memory(
-        self, num_conditioning: int, num_targets: int, guidance_scale: float = 3.0
+        self, num_conditioning: int, num_targets: int, guidance_scale: float | None = None
     ) -> MemoryEstimate:
-        """The memory of one pass, on each device, for the bucket that holds so many views."""
+        """The memory of one pass, on each device, for the bucket that holds so many views.
+
+        guidance_scale: None for that of the weights.
+        """
         return memory.estimate(
             self.model,
             self.params,
             self.reference_bucket(num_conditioning),
             self.target_bucket(num_targets),
             self.resolution,
-            guidance_scale,
+            self.facts.guidance_scale if guidance_scale is None else guidance_scale,
             self._sampler.view_devices,
         )
 
@@ -194,15 +197,12 @@ class Pipeline:
         images: np.ndarray,
         reference_cameras: Cameras,
         target_cameras: Cameras,
+        sampling: Sampling = _DEFAULT,
+        *,
         num_references: Sequence[int] | None = None,
         num_targets: Sequence[int] | None = None,
-        num_steps: int = 50,
-        guidance_scale: float = 3.0,
-        seeds: Sequence[int] = (0,),
+        seeds: Sequence[int] | None = None,
         initial_latents: np.ndarray | None = None,
-        sampler: str = "ddim",
-        eta: float = 0.0,
-        guidance_rescale: float = 0.0,
         on_step: OnStep | None = None,
     ) -> np.ndarray:
         """New views of B scenes in one call, each scene's targets jointly; as `generate` for each.
@@ -210,7 +210,8 @@ class Pipeline:
         images: [B, N, H, H, 3] float in [0, 1]; cameras: c2w [B, N, 4, 4] and [B, M, 4, 4].
         num_references, num_targets: [B], how many of the N and M are real, those in front; None for
         all. What stands behind them is ignored, whatever it is.
-        seeds: one for each scene, or one for all; initial_latents: [B, M, h, w, C] or None. The
+        sampling: a guidance_scale of None is that of the weights. seeds: one for each scene, or one
+        for all; None for `sampling.seed`; initial_latents: [B, M, h, w, C] or None. The
         noise of a view follows from its scene's seed and its own number, so that neither padding
         nor the rest of the batch changes it.
         Each shape (B, N, M, H) compiles a program: keep to few, such as `reference_bucket` and
@@ -220,6 +221,9 @@ class Pipeline:
         Returns [B, M, R, R, 3] float32 in [0, 1], R = `resolution`; behind a scene's num_targets
         zeros. Raises UserError as `generate` does.
         """
+        seeds = [sampling.seed] if seeds is None else seeds
+        for seed in seeds:
+            dataclasses.replace(sampling, seed=seed)  # checks it
         batch = scene_batch.check_batch(
             images, reference_cameras, target_cameras, num_references, num_targets, seeds
         )
@@ -240,12 +244,8 @@ class Pipeline:
             batch.seeds,
             initial_latents,
             np.tile(np.arange(most_targets), (num_scenes, 1)),
-            num_steps=num_steps,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            eta=eta,
-            on_step=on_step,
-            guidance_rescale=guidance_rescale,
+            sampling,
+            on_step,
         )[:, :most_targets]
         if targets is not None:
             behind = np.arange(most_targets) >= targets[:, None]
@@ -271,7 +271,8 @@ class Pipeline:
         seeds: Sequence[int],
         latents: np.ndarray | None,
         view_numbers: np.ndarray,
-        **settings: Any,
+        sampling: Sampling,
+        on_step: OnStep | None,
     ) -> np.ndarray:
         """Views [B, M, R, R, 3] of checked input, M and the number of references as in `sizes`.
 
@@ -291,12 +292,12 @@ class Pipeline:
             num_references,
             num_targets,
             buckets.fill(view_numbers, num_targets, most_targets).astype(np.int32),
-            **settings,
+            sampling.resolve(self.facts.guidance_scale),
+            on_step,
         )
 
     def _noise(self, seed: int, num_views: int) -> jax.Array:
         """Standard normal [V, h, w, C]; a view's does not depend on how many there are."""
-        samplers.check_seed(seed)
         shape = (num_views, *self.model.latent_shape(self.resolution))
         return jax.random.normal(jax.random.key(seed), shape)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +15,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from escherjax.cameras import Cameras
 from escherjax.devices import mesh as sharding
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.train.step import compiler_options
 
 OnStep = Callable[[int, int, np.ndarray], None]
 """(steps done, num_steps, estimate of the clean latents, as `decode_latents` wants them)."""
-
-_STATIC = ("num_steps", "guidance_scale", "sampler", "eta", "guidance_rescale")
 
 
 class ViewSampler:
@@ -50,7 +50,7 @@ class ViewSampler:
             return spread_model.generate(params, *views, on_step=on_step, **named)
 
         self._generate = jax.jit(
-            generate, static_argnames=_STATIC, compiler_options=compiler_options(mesh)
+            generate, static_argnames="sampling", compiler_options=compiler_options(mesh)
         )
 
     @property
@@ -74,8 +74,8 @@ class ViewSampler:
         num_references: np.ndarray | None,
         num_targets: np.ndarray | None,
         view_numbers: np.ndarray,
+        sampling: Sampling,
         on_step: OnStep | None = None,
-        **settings: Any,
     ) -> np.ndarray:
         """Views [B, M, R, R, 3] float32 in [0, 1]; those behind a scene's num_targets are nonsense.
 
@@ -85,7 +85,7 @@ class ViewSampler:
         view_numbers: int32 [B, M], by which views draw that noise.
         on_step: called on the host after each step, with latents [B, M, h, w, C]; programs that
         call it are others. What it raises ends the sampling and is raised here.
-        settings: see `EscherNet.generate`.
+        sampling: its seed is not used.
         """
         keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(seeds)
         by_scene = sharding.batch_sharding(self._mesh)
@@ -106,7 +106,7 @@ class ViewSampler:
 
             def tell(step: int, clean_latents: np.ndarray) -> bool:
                 try:
-                    on_step(step, settings["num_steps"], clean_latents[:num_scenes])
+                    on_step(step, sampling.num_steps, clean_latents[:num_scenes])
                 except BaseException as error:  # not through the program: devices would hang
                     errors.append(error)
                 return not errors
@@ -124,7 +124,7 @@ class ViewSampler:
                 keys=put(keys, by_scene),
                 view_numbers=put(view_numbers, by_target),
                 listener=listener,
-                **settings,
+                sampling=dataclasses.replace(sampling, seed=0),  # one program for all seeds
             )
             views = np.asarray(views[:num_scenes])
         finally:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from escherjax.cameras import Cameras
 from escherjax.devices import mesh as sharding
 from escherjax.metrics.scoring import Scorer
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.reports import sheets
 from escherjax.train.step import compiler_options, unit_images
@@ -49,8 +50,7 @@ class HeldOut:
                 Cameras(batch["ref_c2w"]),
                 Cameras(batch["target_c2w"]),
                 latents,
-                config.eval.num_sampling_steps,
-                config.guidance_scale,
+                Sampling(config.eval.num_sampling_steps, config.guidance_scale),
                 num_references,
             )
 

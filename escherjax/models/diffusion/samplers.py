@@ -5,7 +5,6 @@ Nothing here knows what the latents are: axis 0 is the batch, any axes may follo
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from escherjax.errors import UserError
 from escherjax.models.diffusion import solvers
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.models.diffusion.schedule import NoiseSchedule, sample_from_prediction
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
@@ -25,9 +25,7 @@ def sample(
     schedule: NoiseSchedule,
     predict: Predict,
     latents: jax.Array,
-    num_steps: int,
-    sampler: str = "ddim",
-    eta: float = 0.0,
+    sampling: Sampling,
     draw_noise: Callable[[jax.Array], jax.Array] | None = None,
     trace: bool = False,
     on_step: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
@@ -35,17 +33,23 @@ def sample(
     """Runs a sampler from noise to latents as one `lax.scan`, which compiles `predict` once.
 
     predict: (latents [B, ...], timesteps int32 [B]) -> prediction [B, ...].
-    latents: [B, ...] standard normal noise. sampler, eta: see `solvers.make_table`.
-    draw_noise: step number -> standard normal noise of latents' shape; needed if eta is not 0.
+    latents: [B, ...] standard normal noise.
+    draw_noise: step number -> standard normal noise of latents' shape; required if eta is not 0.
     on_step: (number of steps done, estimate of the clean latents [B, ...]) -> whether to go on;
     after a no, the remaining steps are left out.
     Returns float32 latents; with `trace` also those after every step, [num_steps, B, ...]. Call it
     under `jax.jit` with the network's parameters as an argument: outside, each call compiles anew.
     """
-    table = solvers.make_table(schedule, num_steps, sampler, eta)
-    if eta and draw_noise is None:
-        raise UserError(f"eta = {eta} needs noise to add; give draw_noise.")
-    rows = (np.arange(num_steps), table.timesteps, table.correct, table.advance, table.noise)
+    table = solvers.make_table(schedule, sampling)
+    if sampling.eta and draw_noise is None:
+        raise UserError(f"draw_noise must be given with eta = {sampling.eta}, got None.")
+    rows = (
+        np.arange(sampling.num_steps),
+        table.timesteps,
+        table.correct,
+        table.advance,
+        table.noise,
+    )
 
     def step(state: tuple[jax.Array, ...], row: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         x, corrected, claim_1, claim_2 = state  # D_{i-1} and D_{i-2}
@@ -54,7 +58,7 @@ def sample(
         claim = sample_from_prediction(schedule, prediction, t, x)
         corrected = _combine(correct, (x, corrected, claim, claim_1, claim_2))
         x = _combine(advance, (corrected, claim, claim_1))
-        if eta and draw_noise is not None:
+        if sampling.eta and draw_noise is not None:
             x = x + deviation * draw_noise(i)
         return x, corrected, claim, claim_1
 
@@ -82,71 +86,25 @@ def _combine(weights: jax.Array, arrays: tuple[jax.Array, ...]) -> jax.Array:
     return sum(weights[k] * array for k, array in enumerate(arrays))
 
 
-def check_settings(
-    num_steps: int,
-    guidance_scale: float | None = None,
-    guidance_rescale: float = 0.0,
-    sampler: str = "ddim",
-    eta: float = 0.0,
-    seed: int = 0,
-    schedule: NoiseSchedule | None = None,
-) -> None:
-    """Raises UserError for settings with which nothing can be drawn.
-
-    guidance_scale, schedule: None where the weights, which say them, are not read yet.
-    """
-    most = None if schedule is None else schedule.num_train_timesteps
-    solvers.check_settings(num_steps, sampler, eta, most)
-    if guidance_scale is not None:
-        is_guided(guidance_scale)
-    check_rescale(guidance_rescale)
-    check_seed(seed)
-
-
-def check_seed(seed: int) -> None:
-    """Raises UserError unless noise can be drawn from the seed."""
-    if not 0 <= seed < 2**32:
-        raise UserError(f"seed = {seed}; needed a whole number from 0 to {2**32 - 1}.")
-
-
-def check_rescale(rescale: float) -> None:
-    """Raises UserError unless guidance can be rescaled so far; see `guide`."""
-    if not 0 <= rescale <= 1:
-        raise UserError(f"guidance rescale = {rescale}; needed a number from 0 to 1.")
-
-
-def is_guided(guidance_scale: float) -> bool:
-    """Whether a scale, a Python number, asks for guidance: 1 or less means none.
-
-    Raises UserError unless it is finite and not negative.
-    """
-    if not isinstance(guidance_scale, numbers.Real) or not 0 <= guidance_scale < float("inf"):
-        raise UserError(
-            f"guidance_scale = {guidance_scale!r} (--guidance); needed a number of at least 0: "
-            "1 for no guidance, 3 as published."
-        )
-    return guidance_scale > 1
-
-
-def guide(predict: Predict, guidance_scale: float, rescale: float = 0.0) -> Predict:
+def guide(predict: Predict, sampling: Sampling) -> Predict:
     """Classifier-free guidance.
 
     prediction = uncond + guidance_scale (cond - uncond)   (arXiv 2207.12598, eq. 6, scale = w + 1)
 
     predict: (latents [B, ...], timesteps [B]) -> [B, 2, ...], the unconditional and the conditional
-    prediction; where `is_guided` says no, [B, ...], which is returned. rescale: from 0, none, to 1:
-    how far the deviation of each view's guided prediction (over its last three axes) is brought
-    back to that of the conditional one (arXiv 2305.08891, eq. 15 and 16). Raises UserError if it is
-    outside.
+    prediction; without guidance (`Sampling.is_guided`) it gives [B, ...] and is returned as it is.
+    guidance_rescale, from 0, none, to 1: how far the deviation of each view's guided prediction
+    (over its last three axes) is brought back to that of the conditional one (arXiv 2305.08891,
+    eq. 15 and 16).
     """
-    check_rescale(rescale)
-    if not is_guided(guidance_scale):
+    if not sampling.is_guided:
         return predict
+    scale, rescale = sampling.guidance_scale, sampling.guidance_rescale
 
     def guided(latents: jax.Array, timesteps: jax.Array) -> jax.Array:
         both = predict(latents, timesteps).astype(jnp.float32)
         uncond, cond = both[:, 0], both[:, 1]
-        prediction = uncond + guidance_scale * (cond - uncond)
+        prediction = uncond + scale * (cond - uncond)
         if rescale == 0:
             return prediction
         axes = (-3, -2, -1)

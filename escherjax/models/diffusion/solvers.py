@@ -11,14 +11,11 @@ the network at step i and h_i = lambda_{i+1} - lambda_i.
 from __future__ import annotations
 
 import dataclasses
-import numbers
 
 import numpy as np
 
-from escherjax.errors import UserError
+from escherjax.models.diffusion.sampling import Sampling, check_num_steps
 from escherjax.models.diffusion.schedule import NoiseSchedule
-
-SAMPLERS = ("ddim", "dpmpp_2m", "unipc")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,47 +35,18 @@ class SolverTable:
     noise: np.ndarray
 
 
-def make_table(
-    schedule: NoiseSchedule, num_steps: int, sampler: str = "ddim", eta: float = 0.0
-) -> SolverTable:
-    """The table of `num_steps` steps of a sampler.
+def make_table(schedule: NoiseSchedule, sampling: Sampling) -> SolverTable:
+    """The table of a sampler's steps.
 
     "ddim": arXiv 2010.02502, eq. 12, whose eta adds noise (0 none, 1 as much as DDPM); timesteps
     as the schedule spaces them. "dpmpp_2m": DPM-Solver++(2M), arXiv 2211.01095, algorithm 2.
     "unipc": UniPC of order 2 with B(h) = exp(h) - 1, arXiv 2302.04867. The latter two start at the
     last timestep and end without noise, whatever the schedule says.
-    Raises UserError for unknown names, steps outside 1..T, or an eta that cannot be had.
+    Raises UserError for more steps than timesteps.
     """
-    check_settings(num_steps, sampler, eta, schedule.num_train_timesteps)
-    if sampler == "ddim":
-        return _ddim(schedule, num_steps, eta)
-    return _multistep(schedule, num_steps, corrected=sampler == "unipc")
-
-
-def check_settings(
-    num_steps: int, sampler: str, eta: float, num_train_timesteps: int | None = None
-) -> None:
-    """Raises UserError for what `make_table` refuses.
-
-    num_train_timesteps: T, the most steps there can be; None where the weights are not read yet.
-    """
-    if sampler not in SAMPLERS:
-        raise UserError(f"sampler = {sampler!r}; known: {', '.join(SAMPLERS)}.")
-    if not 0 <= eta <= 1:
-        raise UserError(f"eta = {eta}; needed a number from 0 (no noise) to 1.")
-    if eta and sampler != "ddim":
-        raise UserError(f"eta = {eta} with sampler {sampler!r}; only 'ddim' can add noise.")
-    check_num_steps(num_steps, num_train_timesteps)
-
-
-def check_num_steps(num_steps: int, num_train_timesteps: int | None) -> None:
-    """Raises UserError unless a run can have so many steps; arguments as in `check_settings`."""
-    most = float("inf") if num_train_timesteps is None else num_train_timesteps
-    if not isinstance(num_steps, numbers.Integral) or not 1 <= num_steps <= most:
-        needed = "at least 1" if num_train_timesteps is None else f"in 1..{num_train_timesteps}"
-        raise UserError(
-            f"The number of sampling steps is {num_steps!r}; it must be {needed}. 50 is usual."
-        )
+    if sampling.sampler == "ddim":
+        return _ddim(schedule, sampling.num_steps, sampling.eta)
+    return _multistep(schedule, sampling.num_steps, corrected=sampling.sampler == "unipc")
 
 
 def spaced_timesteps(schedule: NoiseSchedule, num_steps: int, spacing: str) -> np.ndarray:

@@ -114,9 +114,11 @@ def evaluate_pipeline(
 
     on_start: called before anything is recorded, if anything is.
     """
-    request = dataclasses.replace(request, sampling=request.sampling.settled(pipe))
+    sampling = request.sampling.resolve(
+        pipe.facts.guidance_scale, pipe.model.schedule.num_train_timesteps
+    )
+    request = dataclasses.replace(request, sampling=sampling)
     described = {**describe(request, protocol), "weights": identity.describe(pipe.facts, folder)}
-from escherjax.models.diffusion.sampling import Sampling
     settings.check(request.out, described)
     request.out.mkdir(parents=True, exist_ok=True)
     scene_ids = protocol.scene_ids()

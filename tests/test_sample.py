@@ -227,7 +227,7 @@ def test_cameras_from_a_file(workdir, scene, tmp_path):
         (["--dtype", "float64"], "bfloat16"),
         (["--cameras", "above"], "'above' is not understood"),
         (["--cape", "4dof"], "trained with '6dof'"),
-        (["--steps", "1001"], "1..1000"),
+        (["--steps", "1001"], "from 1 to 1000"),
         (["--plan", "pyramid"], "joint, anchors"),
         (["--chunk", "0"], "chunk = 0"),
     ],

@@ -54,8 +54,10 @@ def main(argv: Sequence[str]) -> int:
     arguments, overrides = parser.parse_known_args(argv)
 
     from escherjax.config import load_config
+    from escherjax.train.checks import check_config
 
-    config = load_config(arguments.config, [*overrides, f"--config.dtype={arguments.dtype}"])
+    changes = [*overrides, f"--config.dtype={arguments.dtype}"]
+    config = load_config(arguments.config, changes, check_config)
     head = {
         "benchmark": "sample",
         "config": arguments.config,
@@ -84,11 +86,11 @@ def measure(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]
 
     from benchmarks.kernels import busiest_kernels
     from escherjax.cameras import Cameras, from_spherical
+    from escherjax.devices import chips
     from escherjax.devices import mesh as sharding
     from escherjax.models import eschernet
     from escherjax.models.diffusion.sampling import Sampling
     from escherjax.sample.pipeline import Pipeline
-    from escherjax.train import perf
     from escherjax.train.loop import enable_compilation_cache
 
     enable_compilation_cache()
@@ -131,7 +133,7 @@ def measure(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]
     step_sec = (median - encode - decode / len(devices)) / arguments.steps
     flops = _flops(model, params, config, arguments)
     ceiling = _measured_ceiling(arguments.dtype) * len(devices)
-    peak = perf.peak_flops()
+    peak = chips.peak_flops()
     memory = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices]
     if arguments.exact:
         compiled_for = [num_references, num_targets + -num_targets % len(devices)]

@@ -72,7 +72,7 @@ def measure(
     (batch,) = sources.heldout_batches(config)
     if guidance is None:
         guidance = config.guidance_scale
-    truth = batch["target_images"] / np.float32(255)
+    truth = batch.target_images / np.float32(255)
     size, num_targets = truth.shape[:2]
     shape = (size, num_targets, *pipe.model.latent_shape(config.resolution))
     noise = jax.random.normal(jax.random.key(0), shape)
@@ -86,9 +86,9 @@ def measure(
             def draw(sampler: str = sampler, count: int = count) -> jax.Array:
                 views = generate(
                     pipe.params,
-                    batch["ref_images"][:, :references] / np.float32(127.5) - 1,
-                    Cameras(batch["ref_c2w"][:, :references]),
-                    Cameras(batch["target_c2w"]),
+                    batch.ref_images[:, :references] / np.float32(127.5) - 1,
+                    Cameras(batch.ref_c2w[:, :references]),
+                    Cameras(batch.target_c2w),
                     noise,
                     num_steps=count,
                     guidance_scale=guidance,

@@ -88,8 +88,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--devices {max(arguments.devices)}: this machine has {len(gpus)} GPUs.")
 
     from escherjax.config import load_config
+    from escherjax.train.checks import check_config
 
-    load_config(arguments.config, overrides)  # refuses what no case could run
+    load_config(arguments.config, overrides, check_config)  # refuses what no case could run
     cases = _cases(arguments, overrides)
     arguments.out.mkdir(parents=True, exist_ok=True)
     _check_same(cases, arguments.out)

@@ -52,8 +52,9 @@ def main(argv: Sequence[str]) -> int:
     arguments, overrides = parser.parse_known_args(argv)
 
     from escherjax.config import load_config
+    from escherjax.train.checks import check_config
 
-    config = load_config(arguments.config, overrides)
+    config = load_config(arguments.config, overrides, check_config)
     head = {"benchmark": "train_step", "config": arguments.config, "overrides": list(overrides)}
     print(json.dumps(head | measure(config, arguments.steps, arguments.kernels), indent=2))
     return 0
@@ -64,16 +65,16 @@ def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]
     import jax
 
     from benchmarks.kernels import busiest_kernels
-    from escherjax.devices import mesh as sharding
+    from escherjax.devices import chips
     from escherjax.models import eschernet
-    from escherjax.train import perf
+    from escherjax.train import checks, perf
     from escherjax.train.loop import enable_compilation_cache
     from escherjax.train.optimizer import make_optimizer
     from escherjax.train.state import create_state
     from escherjax.train.step import make_train_step
 
     enable_compilation_cache()
-    mesh = sharding.make_mesh(config)
+    mesh = checks.training_mesh(config)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     started = time.perf_counter()
     state = jax.block_until_ready(create_state(model, optimizer, mesh, config))
@@ -92,7 +93,7 @@ def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]
     state, times, waits = _time_steps(step, state, batches, num_steps + WARM_UP)
     times, waits = times[WARM_UP:], waits[WARM_UP:]
     median = statistics.median(times)
-    peak = perf.peak_flops()
+    peak = chips.peak_flops()
     memory = jax.local_devices()[0].memory_stats() or {}
     result = {
         "device": jax.devices()[0].device_kind,
@@ -154,12 +155,10 @@ def _time_steps(
 
 def _loaded_batches(config: ConfigDict, mesh: Any) -> Batches:
     """Batches of the config's data, put on the devices."""
-    from escherjax.devices import mesh as sharding
     from escherjax.train import sources
 
     for batch in sources.training_batches(sources.open_training_source(config), config, 0):
-        del batch["scene_ids"]
-        yield sharding.put_batch(mesh, batch)
+        yield batch.on_mesh(mesh)
 
 
 def _random_batches(config: ConfigDict, mesh: Any) -> Batches:
@@ -169,7 +168,7 @@ def _random_batches(config: ConfigDict, mesh: Any) -> Batches:
     import numpy as np
 
     from escherjax.cameras import from_spherical
-    from escherjax.devices import mesh as sharding
+    from escherjax.data.batch import Batch
     from escherjax.models import eschernet
 
     rng = np.random.default_rng(0)
@@ -185,15 +184,15 @@ def _random_batches(config: ConfigDict, mesh: Any) -> Batches:
     if config.data.latents:  # any numbers take as long
         shape = (*targets.shape[:2], *eschernet.moments_shape(config))
         shown = {"target_moments": rng.standard_normal(shape).astype(jnp.bfloat16)}
-    batch = {
-        "ref_images": refs,
+    batch = Batch(
+        ref_images=refs,
+        ref_c2w=ref_c2w,
+        target_c2w=target_c2w,
+        num_references=np.full(size, config.num_references, np.int32),
+        valid=np.ones(size, np.float32),
         **shown,
-        "ref_c2w": ref_c2w,
-        "target_c2w": target_c2w,
-        "num_references": np.full(size, config.num_references, np.int32),
-        "valid": np.ones(size, np.float32),
-    }
-    return itertools.repeat(sharding.put_batch(mesh, batch))
+    )
+    return itertools.repeat(batch.on_mesh(mesh))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ Paper: 100k steps of 672 scenes, a week on 6 A100. `--config configs/6dof.py:smo
 program on a CPU in a minute.
 """
 
-from pathlib import Path
+from ml_collections import ConfigDict
 
 from escherjax.config import config_from_file
 
 
-def get_config(arg=""):
-    c = config_from_file(Path(__file__).with_name("base.py"))(arg)
+def get_config(arg: str = "") -> ConfigDict:
+    c = config_from_file("base")(arg)
     c.cape = "6dof"
     return c

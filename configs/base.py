@@ -1,152 +1,215 @@
-"""Every field once, with its meaning. Variants start from here and change a few lines.
+"""Every field once: its default, its meaning and its rule. Variants change a few defaults.
 
 The values are those of EscherNet's recipe (arXiv 2402.03908, section 4 and appendix; marked
-"paper"), at the size of Stable Diffusion 1.5. `FILE:smoke` shrinks any config to a network that
+"paper"), at the size of Stable Diffusion 1.5. `NAME:smoke` shrinks any config to a network that
 trains in a minute on a CPU, on procedural scenes.
+
+`resumable` fields may change when a run continues: they say how long it runs, what it reports, on
+what and how fast, and not what a step computes (beyond rounding). `adjustable` ones change what a
+step computes and nothing in the shape of what is saved: a run that broke is mended by them, so they
+may change too, which is logged. What fields must be together, `escherjax/train/checks.py` says.
 """
 
 from ml_collections import ConfigDict
 
+from escherjax.config import field, group
 from escherjax.errors import UserError
+
+_DTYPES = ("bfloat16", "float32")
+
+FIELDS = group(
+    "a training run",
+    seed=field(42, "of every random number: data, noise, initial parameters (released code)"),
+    num_steps=field(100_000, "optimizer updates (paper)", at_least=1, resumable=True),
+    batch_size=field(672, "scenes an update, over all devices (paper: 6 GPUs x 112)", at_least=1),
+    accumulation_steps=field(
+        1, "micro-batches an update; must divide batch_size", at_least=1, resumable=True
+    ),
+    resolution=field(256, "pixels, square (paper)", at_least=1),
+    num_references=field(3, "N, reference views a scene (paper)", at_least=1),
+    min_references=field(
+        0, "1 or more: N is drawn from [min, num] for each scene; 0: always num", at_least=0
+    ),
+    num_targets=field(3, "M, target views a scene (paper)", at_least=1),
+    cape=field("6dof", "camera encoding: 6dof, 4dof, 4dof_paper, none"),
+    dtype=field("bfloat16", "compute (paper); parameters have their own", choices=_DTYPES),
+    param_dtype=field("float32", "of parameters, EMA and optimizer state", choices=_DTYPES),
+    remat=field(
+        False, "recompute activations in the backward pass, to save memory", resumable=True
+    ),
+    attention=field("auto", "kernel: auto, xla, cudnn (GPU), splash (TPU)", resumable=True),
+    attention_gather=field(
+        "all", "of all views' keys, with mesh.view: all at once, or ring", resumable=True
+    ),
+    conditioning_dropout=field(
+        0.1, "probability that a scene's reference tokens become zero", at_least=0, at_most=1
+    ),
+    guidance_scale=field(
+        3.0, "classifier-free guidance of the samples made while training", resumable=True
+    ),
+    log_every_steps=field(10, "updates between two lines of figures", at_least=1, resumable=True),
+    checkpoint_every_steps=field(2000, "(released code)", at_least=1, resumable=True),
+    sample_every_steps=field(
+        2000, "picture of references, targets and samples; 0: never", at_least=0, resumable=True
+    ),
+    eval_every_steps=field(2000, "PSNR on held-out scenes; 0: never", at_least=0, resumable=True),
+    keep_checkpoints=field(3, "newest checkpoints to keep", at_least=1, resumable=True),
+    keep_every_steps=field(
+        0, "checkpoints of these steps stay for good; 0: none", at_least=0, resumable=True
+    ),
+    stall_seconds=field(
+        900.0, "no progress for so long: stacks are logged; 0: never", at_least=0, resumable=True
+    ),
+    unet=group(
+        "Stable Diffusion 1.5's U-Net, 859.5M parameters",
+        block_channels=field(
+            (320, 640, 1280, 1280), "width of each level", at_least=1, may_be_empty=False
+        ),
+        attention=field((True, True, True, False), "which levels attend", may_be_empty=False),
+        layers_per_block=field(2, "residual blocks a level", at_least=1),
+        num_heads=field(8, "attention heads", at_least=1),
+        norm_groups=field(32, "groups of a group norm", at_least=1),
+    ),
+    encoder=group(
+        "ConvNeXtV2-tiny, 27.9M parameters; its last width feeds the U-Net",
+        depths=field((3, 3, 9, 3), "blocks of each stage", at_least=1, may_be_empty=False),
+        widths=field((96, 192, 384, 768), "of each stage", at_least=1, may_be_empty=False),
+        patch_size=field(4, "pixels", at_least=1),
+        image_size=field(224, "references are resized to this, bicubic", at_least=1),
+    ),
+    latents=group(
+        "what noise is added to",
+        kind=field(
+            "vae",
+            "vae: SD's autoencoder, frozen; pixels: space-to-depth, no parameters",
+            choices=("vae", "pixels"),
+        ),
+        patch=field(2, "pixels only: side of the block behind one latent position", at_least=1),
+        vae=group(
+            "Stable Diffusion's autoencoder",
+            latent_channels=field(4, "of a latent", at_least=1),
+            block_channels=field(
+                (128, 256, 512, 512), "width of each level", at_least=1, may_be_empty=False
+            ),
+            layers_per_block=field(2, "residual blocks a level", at_least=1),
+            norm_groups=field(32, "groups of a group norm", at_least=1),
+            scaling_factor=field(0.18215, "latents are multiplied by this"),
+        ),
+    ),
+    diffusion=group(
+        "Stable Diffusion's schedule",
+        num_train_timesteps=field(1000, "noise levels", at_least=1),
+        beta_schedule=field("scaled_linear", "how betas grow: scaled_linear or linear"),
+        beta_start=field(0.00085, "the first beta"),
+        beta_end=field(0.012, "the last beta"),
+        prediction_type=field("epsilon", "the network predicts epsilon, v_prediction or sample"),
+        timestep_spacing=field("leading", "of DDIM: leading (released code) or trailing"),
+        rescale_betas_zero_snr=field(
+            False, "last timestep without any signal; v_prediction or sample only"
+        ),
+    ),
+    optimizer=group(
+        "AdamW with a joint gradient clip",
+        adjustable=True,
+        peak_lr=field(1e-4, "(paper)"),
+        initial_lr=field(1e-5, "where the warm-up starts (released code)"),
+        final_lr=field(1e-5, "where the cosine ends (paper)"),
+        warmup_steps=field(1000, "(paper)"),
+        decay_steps=field(100_000, "length of the cosine, from step 0 (released code)"),
+        first_update_at_peak=field(False, "the released code's first update runs at peak_lr"),
+        b1=field(0.9, "decay of the mean gradient"),
+        b2=field(0.999, "decay of the mean squared gradient"),
+        eps=field(1e-8, "added to the root of the latter"),
+        weight_decay=field(0.01, "on every parameter (paper)"),
+        max_grad_norm=field(0.5, "of U-Net and encoder together (released code)"),
+    ),
+    ema=group(
+        "average of everything trained",
+        enabled=field(True, "samples and exports use the average"),
+        decay=field(0.9999, "upper limit; early on it is (1 + step) / (10 + step)"),
+    ),
+    data=group(
+        "scenes and how batches are made of them",
+        source=field("", 'folder of shards, "procedural" (rendered at start), or several: A,B'),
+        weights=field((), "share of each of several sources; (): by number of scenes"),
+        split=field("train", "of the shards"),
+        heldout_split=field(
+            "heldout", "of the first source, for eval; procedural has its own", resumable=True
+        ),
+        buckets=field(
+            (), "((N, M, weight), ...): every step draws one; (): num_references, targets"
+        ),
+        with_replacement=field(True, "draw the N + M views of a scene with replacement (paper)"),
+        background=field(
+            "zero123", "zero123: only alpha = 0 turns white (released code); white, black, random"
+        ),
+        latents=field(False, "take targets' moments from the shards (data_prep.latents)"),
+        zoom=field((), "(low, high), log-uniform factor on the focal length: crops; pads if < 1"),
+        shift=field(0.0, "how far off centre a crop may lie, in sides of the picture"),
+        augment_views=field(False, "draw zoom and shift for each view, not for each scene"),
+        on_bad_record=field(
+            "stop", "stop: refuse to go on; skip: leave the scene out, count it", adjustable=True
+        ),
+        num_threads=field(16, "on each host; each makes whole batches", at_least=1, resumable=True),
+        prefetch=field(16, "batches made ahead, on each host", at_least=0, resumable=True),
+        num_scenes=field(1024, "procedural only", at_least=1),
+        num_views=field(12, "procedural only: views rendered of each scene", at_least=1),
+    ),
+    mesh=group(
+        "devices along each axis; -1: the rest",
+        resumable=True,
+        data=field(1, "replicas of the parameters"),
+        dcn_data=field(1, "of these, TPU slices (or hosts) that only a slow network joins"),
+        fsdp=field(-1, "shards of parameters and optimizer; the batch is split over data x fsdp"),
+        model=field(1, "shards of attention heads and of channels inside units"),
+        view=field(1, "shards of the target views of a scene, which attend to each other"),
+    ),
+    eval=group(
+        "while training, on fixed scenes",
+        resumable=True,
+        num_scenes=field(16, "held-out scenes", at_least=1),
+        num_references=field(
+            (1, 3), "N values, each a row of figures", at_least=1, may_be_empty=False
+        ),
+        num_targets=field(4, "M", at_least=1),
+        num_sampling_steps=field(50, "of DDIM", at_least=1),
+        batch_size=field(16, "scenes sampled at once", at_least=1),
+    ),
+    profile=group(
+        "updates written for a profiler to WORKDIR/profile",
+        resumable=True,
+        start_step=field(0, "the first of them, counted from 1; 0: none", at_least=0),
+        num_steps=field(5, "how many", at_least=1),
+    ),
+    wandb=group(
+        "metrics to wandb too (pip install 'escherjax[logs]')",
+        resumable=True,
+        project=field("", 'where to; "": nowhere'),
+    ),
+    init=group(
+        'what a new run starts from; "": nothing. Folders, or hub ids owner/name',
+        pipeline=field("", "EscherNet, a pipeline folder of PyTorch weights: all parts"),
+        workdir=field("", "a work directory or a checkpoint in it, of any mesh: all parts"),
+        unet=field("", "only the U-Net, as Stable Diffusion 1.5's; before the two above"),
+        encoder=field("", "only the image encoder: a ConvNeXtV2 folder as transformers writes it"),
+        vae=field("", "only the VAE, such as Stable Diffusion 1.5's"),
+        workdir_weights=field(
+            "", 'of init.workdir; "": ema where the run kept one', choices=("", "ema", "raw")
+        ),
+        allow_partial=field(False, "leave tensors that do not fit at initialisation; else refuse"),
+    ),
+)
+RESUMABLE_FIELDS, ADJUSTABLE_FIELDS = FIELDS.marked("resumable"), FIELDS.marked("adjustable")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    return finish(base(), arg)
-
-
-def finish(config: ConfigDict, arg: str) -> ConfigDict:
-    """Applies the part of `--config FILE:ARG` behind the colon."""
+    """The config of all defaults; `arg` "smoke" shrinks it."""
+    config = FIELDS.config()
     if arg == "smoke":
         return smoke(config)
     if arg:
-        raise UserError(f"--config: unknown variant {arg!r} behind the colon; needed 'smoke'.")
+        raise UserError(f"--config: the variant behind the colon must be 'smoke', got {arg!r}.")
     return config
-
-
-def base() -> ConfigDict:
-    c = ConfigDict()
-    c.seed = 42  # draws of data, noise and initial parameters (released code)
-    c.num_steps = 100_000  # optimizer updates (paper)
-    c.batch_size = 672  # scenes an update, over all devices (paper: 6 GPUs x 112)
-    c.accumulation_steps = 1  # micro-batches an update; must divide batch_size
-    c.resolution = 256  # pixels, square (paper)
-    c.num_references = 3  # N, reference views a scene (paper)
-    c.min_references = 0  # 1 or more: N is drawn from [min, num] for each scene; 0: always num
-    c.num_targets = 3  # M, target views a scene (paper)
-    c.cape = "6dof"  # camera encoding: 6dof, 4dof, 4dof_paper, none
-    c.dtype = "bfloat16"  # compute: bfloat16 (paper) or float32; parameters have their own
-    c.param_dtype = "float32"  # storage of parameters, EMA and optimizer state
-    c.remat = False  # recompute activations block by block in the backward pass, to save memory
-    c.attention = "auto"  # kernel: auto, xla, cudnn (GPU), splash (TPU)
-    c.attention_gather = "all"  # of all views' keys, with mesh.view: all at once, or ring
-    c.conditioning_dropout = 0.1  # probability that a scene's reference tokens become zero
-    c.guidance_scale = 3.0  # classifier-free guidance of the samples drawn while training
-
-    c.log_every_steps = 10
-    c.checkpoint_every_steps = 2000  # (released code)
-    c.sample_every_steps = 2000  # picture of references, targets and samples; 0: never
-    c.eval_every_steps = 2000  # PSNR on held-out scenes; 0: never
-    c.keep_checkpoints = 3  # newest checkpoints to keep
-    c.keep_every_steps = 0  # checkpoints of these steps stay for good; 0: none
-    c.stall_seconds = 900.0  # a run that stands still this long shows its stacks; 0: never
-
-    c.unet = ConfigDict()  # Stable Diffusion 1.5's U-Net, 859.5M parameters
-    c.unet.block_channels = (320, 640, 1280, 1280)
-    c.unet.attention = (True, True, True, False)  # which levels attend
-    c.unet.layers_per_block = 2
-    c.unet.num_heads = 8
-    c.unet.norm_groups = 32
-
-    c.encoder = ConfigDict()  # ConvNeXtV2-tiny, 27.9M parameters; its last width feeds the U-Net
-    c.encoder.depths = (3, 3, 9, 3)
-    c.encoder.widths = (96, 192, 384, 768)
-    c.encoder.patch_size = 4
-    c.encoder.image_size = 224  # references are resized to this, bicubic
-
-    c.latents = ConfigDict()
-    c.latents.kind = "vae"  # vae: SD's autoencoder, frozen; pixels: space-to-depth, no parameters
-    c.latents.patch = 2  # pixels only: side of the pixel block behind one latent position
-    c.latents.vae = ConfigDict()
-    c.latents.vae.latent_channels = 4
-    c.latents.vae.block_channels = (128, 256, 512, 512)
-    c.latents.vae.layers_per_block = 2
-    c.latents.vae.norm_groups = 32
-    c.latents.vae.scaling_factor = 0.18215  # latents are multiplied by this
-
-    c.diffusion = ConfigDict()  # Stable Diffusion's schedule
-    c.diffusion.num_train_timesteps = 1000
-    c.diffusion.beta_schedule = "scaled_linear"
-    c.diffusion.beta_start = 0.00085
-    c.diffusion.beta_end = 0.012
-    c.diffusion.prediction_type = "epsilon"  # predicts epsilon, v_prediction or sample
-    c.diffusion.timestep_spacing = "leading"  # of DDIM: leading (released code) or trailing
-    c.diffusion.rescale_betas_zero_snr = False  # last timestep without any signal; v or sample only
-
-    c.optimizer = ConfigDict()  # AdamW with a joint gradient clip
-    c.optimizer.peak_lr = 1e-4  # (paper)
-    c.optimizer.initial_lr = 1e-5  # where the warm-up starts (released code)
-    c.optimizer.final_lr = 1e-5  # where the cosine ends (paper)
-    c.optimizer.warmup_steps = 1000  # (paper)
-    c.optimizer.decay_steps = 100_000  # length of the cosine, counted from step 0 (released code)
-    c.optimizer.first_update_at_peak = False  # the released code's first update runs at peak_lr
-    c.optimizer.b1 = 0.9
-    c.optimizer.b2 = 0.999
-    c.optimizer.eps = 1e-8
-    c.optimizer.weight_decay = 0.01  # on every parameter (paper)
-    c.optimizer.max_grad_norm = 0.5  # of U-Net and encoder together (released code)
-
-    c.ema = ConfigDict()
-    c.ema.enabled = True  # average everything trained; samples and exports use the average
-    c.ema.decay = 0.9999  # upper limit; early on it is (1 + step) / (10 + step)
-
-    c.data = ConfigDict()
-    c.data.source = ""  # folder of shards, "procedural" (rendered at start), or several: A,B
-    c.data.weights = ()  # share of each of several sources in the rows; (): by number of scenes
-    c.data.split = "train"
-    c.data.heldout_split = "heldout"  # of the first source, for eval; procedural has its own
-    c.data.buckets = ()  # ((N, M, weight), ...): every step draws one; (): num_references, targets
-    c.data.with_replacement = True  # draw the N + M views of a scene with replacement (paper)
-    c.data.background = "zero123"  # zero123: only alpha = 0 turns white (released code); white
-    c.data.latents = False  # take targets' moments from the shards (data_prep.latents), no encoder
-    c.data.zoom = ()  # (low, high), log-uniform factor on the focal length: crops; pads if < 1
-    c.data.shift = 0.0  # how far off centre a crop may lie, in sides of the picture
-    c.data.augment_views = False  # draw zoom and shift for each view, not for each scene
-    c.data.on_bad_record = "stop"  # stop: refuse to go on; skip: leave the scene out, count it
-    c.data.num_threads = 16  # on each host; each makes whole batches
-    c.data.prefetch = 16  # batches made ahead, on each host
-    c.data.num_scenes = 1024  # procedural only
-    c.data.num_views = 12  # procedural only: views rendered of each scene
-
-    c.mesh = ConfigDict()  # devices along each axis; -1: the rest
-    c.mesh.data = 1  # replicas of the parameters
-    c.mesh.dcn_data = 1  # of these, how many TPU slices (or hosts) that only a slow network joins
-    c.mesh.fsdp = -1  # shards of parameters and optimizer; the batch is split over data x fsdp
-    c.mesh.model = 1  # shards of attention heads and of channels inside units
-    c.mesh.view = 1  # shards of the target views of a scene, which attend to each other
-
-    c.eval = ConfigDict()  # while training, on fixed scenes
-    c.eval.num_scenes = 16
-    c.eval.num_references = (1, 3)  # N values, each a row of figures
-    c.eval.num_targets = 4
-    c.eval.num_sampling_steps = 50  # DDIM
-    c.eval.batch_size = 16  # scenes sampled at once
-
-    c.profile = ConfigDict()  # updates written for a profiler to WORKDIR/profile
-    c.profile.start_step = 0  # the first of them, counted from 1; 0: none
-    c.profile.num_steps = 5
-
-    c.wandb = ConfigDict()
-    c.wandb.project = ""  # also log metrics there (pip install 'escherjax[logs]'); "": do not
-
-    c.init = ConfigDict()  # what a new run starts from; "": nothing. Folders, or hub ids owner/name
-    c.init.pipeline = ""  # EscherNet, a pipeline folder of PyTorch weights: all parts
-    c.init.workdir = ""  # a work directory of ours or a checkpoint in it, of any mesh: all parts
-    c.init.unet = ""  # only the U-Net, such as Stable Diffusion 1.5's; goes before the two above
-    c.init.encoder = ""  # only the image encoder: a ConvNeXtV2 folder as transformers writes it
-    c.init.vae = ""  # only the VAE, such as Stable Diffusion 1.5's
-    c.init.workdir_weights = ""  # of init.workdir: ema or raw; "": ema where the run kept one
-    c.init.allow_partial = False  # leave tensors that do not fit at initialisation; else refuse
-    return c
 
 
 def smoke(c: ConfigDict) -> ConfigDict:

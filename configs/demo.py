@@ -7,13 +7,13 @@ is far too little to draw others: the held-out figures of this run are about ano
 stay below copying the nearest reference. `small.py` is the size that learns to generalise.
 """
 
-from pathlib import Path
+from ml_collections import ConfigDict
 
 from escherjax.config import config_from_file
 
 
-def get_config(arg=""):
-    c = config_from_file(Path(__file__).with_name("base.py"))(arg)
+def get_config(arg: str = "") -> ConfigDict:
+    c = config_from_file("base")(arg)
     if arg == "smoke":
         return c
     c.seed = 5  # scene 0 of this seed is a box with a colour for each side

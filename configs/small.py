@@ -6,13 +6,13 @@
 everything is learned here. N is drawn from 1 to 4 for each scene.
 """
 
-from pathlib import Path
+from ml_collections import ConfigDict
 
 from escherjax.config import config_from_file
 
 
-def get_config(arg=""):
-    c = config_from_file(Path(__file__).with_name("base.py"))(arg)
+def get_config(arg: str = "") -> ConfigDict:
+    c = config_from_file("base")(arg)
     if arg == "smoke":
         return c
     c.num_steps, c.batch_size, c.resolution = 5000, 64, 64

@@ -86,7 +86,8 @@ class Encoder:
         import numpy as np
         from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-        from escherjax.train.step import compiler_options, unit_images
+        from escherjax.data.batch import unit_images
+        from escherjax.devices.chips import compiler_options
 
         devices = jax.local_devices()
         mesh = Mesh(np.array(devices), ("data",))

@@ -1,250 +1,184 @@
-"""Configs: Python files in, a locked and checked ConfigDict out, JSON beside every run.
+"""Loads, overrides, checks and compares configs; it knows no field of its own.
 
 A config file defines `get_config(arg="")` and returns an `ml_collections.ConfigDict`. On the
-command line, `--config FILE[:ARG]` names it and `--config.a.b=value` changes one field.
+command line `--config NAME[:ARG]` names one, shipped or the user's own, and
+`--config.a.b=value` changes one field. `configs/base.py` declares every field with its meaning and
+its rule by `field` and `group`.
 """
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
+import functools
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from escherjax import cape
-from escherjax.data.loader_config import (
-    augmentation_problems,
-    bucket_problems,
-    moments_problems,
-    weight_problems,
-)
 from escherjax.errors import UserError
 
-# Fields that may change when a run continues: they say how long it runs, what it reports, on what
-# and how fast, and not what a step computes (beyond rounding).
-RESUMABLE_FIELDS = (
-    "num_steps",
-    "log_every_steps",
-    "checkpoint_every_steps",
-    "sample_every_steps",
-    "eval_every_steps",
-    "keep_checkpoints",
-    "keep_every_steps",
-    "stall_seconds",
-    "profile",
-    "wandb",
-    "eval",
-    "guidance_scale",
-    "data.heldout_split",
-    "data.num_threads",
-    "data.prefetch",
-    "mesh",
-    "accumulation_steps",
-    "remat",
-    "attention",
-    "attention_gather",
-)
-# These change what a step computes, and nothing in the shape of what is saved. A run that broke is
-# mended by them, so they may change too, which is told (`adjustments`).
-ADJUSTABLE_FIELDS = ("optimizer", "data.on_bad_record")
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A config field as `configs/base.py` declares it."""
+
+    default: Any  # its type is the type of every value; tuples hold items of one type
+    meaning: str  # in a few words, with the unit
+    at_least: float | None = None  # lower bound, of every item of a tuple
+    at_most: float | None = None  # upper bound, likewise
+    choices: Sequence[str] = ()  # the only values allowed
+    may_be_empty: bool = True  # whether a tuple may be ()
+    resumable: bool = False  # may change when a run continues: no step computes anything else
+    adjustable: bool = False  # may change too, which is logged: steps then compute something else
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with a value, as the end of a sentence; None if nothing is."""
+        if self.choices:
+            needed, fits = f"one of {', '.join(map(repr, self.choices))}", value in self.choices
+        elif isinstance(value, tuple):
+            kinds = {type(item) for item in self.default}
+            fits = all({type(item)} == kinds and self._in_range(item) for item in value)
+            fits = (fits or not kinds) and (bool(value) or self.may_be_empty)
+            number = "" if self.may_be_empty else "one or more "
+            names = "/".join(kind.__name__ for kind in kinds)
+            needed = f"a tuple of {number}{names}{self._range()}"
+        else:
+            fits, needed = self._in_range(value), self._range().removeprefix(", each ")
+        return None if fits else f"must be {needed}, got {value!r}; meaning: {self.meaning}"
+
+    def _in_range(self, value: Any) -> bool:
+        above = self.at_least is None or value >= self.at_least
+        return above and (self.at_most is None or value <= self.at_most)
+
+    def _range(self) -> str:
+        bounds = (("at least", self.at_least), ("at most", self.at_most))
+        named = [f"{words} {bound}" for words, bound in bounds if bound is not None]
+        return f", each {' and '.join(named)}" if named else ""
 
 
-def load_config(file_and_arg: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The config of `FILE[:ARG]` with `--config.a.b=value` overrides applied, checked and locked.
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Fields under one name, and which of the marks of `Field` hold for all of them."""
 
-    Raises UserError for a missing file, an unknown field (with the nearest name), a value of the
-    wrong type, or sizes that cannot work (see `check_config`).
+    meaning: str
+    fields: dict[str, Field | Group]
+    resumable: bool = False
+    adjustable: bool = False
+
+    def config(self) -> ConfigDict:
+        """A config of all defaults."""
+        return ConfigDict(
+            {
+                name: item.config() if isinstance(item, Group) else item.default
+                for name, item in self.fields.items()
+            }
+        )
+
+    def walk(self, prefix: str = "") -> Iterator[tuple[str, Field | Group]]:
+        """(dotted path, field or group) of everything below, parents first."""
+        for name, item in self.fields.items():
+            yield prefix + name, item
+            if isinstance(item, Group):
+                yield from item.walk(f"{prefix}{name}.")
+
+    def marked(self, mark: str) -> tuple[str, ...]:
+        """Paths of the fields and groups with a mark, "resumable" or "adjustable"."""
+        return tuple(path for path, item in self.walk() if getattr(item, mark))
+
+
+field = Field  # `configs/base.py` reads better with it
+
+
+def group(
+    meaning: str, resumable: bool = False, adjustable: bool = False, **fields: Field | Group
+) -> Group:
+    """A `Group` of the fields named by keywords."""
+    return Group(meaning, fields, resumable, adjustable)
+
+
+def load_config(
+    name_and_arg: str,
+    overrides: Sequence[str] = (),
+    check: Callable[[ConfigDict], None] | None = None,
+) -> ConfigDict:
+    """Loads the config that the command line names, checks every field's rule, and locks it.
+
+    Args:
+      name_and_arg: `NAME[:ARG]`; NAME is a shipped config (`6dof`, `configs/6dof.py`) or the path
+        of a config file.
+      overrides: `--config.a.b=value` arguments, applied in order.
+      check: called with the result, to raise UserError for fields that do not fit together.
+
+    Raises:
+      UserError: the file is not found, a field is unknown (with the nearest name), or values have
+        the wrong type or break their rule; all such values are listed.
     """
-    file, _, arg = file_and_arg.partition(":")
-    config = config_from_file(Path(file))(arg)
+    name, _, arg = name_and_arg.partition(":")
+    config = config_from_file(name)(arg)
     for override in _joined(overrides):
         _apply_override(config, override)
     config.lock()
-    check_config(config)
+    values = _flat(config)
+    problems = [
+        f"config.{path} {problem}."
+        for path, item in _declared().FIELDS.walk()
+        if isinstance(item, Field) and path in values and (problem := item.problem(values[path]))
+    ]
+    if problems:
+        raise UserError("\n".join(problems))
+    if check is not None:
+        check(config)
     return config
 
 
-def config_from_file(path: Path) -> Callable[[str], ConfigDict]:
-    """The `get_config` function of a config file; variants use it to start from `base.py`."""
-    if not path.is_file() or path.suffix != ".py":
-        nearby = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        hint = f" Found in {path.parent}: {', '.join(nearby)}." if nearby else ""
-        raise UserError(f"--config: {path} is no Python file.{hint}")
+def config_from_file(name: str | Path) -> Callable[[str], ConfigDict]:
+    """The `get_config` function of a shipped config or a file; variants start from `base`."""
+    return _module(_locate(name)).get_config
+
+
+def _locate(name: str | Path) -> Path:
+    """The file of a shipped config's name, or the path itself."""
+    path, shipped = Path(name), _shipped_folder()
+    if path.is_file() and path.suffix == ".py":
+        return path
+    if path.suffix in ("", ".py") and str(path.parent) in (".", "configs"):
+        file = shipped / f"{path.stem}.py"
+        if file.is_file():
+            return file
+    found = "is not a Python file" if path.exists() else "not found"
+    beside = sorted(file.name for file in path.parent.glob("*.py")) if path.parent.name else []
+    nearby = f" {path.parent} has {', '.join(beside)}." if beside else ""
+    names = ", ".join(sorted(file.stem for file in shipped.glob("*.py")))
+    raise UserError(f"--config: {path} {found}.{nearby} Shipped configs: {names}.")
+
+
+def _shipped_folder() -> Path:
+    package = Path(__file__).resolve().parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"  # of a checkout
+
+
+def _module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(f"--config: {path} defines no get_config(arg); needed to be a config file.")
-    return module.get_config
+        raise UserError(f"--config: {path} must define get_config(arg) to be a config file.")
+    return module
 
 
-def check_config(config: ConfigDict) -> None:
-    """Checks ranges and combinations that need no device; raises UserError for the first."""
-    for name in (
-        "num_steps",
-        "batch_size",
-        "num_references",
-        "num_targets",
-        "resolution",
-        "accumulation_steps",
-        "log_every_steps",
-        "checkpoint_every_steps",
-        "keep_checkpoints",
-    ):
-        if config[name] < 1:
-            raise UserError(f"config.{name} = {config[name]}; needed at least 1.")
-    for name in ("keep_every_steps", "stall_seconds", "eval_every_steps", "sample_every_steps"):
-        if config[name] < 0:
-            raise UserError(f"config.{name} = {config[name]}; needed 0 (off) or more.")
-    if config.profile.start_step < 0 or config.profile.num_steps < 1:
-        raise UserError(
-            f"config.profile.start_step = {config.profile.start_step} and config.profile.num_steps "
-            f"= {config.profile.num_steps}; needed 0 (off) or more, and at least 1."
-        )
-    if config.min_references > config.num_references:
-        raise UserError(
-            f"config.min_references = {config.min_references} is above config.num_references = "
-            f"{config.num_references}; lower it."
-        )
-    for name in ("dtype", "param_dtype"):
-        if config[name] not in ("bfloat16", "float32"):
-            raise UserError(f"config.{name} = {config[name]!r}; needed 'bfloat16' or 'float32'.")
-    if config.batch_size % config.accumulation_steps:
-        raise UserError(
-            f"config.batch_size = {config.batch_size} is not a multiple of "
-            f"config.accumulation_steps = {config.accumulation_steps}; change one of them."
-        )
-    cape.check_variant(config.cape)
-    unet = config.unet
-    if len(unet.block_channels) != len(unet.attention):
-        raise UserError(
-            f"config.unet.block_channels = {unet.block_channels} and config.unet.attention = "
-            f"{unet.attention}; needed as many of one as of the other."
-        )
-    for width, attends in zip(unet.block_channels, unet.attention, strict=True):
-        if width % unet.norm_groups or width % unet.num_heads:
-            raise UserError(
-                f"config.unet.block_channels holds {width}; needed a multiple of norm_groups = "
-                f"{unet.norm_groups} and of num_heads = {unet.num_heads}."
-            )
-        if attends or width == unet.block_channels[-1]:
-            cape.check_channels(config.cape, unet.num_heads, width // unet.num_heads)
-    if config.latents.kind not in ("vae", "pixels"):
-        raise UserError(f"config.latents.kind = {config.latents.kind!r}; needed 'vae' or 'pixels'.")
-    reduction = (
-        2 ** (len(config.latents.vae.block_channels) - 1)
-        if config.latents.kind == "vae"
-        else config.latents.patch
-    )
-    if config.resolution % reduction:
-        raise UserError(
-            f"config.resolution = {config.resolution} is not a multiple of {reduction}, by which "
-            f"the {config.latents.kind} latents shrink an image; take the next multiple."
-        )
-    _check_eval(config)
-    _check_data(config)
-    _check_init(config)
-
-
-def source_names(config: ConfigDict) -> list[str]:
-    """The sources that `config.data.source` names: folders of shards, or "procedural".
-
-    Raises UserError if there are none, or one of them is empty or named twice.
-    """
-    names = [name.strip() for name in config.data.source.split(",")]
-    if names == [""]:
-        raise UserError(
-            "config.data.source is empty; set it to a folder of shards (made by data_prep), or to "
-            "'procedural' for scenes rendered at start."
-        )
-    if "" in names or len(set(names)) < len(names):
-        raise UserError(
-            f"config.data.source = {config.data.source!r} names a source twice, or none between "
-            "two commas; name each once, and set how often it comes by config.data.weights."
-        )
-    return names
-
-
-def view_counts(config: ConfigDict) -> tuple[tuple[int, int], ...]:
-    """(N, M) of every kind of training step: those of the buckets, or the one of the config."""
-    buckets = config.data.get("buckets", ())  # configs of older runs have none
-    return tuple((n, m) for n, m, _ in buckets) or ((config.num_references, config.num_targets),)
-
-
-def _check_eval(config: ConfigDict) -> None:
-    """Checks what is first used at an evaluation, hours into a run; lists all that cannot be."""
-    sizes, problems = config.eval, []
-    for name in ("num_scenes", "num_targets", "num_sampling_steps", "batch_size"):
-        if sizes[name] < 1:
-            problems.append(f"config.eval.{name} = {sizes[name]}; needed at least 1")
-    steps = config.diffusion.num_train_timesteps
-    reports = config.eval_every_steps or config.sample_every_steps
-    if reports and sizes.num_sampling_steps > steps:
-        problems.append(
-            f"config.eval.num_sampling_steps = {sizes.num_sampling_steps} is above "
-            f"config.diffusion.num_train_timesteps = {steps}; lower it"
-        )
-    counts = sizes.num_references
-    if not counts or any(type(count) is not int or count < 1 for count in counts):
-        problems.append(
-            f"config.eval.num_references = {counts}; needed one or more whole numbers from 1 on, "
-            "such as (1, 3)"
-        )
-    if problems:
-        raise UserError("; ".join(problems) + ".")
-
-
-def _check_data(config: ConfigDict) -> None:
-    """Checks mixture, buckets and augmentation; lists all that cannot be used."""
-    data, problems = config.data, []
-    for name, least in (("num_threads", 1), ("prefetch", 0), ("num_scenes", 1), ("num_views", 1)):
-        if data[name] < least:
-            problems.append(f"config.data.{name} = {data[name]}; needed at least {least}")
-    num_sources = len(source_names(config)) if data.source else max(1, len(data.weights))
-    problems += [f"config.data.{text}" for text in weight_problems(data.weights, num_sources)]
-    problems += [f"config.data.{text}" for text in bucket_problems(data.buckets)]
-    problems += [f"config.data.{text}" for text in augmentation_problems(data.zoom, data.shift)]
-    if data.latents:
-        problems += [f"config.data.{text}" for text in moments_problems(data.background, data.zoom)]
-        if config.latents.kind != "vae":
-            problems.append(
-                f"config.latents.kind = {config.latents.kind!r}, and config.data.latents reads the "
-                "moments of a VAE: set one of them otherwise"
-            )
-        if data.source and "procedural" in source_names(config):
-            problems.append(
-                "config.data.source names 'procedural', of which no moments are stored: set "
-                "config.data.latents=False"
-            )
-    if problems:
-        raise UserError("; ".join(problems) + ".")
-
-
-def _check_init(config: ConfigDict) -> None:
-    """Checks that the starting points do not contradict each other; lists all that do."""
-    init, problems = config.init, []
-    if init.pipeline and init.workdir:
-        problems.append(
-            "config.init.pipeline and config.init.workdir both name a whole network; set one"
-        )
-    if init.workdir_weights not in ("", "ema", "raw"):
-        problems.append(
-            f"config.init.workdir_weights = {init.workdir_weights!r}; needed 'ema', 'raw' or ''"
-        )
-    if init.workdir_weights and not init.workdir:
-        problems.append("config.init.workdir_weights is set without config.init.workdir; unset it")
-    if init.vae and config.latents.kind != "vae":
-        problems.append(
-            f"config.init.vae is set, but config.latents.kind = {config.latents.kind!r} has no VAE"
-        )
-    if problems:
-        raise UserError("; ".join(problems) + ".")
+@functools.cache
+def _declared() -> ModuleType:
+    """`configs/base.py`, which declares the fields."""
+    return _module(_shipped_folder() / "base.py")
 
 
 def to_json(config: ConfigDict) -> str:
@@ -253,30 +187,36 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """A locked ConfigDict from `to_json`'s text."""
+    """A locked ConfigDict from `to_json`'s text; of another version, its fields may differ."""
     config = ConfigDict(_tuples(json.loads(text)))
     return config.lock()
 
 
 def differences(
-    old: ConfigDict, new: ConfigDict, ignored: Sequence[str] = RESUMABLE_FIELDS + ADJUSTABLE_FIELDS
+    old: ConfigDict, new: ConfigDict, ignored: Sequence[str] | None = None
 ) -> list[str]:
     """Lines 'field: old -> new' of the fields that make two runs different experiments.
 
-    ignored: fields, or parents of fields, that may differ. A field that one of them lacks, being of
-    another version, counts as switched off there.
+    Args:
+      old, new: the configs; a field that one of them lacks, being of another version, counts as
+        switched off there.
+      ignored: fields, or parents of fields, that may differ; None for those that `configs/base.py`
+        marks resumable or adjustable.
     """
+    if ignored is None:
+        ignored = _declared().RESUMABLE_FIELDS + _declared().ADJUSTABLE_FIELDS
     return [line for key, line in _changes(old, new) if not _is_among(key, ignored)]
 
 
 def adjustments(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Lines as of `differences`, of the fields that may change, but change what is computed."""
-    return [line for key, line in _changes(old, new) if _is_among(key, ADJUSTABLE_FIELDS)]
+    fields = _declared().ADJUSTABLE_FIELDS
+    return [line for key, line in _changes(old, new) if _is_among(key, fields)]
 
 
 def _changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, str]]:
     """(field, 'field: old -> new') of all fields that differ."""
-    before, after = (_flat(json.loads(to_json(c))) for c in (old, new))
+    before, after = (_flat(from_json(to_json(c))) for c in (old, new))
     lines = []
     for key in sorted(before.keys() | after.keys()):
         if key in before and key in after:
@@ -286,6 +226,10 @@ def _changes(old: ConfigDict, new: ConfigDict) -> list[tuple[str, str]]:
         if differ:
             lines.append((key, f"{key}: {before.get(key)!r} -> {after.get(key)!r}"))
     return lines
+
+
+def _flat(config: ConfigDict) -> dict[str, Any]:
+    return flatten_dict(config.to_dict(), sep=".")
 
 
 def _is_among(key: str, fields: Sequence[str]) -> bool:
@@ -308,6 +252,8 @@ def _joined(arguments: Sequence[str]) -> list[str]:
     return joined
 
 
+# ml_collections.config_flags, which does this too, needs absl's parser and reports an unknown field
+# without the nearest name.
 def _apply_override(config: ConfigDict, override: str) -> None:
     path, text = override.removeprefix("--config.").split("=", 1)
     node, parts = config, path.split(".")
@@ -339,20 +285,10 @@ def _parse(text: str, current: Any, path: str) -> Any:
         value = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if type(value) is not type(current):
         raise UserError(
-            f"config.{path} = {text!r} is of type {type(value).__name__}; needed "
-            f"{type(current).__name__}, such as {current!r}."
+            f"config.{path} must be of type {type(current).__name__}, such as {current!r}, got "
+            f"{text!r}, which is of type {type(value).__name__}."
         )
     return value
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _tuples(value: Any) -> Any:

@@ -195,7 +195,7 @@ def test_programs_lower_for_the_devices_of_a_mesh(program, fields, entry):
     config = tiny_config(
         mesh__fsdp=8, batch_size=8, eval__batch_size=8, sample_every_steps=0, **fields
     )
-    lowered = lower_program(program, config, sharding.make_mesh(config))
+    lowered = lower_program(program, config, sharding.make_mesh(config.mesh))
     assert lowered.model_flops > 0
     head = lowered.lowered.as_text().split("@main(")[1].split("->")[0]
     assert f"tensor<8x2x16x16x3x{entry}" in head or entry == "bf16>"
@@ -245,7 +245,7 @@ def test_a_product_with_a_split_parameter_is_compiled_and_measured(v5e_devices):
 @pytest.mark.slow
 def test_up_sampling_between_convolutions_gathers_no_rows(v5e_devices):
     """Untold where they lie, this compiler gathers them, which that for CPUs may not."""
-    mesh = sharding.make_mesh(tiny_config(mesh__fsdp=4), v5e_devices)
+    mesh = sharding.make_mesh(tiny_config(mesh__fsdp=4).mesh, v5e_devices)
     first, last = nn.Conv(64, (3, 3)), nn.Conv(32, (3, 3))
     upsample = Upsample(sharding.spread(mesh))
 
@@ -270,7 +270,7 @@ def test_up_sampling_between_convolutions_gathers_no_rows(v5e_devices):
 @pytest.mark.parametrize("program", ["train", "sample"])
 def test_programs_lower_with_the_kernel_of_tpus(v5e_devices, program):
     config = tiny_config(mesh__fsdp=4, dtype="bfloat16", resolution=64)
-    mesh = sharding.make_mesh(config, v5e_devices)
+    mesh = sharding.make_mesh(config.mesh, v5e_devices)
     lowered = lower_program(program, config, mesh)
     assert lowered.model_flops > 0
     assert "tpu_custom_call" in lowered.lowered.as_text()

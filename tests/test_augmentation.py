@@ -11,6 +11,7 @@ from escherjax.data import rows as drawing
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.errors import UserError
 from escherjax.train import sources
+from tests.helpers.batches import entries
 from tests.helpers.tiny import tiny_config
 
 POINT = np.array([0.1, -0.12, 0.08], np.float32)
@@ -43,7 +44,7 @@ def where_red(picture):
 def batch_of(scene, **changes):
     defaults = {"resolution": 40, "num_references": 2, "num_targets": 2, "with_replacement": False}
     batches = loader.make_loader([scene], LoaderConfig(**(defaults | changes)), 6, num_threads=1)
-    batch = next(batches)
+    batch = entries(next(batches))
     batches.close()
     return {
         name: np.concatenate([batch[f"ref_{name}"], batch[f"target_{name}"]], 1)

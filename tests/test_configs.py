@@ -7,6 +7,7 @@ from escherjax import config as config_lib
 from escherjax.config import load_config
 from escherjax.errors import UserError
 from escherjax.models import eschernet
+from escherjax.train.checks import check_config
 from escherjax.weights.names import count_parameters
 
 # arXiv 2402.03908, section 4 and appendix; what the paper leaves open is the released code's.
@@ -96,38 +97,46 @@ def test_json_keeps_every_value():
 @pytest.mark.parametrize(
     ("file", "overrides", "reason"),
     [
-        ("configs/5dof.py", [], "Found in configs: 4dof.py, 6dof.py"),
-        ("configs/6dof.py:tiny", [], "needed 'smoke'"),
+        ("5dof", [], "5dof not found.* Shipped configs: 4dof, 6dof"),
+        ("configs/5dof.py", [], "configs has 4dof.py, 6dof.py"),
+        ("configs/6dof.py:tiny", [], "must be 'smoke', got 'tiny'"),
         ("README.md", [], "README.md"),
         ("configs/6dof.py", ["--config.batchsize=3"], "Did you mean config.batch_size"),
         ("configs/6dof.py", ["--config.optimizer.peak=3"], "Did you mean config.optimizer.peak_lr"),
-        ("configs/6dof.py", ["--config.batch_size=many"], "needed int, such as 672"),
-        ("configs/6dof.py", ["--config.batch_size=1.5"], "needed int"),
+        ("configs/6dof.py", ["--config.batch_size=many"], "of type int, such as 672"),
+        ("configs/6dof.py", ["--config.batch_size=1.5"], "of type int"),
         ("configs/6dof.py", ["--config.optimizer=3"], "is a group"),
         ("configs/6dof.py", ["--config.batch_size"], "has no value"),
         ("configs/6dof.py", ["--batch_size=3"], "unknown argument"),
-        ("configs/6dof.py", ["--config.num_steps=0"], "at least 1"),
-        ("configs/6dof.py", ["--config.accumulation_steps=5"], "not a multiple"),
-        ("configs/6dof.py", ["--config.eval_every_steps=-1"], r"needed 0 \(off\) or more"),
-        ("configs/6dof.py", ["--config.sample_every_steps=-1"], r"needed 0 \(off\) or more"),
-        ("configs/6dof.py", ["--config.keep_every_steps=-1"], r"needed 0 \(off\) or more"),
+        ("configs/6dof.py", ["--config.num_steps=0"], "num_steps must be at least 1, got 0"),
+        ("configs/6dof.py", ["--config.accumulation_steps=5"], "batch_size must be a multiple"),
+        ("configs/6dof.py", ["--config.resolution=100"], "resolution must be a multiple of 8"),
+        ("configs/6dof.py", ["--config.min_references=4"], "min_references must be at most"),
+        ("configs/6dof.py", ["--config.eval_every_steps=-1"], "eval_every_steps .*at least 0"),
+        ("configs/6dof.py", ["--config.sample_every_steps=-1"], "sample_every_steps .*at least 0"),
+        ("configs/6dof.py", ["--config.keep_every_steps=-1"], "keep_every_steps .*at least 0"),
+        ("configs/6dof.py", ["--config.profile.num_steps=0"], "profile.num_steps .*at least 1"),
         ("configs/6dof.py", ["--config.checkpoint_every_steps=0"], "at least 1"),
         ("configs/6dof.py", ["--config.log_every_steps=-5"], "at least 1"),
-        ("configs/6dof.py", ["--config.eval.num_references=(0,)"], "whole numbers from 1 on"),
-        ("configs/6dof.py", ["--config.eval.num_references=()"], "whole numbers from 1 on"),
-        ("configs/6dof.py", ["--config.eval.num_references=(1.5,)"], "whole numbers from 1 on"),
-        ("configs/6dof.py", ["--config.eval.num_sampling_steps=0"], "num_sampling_steps = 0"),
-        ("configs/6dof.py", ["--config.eval.num_sampling_steps=1001"], "is above config.diffusion"),
+        ("configs/6dof.py", ["--config.dtype=float16"], "dtype must be one of 'bfloat16'"),
+        ("configs/6dof.py", ["--config.eval.num_references=(0,)"], "eval.num_references"),
+        ("configs/6dof.py", ["--config.eval.num_references=()"], "eval.num_references"),
+        ("configs/6dof.py", ["--config.eval.num_references=(1.5,)"], "eval.num_references"),
+        ("configs/6dof.py", ["--config.eval.num_sampling_steps=0"], "num_sampling_steps"),
+        ("configs/6dof.py", ["--config.eval.num_sampling_steps=1001"], "at most config.diffusion"),
         (
             "configs/6dof.py",
             ["--config.eval.batch_size=0", "--config.eval.num_scenes=0"],
-            r"eval.num_scenes = 0; needed at least 1; config.eval.batch_size = 0",
+            r"eval.num_scenes must be at least 1(.|\n)*config.eval.batch_size must be",
         ),
-        ("configs/6dof.py", ["--config.eval.num_targets=0"], "eval.num_targets = 0"),
-        ("configs/6dof.py", ["--config.data.num_threads=0"], "data.num_threads = 0"),
-        ("configs/6dof.py", ["--config.data.prefetch=-1"], "data.prefetch = -1"),
-        ("configs/6dof.py", ["--config.data.num_scenes=0"], "data.num_scenes = 0"),
-        ("configs/6dof.py", ["--config.data.num_views=0"], "data.num_views = 0"),
+        ("configs/6dof.py", ["--config.eval.num_targets=0"], "eval.num_targets"),
+        ("configs/6dof.py", ["--config.data.num_threads=0"], "data.num_threads"),
+        ("configs/6dof.py", ["--config.data.prefetch=-1"], "data.prefetch"),
+        ("configs/6dof.py", ["--config.data.num_scenes=0"], "data.num_scenes"),
+        ("configs/6dof.py", ["--config.data.num_views=0"], "data.num_views"),
+        ("configs/6dof.py", ["--config.data.background=grey"], "config.data.background .*'grey'"),
+        ("configs/6dof.py", ["--config.init.workdir_weights=best"], "init.workdir_weights"),
+        ("configs/6dof.py", ["--config.init.workdir_weights=ema"], "without config.init.workdir"),
         (
             "configs/6dof.py",
             ["--config.unet.block_channels=(100,)", "--config.unet.attention=(True,)"],
@@ -138,4 +147,28 @@ def test_json_keeps_every_value():
 )
 def test_wrong_configs_say_what_is_needed(file, overrides, reason):
     with pytest.raises(UserError, match=reason):
-        load_config(file, overrides)
+        load_config(file, overrides, check_config)
+
+
+def test_a_config_is_found_by_its_name_and_by_its_path_from_anywhere(tmp_path, monkeypatch):
+    shipped = load_config("6dof").to_dict()
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from escherjax.config import config_from_file\n\n\n"
+        "def get_config(arg=''):\n"
+        "    c = config_from_file('6dof')(arg)\n    c.seed = 7\n    return c\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_config("configs/6dof.py").to_dict() == shipped
+    assert load_config("own.py").to_dict() == {**shipped, "seed": 7}
+    assert load_config(f"{own}:smoke", ["--config.batch_size=4"]).batch_size == 4
+
+
+def test_every_rule_holds_for_the_defaults_and_names_an_existing_field():
+    """A default that breaks its own rule would refuse every run."""
+    config = load_config("base")
+    declared = config_lib._declared()
+    for path in declared.RESUMABLE_FIELDS + declared.ADJUSTABLE_FIELDS:
+        functools.reduce(operator.getitem, path.split("."), config)
+    for path, item in declared.FIELDS.walk():
+        assert item.meaning, path

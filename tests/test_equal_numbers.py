@@ -37,7 +37,7 @@ FIELDS = {
 def batches():
     rng = np.random.default_rng(0)
     made = [make_batch(rng, num_views=6) for _ in range(NUM_STEPS)]
-    made[1]["valid"][3] = 0
+    made[1].valid[3] = 0
     return made
 
 
@@ -53,7 +53,7 @@ def run(config, mesh, batches):
     step = make_train_step(model, optimizer, config, mesh)
     losses, gradients = [], None
     for batch in batches:
-        state, metrics = step(state, sharding.put_batch(mesh, batch))
+        state, metrics = step(state, batch.on_mesh(mesh))
         losses.append(float(metrics["loss"]))
         if gradients is None:
             moment = state.opt_state[1][0].mu
@@ -112,7 +112,7 @@ def test_eight_devices_equal_one(batches, on_one_device, cape, axes, accumulatio
     """
     mesh = {f"mesh__{axis}": axes.get(axis, 1) for axis in sharding.AXES}
     config = tiny_config(**FIELDS, cape=cape, **mesh, accumulation_steps=accumulation_steps)
-    losses, *trees = run(config, sharding.make_mesh(config), batches)
+    losses, *trees = run(config, sharding.make_mesh(config.mesh), batches)
     known_losses, *known = on_one_device(cape)
     np.testing.assert_allclose(losses, known_losses, rtol=5e-6)
     for ours, theirs, tolerance in zip(trees, known, (1e-5, 5e-6, 5e-6), strict=True):

@@ -10,11 +10,13 @@ import pytest
 
 from data_prep import latents
 from escherjax.data import images, loader, moments, rows, shards
+from escherjax.data.batch import unit_images
 from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.train import sources
 from escherjax.train.loop import train
-from escherjax.train.step import draw, scene_losses, target_latents, unit_images
+from escherjax.train.step import draw, scene_losses, target_latents
+from tests.helpers.batches import entries
 from tests.helpers.scenes import make_scene
 from tests.helpers.starting_networks import random_params, write_part
 from tests.helpers.tiny import VAE, tiny_config
@@ -165,7 +167,7 @@ def test_a_batch_has_the_moments_of_the_targets_it_would_have_decoded(stored):
     online, offline = batches(stored, False), batches(stored, True)
     source = shards.open_shards(stored)
     for _ in range(3):
-        a, b = next(online), next(offline)
+        a, b = entries(next(online)), entries(next(offline))
         assert "target_images" not in b and b["target_moments"].shape == (8, 2, *SHAPE)
         for name in ("ref_images", "ref_c2w", "ref_K", "target_c2w", "target_K", "scene_index"):
             np.testing.assert_array_equal(a[name], b[name], err_msg=name)
@@ -210,7 +212,7 @@ def test_records_of_other_moments_are_bad_records(stored):
         next(stream)
     stream.close()
     skipping = batches([plain], True, on_bad_record="skip")
-    batch = next(skipping)
+    batch = entries(next(skipping))
     skipping.close()
     assert not batch["valid"].any() and not batch["target_moments"].any()
     assert batch["ref_images"].shape == (8, 2, 16, 16, 3)
@@ -241,13 +243,11 @@ def first_batches(stored):
     pair = next(online), next(offline)
     online.close()
     offline.close()
-    for batch in pair:
-        batch.pop("scene_ids")
-    return pair
+    return [batch.replace(scene_ids=None) for batch in pair]
 
 
 def exact_moments(model, params, batch):
-    mean, logvar = model.encode_latents({"vae": params["vae"]}, unit_images(batch["target_images"]))
+    mean, logvar = model.encode_latents({"vae": params["vae"]}, unit_images(batch.target_images))
     return jnp.concatenate([mean, logvar], -1)
 
 
@@ -261,9 +261,9 @@ def test_latents_under_the_same_key_are_those_of_online_encoding(config, params,
         return np.asarray(target_latents(model, {"vae": params["vae"]}, batch, draws))
 
     online = latents_of(with_pictures)
-    np.testing.assert_array_equal(latents_of(with_moments | {"target_moments": exact}), online)
+    np.testing.assert_array_equal(latents_of(with_moments.replace(target_moments=exact)), online)
     rounded = exact.astype(jnp.bfloat16)
-    near = latents_of(with_moments | {"target_moments": rounded})
+    near = latents_of(with_moments.replace(target_moments=rounded))
     # Means and standard deviations of the order of 1, each off by up to 2^-8 of itself.
     size = model.latent_scale * (np.abs(exact).max() + 3)
     np.testing.assert_allclose(near, online, rtol=0, atol=2**-8 * size)
@@ -278,15 +278,15 @@ def test_loss_and_gradients_are_those_of_online_encoding(config, params, stored)
     run = stepper(model, params, key)
     loss, gradient = run(with_pictures)
 
-    exact = with_moments | {"target_moments": exact_moments(model, params, with_pictures)}
+    exact = with_moments.replace(target_moments=exact_moments(model, params, with_pictures))
     same_loss, same_gradient = run(exact)
     # The same float32 numbers through another compiled program: a few roundings of 2^-24.
     np.testing.assert_allclose(same_loss, loss, rtol=1e-5)
     scale = np.abs(gradient).max()
     np.testing.assert_allclose(same_gradient, gradient, rtol=0, atol=1e-5 * scale)
 
-    rounded = with_moments["target_moments"].astype(np.float32)  # the same program, compiled once
-    near_loss, near_gradient = run(with_moments | {"target_moments": rounded})
+    rounded = with_moments.target_moments.astype(np.float32)  # the same program, compiled once
+    near_loss, near_gradient = run(with_moments.replace(target_moments=rounded))
     assert (near_loss != loss).any()
     # Latents are off by up to 2^-8 of their size, and so is the noisy input; the square of an
     # error of that size doubles it.
@@ -329,9 +329,9 @@ def test_moments_of_other_pictures_are_refused(stored, weights, changes, message
     "changes, message",
     [
         ({"data__background": "random"}, "background is 'random'"),
-        ({"data__zoom": "(1.0,1.5)"}, "stored moments are of whole pictures"),
+        ({"data__zoom": "(1.0,1.5)"}, "zoom .*stored moments"),
         ({"latents__kind": "pixels"}, "kind = 'pixels'"),
-        ({"data__source": "procedural"}, "'procedural', of which no moments are stored"),
+        ({"data__source": "procedural"}, "'procedural', which has no stored moments"),
     ],
 )
 def test_configs_that_moments_cannot_serve_are_refused(stored, weights, changes, message):

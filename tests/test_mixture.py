@@ -11,6 +11,7 @@ from escherjax.data import shards as records
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.errors import UserError
 from escherjax.train import sources
+from tests.helpers.batches import entries
 from tests.helpers.scenes import write_shards
 from tests.helpers.tiny import tiny_config
 
@@ -46,7 +47,7 @@ def config(**changes):
 
 def take(source, config, count, global_batch=4, **options):
     batches = loader.make_loader(source, config, global_batch, num_threads=1, **options)
-    taken = [next(batches) for _ in range(count)]
+    taken = [entries(next(batches)) for _ in range(count)]
     batches.close()
     return taken
 
@@ -125,7 +126,7 @@ class Unreadable(list):
 def test_an_unreadable_scene_is_named_with_its_source_and_place(parts):
     mixed = mixture.Mixture({"good": parts["a"], "bad": Unreadable([1, 2])})
     batches = loader.make_loader(mixed, config(on_bad_record="skip"), 7, num_threads=1)
-    batch = next(batches)
+    batch = entries(next(batches))
     batches.close()
     assert sorted(batches.bad_records) == [
         ("bad:record 0", "its shard is gone"),
@@ -237,10 +238,10 @@ def test_config_names_several_sources_and_the_first_is_held_out(parts, tmp_path)
     assert mixed.names == [str(shards), "procedural"] and mixed.weights == (3, 1)
     assert len(mixed) == 7 and mixed[6].scene_id == "procedural:procedural-42-0000001"
     batches = sources.training_batches(mixed, settings, 0)
-    ids = next(batches)["scene_ids"]
+    ids = next(batches).scene_ids
     batches.close()
     assert sum(name.startswith(f"{shards}:") for name in ids) == 6 and len(ids) == 8
-    heldout = sources.heldout_batches(settings)[0]["scene_ids"]
+    heldout = sources.heldout_batches(settings)[0].scene_ids
     assert heldout.tolist() == [f"0-{number}" for number in range(4)]
 
 
@@ -255,13 +256,22 @@ def test_every_source_that_cannot_be_opened_is_named(tmp_path):
     [
         ({"data__source": "a,a"}, "names a source twice"),
         ({"data__source": "a,,b"}, "none between two commas"),
-        ({"data__source": "a,b", "data__weights": (1,)}, "1 weights for 2 sources"),
-        ({"data__source": "a,b", "data__weights": (1, -2)}, "weights holds -2; needed positive"),
-        ({"data__buckets": (1, 3, 1)}, r"buckets holds 1; needed \(N, M, weight\)"),
-        ({"data__buckets": ((1, 0, 1), (2, 2, -1))}, "(?s)at least 1; .*weight must be positive"),
-        ({"data__buckets": ((1, 2, 1), (1, 2, 1))}, "N and M come twice"),
+        (
+            {"data__source": "a,b", "data__weights": (1,)},
+            r"one for each of 2 sources, got \(1,\)",
+        ),
+        (
+            {"data__source": "a,b", "data__weights": (1, -2)},
+            "weights must be positive.*got -2",
+        ),
+        ({"data__buckets": (1, 3, 1)}, r"buckets must hold \(N, M, weight\), .* got 1"),
+        (
+            {"data__buckets": ((1, 0, 1), (2, 2, -1))},
+            "(?s)at least 1.*weight of .*positive",
+        ),
+        ({"data__buckets": ((1, 2, 1), (1, 2, 1))}, "N and M of .* come twice"),
         ({"data__zoom": (1.2, 0.8), "data__shift": 0.7}, "(?s)0 < low <= high.*0 to 0.5"),
-        ({"data__zoom": "1.5"}, "needed .low, high."),
+        ({"data__zoom": "1.5"}, "zoom must be .low, high."),
         ({"data__shift": 0.1}, "without zoom"),
     ],
 )

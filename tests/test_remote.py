@@ -136,9 +136,9 @@ def test_batches_are_the_same_as_from_the_folder(server, folder):
     far = loader.make_loader(shards.open_shards(address), config, 4)
     for _ in range(3):
         a, b = next(near), next(far)
-        assert a["scene_ids"].tolist() == b["scene_ids"].tolist()
-        np.testing.assert_array_equal(a["ref_images"], b["ref_images"])
-        np.testing.assert_array_equal(a["target_c2w"], b["target_c2w"])
+        assert a.scene_ids.tolist() == b.scene_ids.tolist()
+        np.testing.assert_array_equal(a.ref_images, b.ref_images)
+        np.testing.assert_array_equal(a.target_c2w, b.target_c2w)
     near.close()
     far.close()
 

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from escherjax.data.batch import Batch
 from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
 from escherjax.models.blocks import Upsample
+from escherjax.train import checks
 from tests.helpers.tiny import tiny_config
 
 
 def refusal(**fields):
     with pytest.raises(UserError) as caught:
-        sharding.make_mesh(tiny_config(**fields))
+        checks.training_mesh(tiny_config(**fields))
     return str(caught.value)
 
 
@@ -31,11 +33,11 @@ def test_every_size_that_does_not_divide_is_named_with_what_is_needed():
         attention_gather="none",
     )
     assert text.splitlines() == [
-        "config.num_targets = 4 does not divide over config.mesh's view = 8 devices; needed a "
-        "multiple of 8, or a smaller view.",
-        "config.eval.num_targets = 12 does not divide over config.mesh's view = 8 devices; needed "
-        "a multiple of 8, or a smaller view.",
-        "config.attention_gather = 'none'; needed one of all, ring.",
+        "config.num_targets = 4 does not divide over config.mesh's view = 8 devices; it must be a "
+        "multiple of 8, or view smaller.",
+        "config.eval.num_targets = 12 does not divide over config.mesh's view = 8 devices; it must "
+        "be a multiple of 8, or view smaller.",
+        "config.attention_gather must be one of all, ring, got 'none'.",
     ]
     text = refusal(
         mesh__fsdp=1, mesh__model=8, unet__num_heads=4, unet__norm_groups=4, unet__attention=(True,)
@@ -85,7 +87,7 @@ class Device:
 def test_unbalanced_hosts_are_named():
     devices = [Device(i, host) for i, host in enumerate([0, 0, 0, 0, 1, 1, 1, 2])]
     with pytest.raises(UserError, match="host 0 has 4, host 1 has 3, host 2 has 1"):
-        sharding.make_mesh(tiny_config(mesh__fsdp=8), devices)
+        checks.training_mesh(tiny_config(mesh__fsdp=8), devices)
 
 
 def hosts_mesh(num_hosts, data, view):
@@ -103,13 +105,17 @@ def test_hosts_that_share_scenes_read_the_same_part(num_hosts, data, view, share
 
 
 def test_a_batch_lies_as_its_parts_should():
-    mesh = sharding.make_mesh(tiny_config(num_targets=4, mesh__data=2, mesh__fsdp=2, mesh__view=2))
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 1, "view": 2})
     targets = np.arange(8 * 4 * 3).reshape(8, 4, 3)
-    put = sharding.put_batch(mesh, {"target_images": targets, "valid": targets[:, 0, 0]})
-    np.testing.assert_array_equal(put["target_images"], targets)
-    assert put["target_images"].addressable_shards[0].data.shape == (2, 2, 3)
-    assert put["valid"].addressable_shards[0].data.shape == (2,)
-    np.testing.assert_array_equal(sharding.local_rows(put["valid"]), targets[:, 0, 0])
+    valid = targets[:, 0, 0]
+    put = Batch(ref_images=targets, ref_c2w=targets, target_images=targets, valid=valid).on_mesh(
+        mesh
+    )
+    np.testing.assert_array_equal(put.target_images, targets)
+    assert put.target_images.addressable_shards[0].data.shape == (2, 2, 3)
+    assert put.ref_images.addressable_shards[0].data.shape == (2, 4, 3)
+    assert put.valid.addressable_shards[0].data.shape == (2,)
+    np.testing.assert_array_equal(sharding.local_rows(put.valid), valid)
 
 
 def test_rules_split_products_in_pairs_and_fsdp_takes_the_largest_dimension_left():
@@ -152,7 +158,7 @@ def test_tensors_that_no_dimension_splits_are_counted():
 
 def test_upsampling_keeps_split_rows_where_they_are():
     """The partitioner gathers parameters for a convolution, never the rows of all devices."""
-    mesh = sharding.make_mesh(tiny_config(mesh__fsdp=8))
+    mesh = sharding.make_mesh(tiny_config(mesh__fsdp=8).mesh)
     upsample = Upsample(sharding.spread(mesh, "all"))
 
     def loss(params, x):

@@ -311,7 +311,7 @@ def test_work_directories_without_what_is_asked_for_are_refused(tmp_path):
     [
         ({"init__pipeline": "a", "init__workdir": "b"}, "both name a whole network"),
         ({"init__vae": "a"}, "has no VAE"),
-        ({"init__workdir": "a", "init__workdir_weights": "best"}, "needed 'ema', 'raw' or ''"),
+        ({"init__workdir": "a", "init__workdir_weights": "best"}, "workdir_weights must be one of"),
         ({"init__workdir_weights": "raw"}, "without config.init.workdir"),
     ],
 )

@@ -212,11 +212,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_scenes(tmp_p
         ({"latents__kind": "vae", "resolution": 16}, "config.init.vae are empty"),
         ({"init__pipeline": "a", "init__workdir": "b"}, "both name a whole network"),
         ({"init__workdir": "nowhere"}, "nowhere holds no checkpoints"),
-        ({"cape": "5dof"}, "needed one of 6dof"),
+        ({"cape": "5dof"}, "cape = '5dof'.* 6dof"),
         ({"unet__num_heads": 16, "cape": "6dof"}, "divisible by 4"),
-        ({"resolution": 17}, "not a multiple of 2"),
+        ({"resolution": 17}, "resolution must be a multiple of 2"),
         ({"dtype": "float16"}, "bfloat16"),
-        ({"min_references": 3}, "above config.num_references"),
+        ({"min_references": 3}, "min_references must be at most config.num_references"),
     ],
 )
 def test_wrong_configs_are_refused_before_anything_is_written(tmp_path, changes, reason):

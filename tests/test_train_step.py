@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from escherjax.config import load_config
+from escherjax.data.batch import Batch
 from escherjax.devices import mesh as sharding
 from escherjax.models import eschernet
 from escherjax.train import perf
@@ -23,14 +24,14 @@ pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 def stepper(config, mesh=None):
     """A function from batches to (host state, losses) after a step on each, from a fresh state."""
-    mesh = mesh or sharding.make_mesh(config)
+    mesh = mesh or sharding.make_mesh(config.mesh)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     step = make_train_step(model, optimizer, config, mesh)
 
     def run(batches):
         state, losses = create_state(model, optimizer, mesh, config), []
         for batch in batches:
-            state, metrics = step(state, sharding.put_batch(mesh, batch))
+            state, metrics = step(state, batch.on_mesh(mesh))
             losses.append(float(metrics["loss"]))
         return jax.tree.map(np.asarray, state), losses
 
@@ -56,12 +57,12 @@ def test_loss_and_gradients_equal_the_originals_training_step(golden):
         array = np.moveaxis(arrays[key], -3, -1)
         return array.reshape(batch_size, count, *array.shape[-3:])
 
-    batch = {
-        "ref_images": views("train/input_images_u8", 2),
-        "target_images": views("train/target_images_u8", num_targets),
-        "ref_c2w": cameras_from_poses(name, arrays["train/pose_in"]).c2w,
-        "target_c2w": cameras_from_poses(name, arrays["train/pose_out"]).c2w,
-    }
+    batch = Batch(
+        ref_images=views("train/input_images_u8", 2),
+        target_images=views("train/target_images_u8", num_targets),
+        ref_c2w=cameras_from_poses(name, arrays["train/pose_in"]).c2w,
+        target_c2w=cameras_from_poses(name, arrays["train/pose_out"]).c2w,
+    )
     draws = Draws(
         timesteps=jnp.asarray(arrays["train/timesteps"], jnp.int32),
         noise=jnp.asarray(views("train/noise", num_targets)),
@@ -185,11 +186,11 @@ def test_accumulation_equals_one_large_batch(two_batches, on_one_device):
 
 def test_a_skipped_scene_changes_nothing(one_device, two_batches):
     """valid = 0 leaves a scene out of loss and gradient, whatever its row holds."""
-    batch = {k: v.copy() for k, v in two_batches[0].items()}
-    batch["valid"][3] = 0
-    other = {k: v.copy() for k, v in batch.items()}
-    other["target_images"][3] = 0
-    other["ref_images"][3] = 255
+    batch = jax.tree.map(np.copy, two_batches[0])
+    batch.valid[3] = 0
+    other = jax.tree.map(np.copy, batch)
+    other.target_images[3] = 0
+    other.ref_images[3] = 255
     a, a_losses = one_device([batch])
     b, b_losses = one_device([other])
     assert a_losses == b_losses
@@ -208,7 +209,7 @@ def test_ema_starts_at_the_first_update_and_ends_at_the_decay():
 
 def test_state_is_born_split_over_fsdp():
     config = tiny_config(mesh__fsdp=8, unet__block_channels="(64,)")
-    mesh = sharding.make_mesh(config)
+    mesh = sharding.make_mesh(config.mesh)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     state = create_state(model, optimizer, mesh, config)
     for tree in (state.params, state.ema, state.opt_state[1][0].mu):
@@ -223,7 +224,7 @@ def test_state_is_born_split_over_fsdp():
 def test_a_state_can_start_from_given_parameters():
     """As from a folder of weights: nothing is drawn, and the average starts there too."""
     config = tiny_config(mesh__fsdp=8, unet__block_channels="(64,)")
-    mesh = sharding.make_mesh(config)
+    mesh = sharding.make_mesh(config.mesh)
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     given = jax.tree.map(lambda x: x + 1, model.init(9, config.resolution))
     state = create_state(model, optimizer, mesh, config, given)

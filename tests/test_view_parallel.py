@@ -67,7 +67,7 @@ def arguments():
 
 def mesh_of(**axes):
     config = tiny_config(num_targets=4, **{f"mesh__{axis}": size for axis, size in axes.items()})
-    return sharding.make_mesh(config)
+    return sharding.make_mesh(config.mesh)
 
 
 @pytest.mark.parametrize("gather", ["all", "ring"])

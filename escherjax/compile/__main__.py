@@ -64,8 +64,9 @@ def main(argv: Sequence[str]) -> None:
         # After parsing, so that --help answers at once.
         from escherjax.compile import figures
         from escherjax.config import load_config
+        from escherjax.train.checks import check_config
 
-        config = load_config(arguments.config, overrides)
+        config = load_config(arguments.config, overrides, check_config)
         result = figures.compile_for_topology(
             config, arguments.topology, arguments.program, arguments.cache, arguments.hlo
         )

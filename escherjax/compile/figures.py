@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from escherjax import files
 from escherjax.compile import estimate, programs, topology
-from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
 from escherjax.files import whole_file
+from escherjax.train import checks
 
 log = logging.getLogger("escherjax.compile")
 
@@ -48,7 +48,7 @@ def compile_for_topology(
     """
     chip, _ = topology.parse_topology(name)
     devices = topology.topology_devices(name)
-    mesh = sharding.make_mesh(config, devices)
+    mesh = checks.training_mesh(config, devices)
     log.info("%s: %d x %s, mesh %s", name, len(devices), chip.device_kind, dict(mesh.shape))
     folder = cache or _default_cache()
     with files.output_folder(folder, "--cache"):  # tried before there is a result to lose

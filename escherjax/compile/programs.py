@@ -10,15 +10,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from escherjax.cameras import Cameras
+from escherjax.data.batch import abstract_batch, unit_images
 from escherjax.devices import mesh as sharding
+from escherjax.devices.chips import compiler_options
 from escherjax.models import eschernet
 from escherjax.models.diffusion.sampling import Sampling
 from escherjax.models.eschernet import EscherNet
 from escherjax.train import perf
 from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import abstract_state
-from escherjax.train.step import compiler_options, make_train_step, unit_images
+from escherjax.train.step import make_train_step
 
 PROGRAMS = ("train", "sample")
 
@@ -46,12 +47,13 @@ def lower_program(name: str, config: ConfigDict, mesh: Mesh) -> Program:
     state = abstract_state(model, optimizer, mesh, config)
     if name == "train":
         arguments = state
-        batch = _batch(config, mesh, config.batch_size, config.num_references, config.num_targets)
-        if config.data.latents:  # the loader then gives moments in the place of pixels
-            shape = (*batch.pop("target_images").shape[:2], *eschernet.moments_shape(config))
-            batch["target_moments"] = jax.ShapeDtypeStruct(
-                shape, jnp.bfloat16, sharding=sharding.entry_sharding(mesh, "target_moments")
-            )
+        batch = abstract_batch(
+            mesh,
+            config.batch_size,
+            (config.num_references, config.num_targets),
+            config.resolution,
+            eschernet.moments_shape(config) if config.data.latents else (),
+        )
         jitted, rest = make_train_step(model, optimizer, config, mesh), (batch,)
         flops = perf.train_step_flops(
             model, state.params, state.frozen, config, config.num_references, config.num_targets
@@ -69,7 +71,8 @@ def _sampling(
 ) -> tuple[Any, tuple[Any, ...], float]:
     """(jitted generation, its arguments after the parameters, its FLOPs)."""
     size, num_targets = config.eval.batch_size, config.eval.num_targets
-    batch = _batch(config, mesh, size, max(config.eval.num_references), num_targets)
+    counts = max(config.eval.num_references), num_targets
+    batch = abstract_batch(mesh, size, counts, config.resolution)
     latents = jax.ShapeDtypeStruct(
         (size, num_targets, *model.latent_shape(config.resolution)),
         jnp.float32,
@@ -80,12 +83,11 @@ def _sampling(
         def generate(params, batch, latents):
             return network.generate(
                 params,
-                unit_images(batch["ref_images"]),
-                Cameras(batch["ref_c2w"]),
-                Cameras(batch["target_c2w"]),
+                unit_images(batch.ref_images),
+                *batch.cameras,
                 latents,
                 Sampling(config.eval.num_sampling_steps, config.guidance_scale),
-                batch["num_references"],
+                batch.num_references,
             )
 
         return generate
@@ -95,22 +97,3 @@ def _sampling(
     spread = model.spread_over(sharding.spread(mesh, config.attention_gather))
     jitted = jax.jit(generate_with(spread), compiler_options=compiler_options(mesh))
     return jitted, (batch, latents), flops
-
-
-def _batch(
-    config: ConfigDict, mesh: Mesh, size: int, num_references: int, num_targets: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `sharding.put_batch` makes of a batch, abstract."""
-    side = config.resolution
-    entries = {
-        "ref_images": ((size, num_references, side, side, 3), jnp.uint8),
-        "target_images": ((size, num_targets, side, side, 3), jnp.uint8),
-        "ref_c2w": ((size, num_references, 4, 4), jnp.float32),
-        "target_c2w": ((size, num_targets, 4, 4), jnp.float32),
-        "num_references": ((size,), jnp.int32),
-        "valid": ((size,), jnp.float32),
-    }
-    return {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.entry_sharding(mesh, name))
-        for name, (shape, dtype) in entries.items()
-    }

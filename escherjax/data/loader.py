@@ -17,11 +17,10 @@ import grain.python as grain
 import numpy as np
 
 from escherjax.data import mixture
+from escherjax.data.batch import Batch
 from escherjax.data.loader_config import LoaderConfig
 from escherjax.data.rows import DrawRow, SceneSource
 from escherjax.errors import UserError
-
-Batch = dict[str, np.ndarray]
 
 
 def _stack_rows(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
@@ -59,7 +58,7 @@ class BatchIterator:
                         "on_bad_record to 'skip' to leave its row out."
                     )
                 self.bad_records.append((scene_id, reason))
-        return batch
+        return Batch(**batch)
 
     def close(self) -> None:
         """Stops the reading threads."""
@@ -83,15 +82,8 @@ def make_loader(
     num_threads: each makes whole batches; by default one for each core, at most 16. prefetch:
     finished batches that may wait, at least num_threads; memory is prefetch times a batch.
 
-    Each batch is a dict, b = global_batch / process_count, N (the most references) and M (targets)
-    those of the step's bucket:
-        ref_images, target_images    uint8 [b, N or M, H, W, 3]
-        target_moments               bfloat16 [b, M, *moments_shape], and then no target_images
-        ref_c2w, target_c2w          float32 [b, N or M, 4, 4], OpenCV axes
-        ref_K, target_K              float32 [b, N or M, 3, 3], pixels of these pictures
-        num_references               int32 [b]: the first so many references are real
-        valid                        float32 [b]: 0 where the record was bad, then all else is blank
-        scene_index                  int32 [b]; scene_ids: object [b] of str
+    Each batch holds global_batch / process_count scenes, and the most references and the targets
+    of its step's bucket as N and M.
     Raises UserError if the numbers do not fit together.
     """
     config.validate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,29 +87,40 @@ class LoaderConfig:
             return bucket.num_references, bucket.num_references
         return min(self.num_references[0], bucket.num_references), bucket.num_references
 
+    def problems(self) -> list[str]:
+        """What is wrong with the fields, each named; [] if nothing is."""
+        problems = []
+        low, high = (
+            (self.num_references, self.num_references)
+            if isinstance(self.num_references, int)
+            else self.num_references
+        )
+        if not 1 <= low <= high:
+            problems.append(
+                f"num_references must be at least 1, or (low, high) with 1 <= low <= high, got "
+                f"{self.num_references}"
+            )
+        problems += [
+            f"{name} must be at least 1, got {getattr(self, name)}"
+            for name in ("resolution", "num_targets")
+            if getattr(self, name) < 1
+        ]
+        choices = {"background": BACKGROUNDS, "on_bad_record": ("stop", "skip")}
+        problems += [
+            f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+            for name, allowed in choices.items()
+            if getattr(self, name) not in allowed
+        ]
+        problems += [*_bucket_problems(self.buckets), *_crop_problems(self.zoom, self.shift)]
+        if self.moments_shape and self.background == "random":
+            problems.append("background is 'random', but stored moments are of one; set that one")
+        if self.moments_shape and len(self.zoom):
+            problems.append(f"zoom must be () for stored moments of whole views, got {self.zoom!r}")
+        return problems
+
     def validate(self) -> None:
         """Raises UserError naming every field that cannot be used."""
-        problems = []
-        if isinstance(self.num_references, tuple):
-            low, high = self.num_references
-            if not 1 <= low <= high:
-                problems.append(f"num_references {self.num_references}: needed 1 <= low <= high")
-        elif self.num_references < 1:
-            problems.append(f"num_references {self.num_references}: needed at least 1")
-        for name in ("resolution", "num_targets"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} is {getattr(self, name)}; needed at least 1")
-        choices = {"background": BACKGROUNDS, "on_bad_record": ("stop", "skip")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                problems.append(
-                    f"{name} is '{getattr(self, name)}'; needed one of {', '.join(allowed)}"
-                )
-        problems += bucket_problems(self.buckets)
-        problems += augmentation_problems(self.zoom, self.shift)
-        if self.moments_shape:
-            problems += moments_problems(self.background, self.zoom)
-        if problems:
+        if problems := self.problems():
             raise UserError("; ".join(problems) + ".")
 
     def check_views(self, num_views: int, name: str) -> None:
@@ -127,54 +139,66 @@ class LoaderConfig:
             )
 
 
-def bucket_problems(buckets: Any) -> list[str]:
+def _bucket_problems(buckets: Any) -> Iterator[str]:
     """What keeps buckets from a sequence of (N, M, weight), N, M >= 1, each once, weight > 0."""
-    problems, seen = [], set()
+    seen = set()
     for bucket in buckets:
         fits = isinstance(bucket, (tuple, list)) and len(bucket) == 3
         if not fits or not all(isinstance(x, (int, float)) for x in bucket):
-            problems.append(f"buckets holds {bucket!r}; needed (N, M, weight), all numbers")
+            yield f"buckets must hold (N, M, weight), all numbers, got {bucket!r}"
             continue
         counts, weight = tuple(bucket[:2]), bucket[2]
         if not all(isinstance(x, int) and x >= 1 for x in counts):
-            problems.append(f"bucket {bucket!r}: N and M are whole numbers of at least 1")
+            yield f"buckets: N and M of {bucket!r} must be whole numbers of at least 1"
         if not 0 < weight < math.inf:
-            problems.append(f"bucket {bucket!r}: its weight must be positive")
+            yield f"buckets: the weight of {bucket!r} must be positive"
         if counts in seen:
-            problems.append(f"bucket {bucket!r}: N and M come twice; add up their weights")
+            yield f"buckets: N and M of {bucket!r} come twice; add up their weights"
         seen.add(counts)
-    return problems
 
 
-def augmentation_problems(zoom: Any, shift: float) -> list[str]:
+def _crop_problems(zoom: Any, shift: float) -> Iterator[str]:
     """What keeps zoom from () or (low, high) with 0 < low <= high, and shift from [0, 0.5]."""
-    problems = []
     numbers = len(zoom) in (0, 2) and all(isinstance(x, (int, float)) for x in zoom)
     if not numbers or (len(zoom) and not 0 < zoom[0] <= zoom[1] < math.inf):
-        problems.append(f"zoom is {zoom!r}; needed (low, high) with 0 < low <= high, or ()")
+        yield f"zoom must be (low, high) with 0 < low <= high, or (), got {zoom!r}"
     if not 0 <= shift <= 0.5:
-        problems.append(f"shift is {shift}; needed a fraction of the side, 0 to 0.5")
+        yield f"shift must be a fraction of the side, 0 to 0.5, got {shift}"
     if shift and not len(zoom):
-        problems.append(f"shift is {shift} without zoom, and a whole picture cannot move: set zoom")
-    return problems
-
-
-def moments_problems(background: str, zoom: Any) -> list[str]:
-    """What stored moments cannot stand in for."""
-    problems = []
-    if background == "random":
-        problems.append("background is 'random', and stored moments are of one: take that")
-    if len(zoom):
-        problems.append(f"zoom is {zoom!r}, and stored moments are of whole pictures: set ()")
-    return problems
+        yield f"shift is {shift} without zoom, and a whole picture cannot move; set zoom"
 
 
 def weight_problems(weights: Any, num_sources: int) -> list[str]:
     """What keeps weights from being () or as many positive numbers as there are sources."""
     problems = []
     if weights and len(weights) != num_sources:
-        problems.append(f"{len(weights)} weights for {num_sources} sources; needed one for each")
+        problems.append(f"weights must be one for each of {num_sources} sources, got {weights!r}")
     wrong = [w for w in weights if not (isinstance(w, (int, float)) and 0 < w < math.inf)]
     if wrong:
-        problems.append(f"weights holds {', '.join(map(repr, wrong))}; needed positive numbers")
+        problems.append(f"weights must be positive numbers, got {', '.join(map(repr, wrong))}")
     return problems
+
+
+def source_names(source: str) -> list[str]:
+    """The sources that `config.data.source` names: folders of shards, or "procedural".
+
+    Raises UserError if there are none, or one of them is empty or named twice.
+    """
+    names = [name.strip() for name in source.split(",")]
+    if names == [""]:
+        raise UserError(
+            "config.data.source is empty; set it to a folder of shards (made by data_prep), or to "
+            "'procedural' for scenes rendered at start."
+        )
+    if "" in names or len(set(names)) < len(names):
+        raise UserError(
+            f"config.data.source = {source!r} names a source twice, or none between two commas; "
+            "name each once, and set how often it comes by config.data.weights."
+        )
+    return names
+
+
+def view_counts(config: Any) -> tuple[tuple[int, int], ...]:
+    """(N, M) of every kind of step of a training config: its buckets', or its one."""
+    buckets = config.data.get("buckets", ())  # configs of older runs have none
+    return tuple((n, m) for n, m, _ in buckets) or ((config.num_references, config.num_targets),)

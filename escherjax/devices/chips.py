@@ -1,24 +1,42 @@
-"""What one TPU chip of each generation can hold and do, for estimates before any is there."""
+"""What chips can do: peak rates, sizes of TPU generations, and the compiler options each wants."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from escherjax.train.perf import PEAK_FLOPS
+import jax
+from jax.sharding import Mesh
+
+# Dense bf16 FLOP/s a chip by the vendors' data sheets; the key is a part of jax's device_kind.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def peak_flops() -> float | None:
+    """Peak bf16 FLOP/s of all devices together, or None for a chip that is not in the table."""
+    kind = jax.devices()[0].device_kind
+    matches = [name for name in PEAK_FLOPS if name in kind]
+    return PEAK_FLOPS[max(matches, key=len)] * jax.device_count() if matches else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Data-sheet figures of one chip.
+    """Data-sheet figures of one TPU chip."""
 
-    device_kind: JAX's name; hbm_bytes: capacity of its memory; hbm_bandwidth: bytes/s;
-    ici_bandwidth: bytes/s that all its links to other chips send together, in one direction.
-    """
-
-    device_kind: str
-    hbm_bytes: float
-    hbm_bandwidth: float
-    ici_bandwidth: float
+    device_kind: str  # JAX's name
+    hbm_bytes: float  # capacity of its memory
+    hbm_bandwidth: float  # bytes/s
+    ici_bandwidth: float  # bytes/s that all links to other chips send together, in one direction
 
     @property
     def peak_flops(self) -> float:
@@ -34,3 +52,19 @@ CHIPS = {
     "v5p": Chip("TPU v5", 95 * 2**30, 2765e9, 600e9),
     "v6e": Chip("TPU v6 lite", 32 * 2**30, 1638e9, 400e9),
 }
+
+
+def compiler_options(mesh: Mesh) -> dict[str, Any]:
+    """XLA options for the devices of a mesh.
+
+    GPU: cuBLAS was measured to beat XLA's Triton products. TPU: a gathered parameter is multiplied
+    whole. XLA would cut the product into a loop over its shards, each too narrow for the matrix
+    unit; by its own estimate that is most of the cycles of the step.
+    """
+    return {
+        "gpu": {"xla_gpu_enable_triton_gemm": False},
+        "tpu": {
+            "xla_tpu_enable_windowed_einsum_for_all_gather": False,
+            "xla_tpu_enable_windowed_einsum_for_reduce_scatter": False,
+        },
+    }.get(mesh.devices.flat[0].platform, {})

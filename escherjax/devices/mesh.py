@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
-from escherjax.config import view_counts
 from escherjax.devices import hosts
-from escherjax.devices.spread import GATHERS, Spread
+from escherjax.devices.spread import Spread
 from escherjax.errors import UserError
 
 AXES = ("data", "fsdp", "model", "view")
@@ -45,27 +43,27 @@ MODEL_SPLITS = (
 )
 
 
-def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
-    """The device mesh of a training config; one axis of config.mesh may be -1, the rest.
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """The device mesh of axis sizes.
 
-    devices: None for all of this run, or those of a topology to compile for.
-    Raises UserError, listing every problem, if the product is not the number of devices, hosts have
-    different numbers of them, or scenes, views, heads or groups do not divide.
+    Args:
+      sizes: of every axis of AXES, one of which may be -1, the rest; "dcn_data", 1 by default, is
+        how many TPU slices or hosts along `data` only a slow network joins.
+      devices: None for all of this run, or those of a topology to compile for.
+
+    Raises:
+      UserError: listing every problem, if the product is not the number of devices, hosts have
+        different numbers of them, or slow links are not where `sizes` says.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = _axis_sizes(config.mesh, len(devices))
-    problems = [
-        *(f"{problem}." for problem in hosts.unequal_devices(devices)),
-        *_link_problems(config.mesh.dcn_data, sizes["data"], devices),
-        *_size_problems(config, sizes, devices[0].platform),
-    ]
-    if problems:
+    resolved = axis_sizes(sizes, len(devices))
+    shape, dcn_data = tuple(resolved.values()), sizes.get("dcn_data", 1)
+    if problems := link_problems(dcn_data, resolved["data"], devices):
         raise UserError("\n".join(problems))
-    shape = tuple(sizes.values())
-    if config.mesh.dcn_data > 1:
+    if dcn_data > 1:
         grid = mesh_utils.create_hybrid_device_mesh(
-            (shape[0] // config.mesh.dcn_data, *shape[1:]),
-            (config.mesh.dcn_data, *(1,) * (len(AXES) - 1)),
+            (shape[0] // dcn_data, *shape[1:]),
+            (dcn_data, *(1,) * (len(AXES) - 1)),
             devices,
             process_is_granule=_num_slices(devices) == 1,
             allow_split_physical_axes=True,
@@ -85,14 +83,14 @@ def view_mesh(num_devices: int, scene_devices: int = 1) -> Mesh:
     for work, number in (("target views", num_devices), ("scenes", scene_devices)):
         if not 1 <= number <= len(local):
             raise UserError(
-                f"the {work} were to be split over {number} devices, and this process has "
-                f"{len(local)}; needed a number from 1 to {len(local)}."
+                f"the devices to split the {work} over must be 1 to {len(local)}, as many as this "
+                f"process has, got {number}."
             )
     total = num_devices * scene_devices
     if total > len(local):
         raise UserError(
-            f"the target views were to be split over {num_devices} devices and the scenes over "
-            f"{scene_devices}, which takes {total}, and this process has {len(local)}."
+            f"splitting the target views over {num_devices} devices and the scenes over "
+            f"{scene_devices} takes {total} devices; this process has {len(local)}."
         )
     return _mesh(np.array(local[:total]).reshape(scene_devices, 1, 1, num_devices))
 
@@ -106,27 +104,29 @@ def _mesh(grid: np.ndarray) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _axis_sizes(mesh: ConfigDict, num_devices: int) -> dict[str, int]:
+def axis_sizes(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
     """The size of each axis, -1 replaced. Raises UserError if they cannot be those of a mesh."""
-    sizes = {axis: int(mesh[axis]) for axis in AXES}
-    free = [axis for axis, size in sizes.items() if size == -1]
+    resolved = {axis: int(sizes[axis]) for axis in AXES}
+    free = [axis for axis, size in resolved.items() if size == -1]
     if len(free) > 1:
         raise UserError(f"config.mesh has -1 for {' and '.join(free)}; at most one can be the rest")
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if any(size == 0 or size < -1 for size in sizes.values()) or num_devices % fixed:
+    fixed = math.prod(size for size in resolved.values() if size != -1)
+    if any(size == 0 or size < -1 for size in resolved.values()) or num_devices % fixed:
         needed = (
             f"the product of the others must divide {num_devices}"
             if free
             else f"its product must be {num_devices}, or one axis -1"
         )
-        raise UserError(f"config.mesh = {sizes} does not divide {num_devices} devices; {needed}.")
+        raise UserError(
+            f"config.mesh = {resolved} does not divide {num_devices} devices; {needed}."
+        )
     if free:
-        sizes[free[0]] = num_devices // fixed
+        resolved[free[0]] = num_devices // fixed
     elif fixed != num_devices:
         raise UserError(
-            f"config.mesh = {sizes} uses {fixed} of {num_devices} devices; set one axis to -1."
+            f"config.mesh = {resolved} uses {fixed} of {num_devices} devices; set one axis to -1."
         )
-    return sizes
+    return resolved
 
 
 def _num_slices(devices: Sequence[Any]) -> int:
@@ -134,10 +134,10 @@ def _num_slices(devices: Sequence[Any]) -> int:
     return len({getattr(device, "slice_index", 0) for device in devices})
 
 
-def _link_problems(dcn_data: int, data: int, devices: Sequence[Any]) -> list[str]:
-    """What is wrong with the number of slices or hosts that only the data-centre network joins."""
+def link_problems(dcn_data: int, data: int, devices: Sequence[Any]) -> list[str]:
+    """What is wrong with how devices are spread over hosts and slices; [] if nothing is."""
     slices, num_hosts = _num_slices(devices), len({device.process_index for device in devices})
-    problems = []
+    problems = [f"{problem}." for problem in hosts.unequal_devices(devices)]
     if dcn_data < 1 or data % dcn_data:
         problems.append(
             f"config.mesh.dcn_data = {dcn_data} does not divide the {data} devices along "
@@ -155,50 +155,6 @@ def _link_problems(dcn_data: int, data: int, devices: Sequence[Any]) -> list[str
             if num_hosts == 1
             else f"config.mesh.dcn_data = {dcn_data}, but there are {num_hosts} hosts; set "
             f"config.mesh.dcn_data={num_hosts}, or 1 where no link between them is slow."
-        )
-    return problems
-
-
-def _size_problems(config: ConfigDict, sizes: dict[str, int], platform: str) -> list[str]:
-    """What does not divide over the mesh's axes, or does not run on its devices."""
-    shards = sizes["data"] * sizes["fsdp"]
-    problems = []
-    micro_batch = config.batch_size // config.accumulation_steps
-    if micro_batch % shards:
-        good = max(shards, micro_batch // shards * shards) * config.accumulation_steps
-        problems.append(
-            f"a micro-batch of {micro_batch} scenes (config.batch_size = {config.batch_size} / "
-            f"accumulation_steps = {config.accumulation_steps}) does not divide over data x fsdp = "
-            f"{shards} devices; the nearest batch_size is {good}."
-        )
-    divided = [
-        ("unet.num_heads", config.unet.num_heads, "model", sizes["model"]),
-        ("unet.norm_groups", config.unet.norm_groups, "model", sizes["model"]),
-    ]
-    field = "data.buckets: M" if config.data.buckets else "num_targets"
-    targets = sorted({num_targets for _, num_targets in view_counts(config)})
-    divided += [(field, num_targets, "view", sizes["view"]) for num_targets in targets]
-    if config.eval_every_steps or config.sample_every_steps:
-        divided += [
-            ("eval.batch_size", config.eval.batch_size, "data x fsdp", shards),
-            ("eval.num_targets", config.eval.num_targets, "view", sizes["view"]),
-        ]
-    problems += [
-        f"config.{field} = {value} does not divide over config.mesh's {axis} = {size} devices; "
-        f"needed a multiple of {size}, or a smaller {axis}."
-        for field, value, axis, size in divided
-        if value % size
-    ]
-    needed = {"cudnn": "gpu", "splash": "tpu"}.get(config.attention, platform)
-    if needed != platform:
-        problems.append(
-            f"config.attention = {config.attention!r} runs on {needed.upper()}s, and the devices "
-            f"are {platform.upper()}s; needed 'auto' or 'xla'."
-        )
-    if config.attention_gather not in GATHERS:
-        problems.append(
-            f"config.attention_gather = {config.attention_gather!r}; needed one of "
-            f"{', '.join(GATHERS)}."
         )
     return problems
 
@@ -255,11 +211,6 @@ def target_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES, "view"))
 
 
-def entry_sharding(mesh: Mesh, name: str) -> NamedSharding:
-    """The split of an entry of a batch; those named target_* are [B, M, ...]."""
-    return target_sharding(mesh) if name.startswith("target_") else batch_sharding(mesh)
-
-
 def host_share(mesh: Mesh) -> tuple[int, int]:
     """(index, count): this host reads part `index` of the batch, cut in `count` parts.
 
@@ -287,15 +238,17 @@ def _blocks_by_host(mesh: Mesh) -> dict[int, tuple[int, ...]]:
     return {host: tuple(sorted(found)) for host, found in blocks.items()}
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This host's scenes, [b, ...] numpy, as global arrays [B, ...] split over the mesh.
+def put(mesh: Mesh, arrays: Any, shardings: Any) -> Any:
+    """This host's scenes as global arrays [B, ...] split over the mesh.
 
-    batch: the part that `host_share` names; see `entry_sharding` for how entries are split.
+    Args:
+      arrays: a pytree of numpy arrays [b, ...], the part of the batch that `host_share` names.
+      shardings: the same tree of `batch_sharding` or `target_sharding`.
     """
     num_blocks = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     mine = _blocks_by_host(mesh)[jax.process_index()]
 
-    def put(name: str, array: np.ndarray) -> jax.Array:
+    def put_one(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
         rows = len(array) // len(mine)
 
         def local(index: tuple[slice, ...]) -> np.ndarray:
@@ -303,9 +256,9 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
             return array[(slice(first, first + rows), *index[1:])]
 
         shape = (rows * num_blocks, *array.shape[1:])
-        return jax.make_array_from_callback(shape, entry_sharding(mesh, name), local)
+        return jax.make_array_from_callback(shape, sharding, local)
 
-    return {name: put(name, array) for name, array in batch.items()}
+    return jax.tree.map(put_one, arrays, shardings)
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from escherjax import config as config_lib
 from escherjax.data import training_cameras
+from escherjax.data.loader_config import view_counts
 from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
 from escherjax.models import eschernet
@@ -96,7 +96,7 @@ def _load_workdir(
             model.parameter_shapes(config.resolution),
         )
     )
-    references, targets = zip(*config_lib.view_counts(config), strict=True)
+    references, targets = zip(*view_counts(config), strict=True)
     fewest = min(references)
     seen = training_cameras.read(workdir, config)
     facts = dataclasses.replace(

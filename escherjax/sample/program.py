@@ -15,9 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from escherjax.cameras import Cameras
 from escherjax.devices import mesh as sharding
+from escherjax.devices.chips import compiler_options
 from escherjax.models.diffusion.sampling import Sampling
 from escherjax.models.eschernet import EscherNet, Params
-from escherjax.train.step import compiler_options
 
 OnStep = Callable[[int, int, np.ndarray], None]
 """(steps done, num_steps, estimate of the clean latents, as `decode_latents` wants them)."""

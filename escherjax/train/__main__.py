@@ -45,9 +45,10 @@ def main(argv: Sequence[str]) -> int:
         # After parsing, so that --help answers at once.
         from escherjax.config import load_config
         from escherjax.devices import startup
+        from escherjax.train.checks import check_config
         from escherjax.train.loop import train
 
-        config = load_config(arguments.config, overrides)
+        config = load_config(arguments.config, overrides, check_config)
         startup.initialize()
         return train(config, Path(arguments.workdir), stop)
 

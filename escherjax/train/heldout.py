@@ -13,16 +13,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from escherjax.cameras import Cameras
+from escherjax.data.batch import Batch, unit_images
 from escherjax.devices import mesh as sharding
+from escherjax.devices.chips import compiler_options
 from escherjax.metrics.scoring import Scorer
 from escherjax.models.diffusion.sampling import Sampling
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.reports import sheets
-from escherjax.train.step import compiler_options, unit_images
-
-# Of a batch, what samples are scored by.
-_SCORED = ("target_images", "ref_images", "ref_c2w", "target_c2w")
 
 
 class HeldOut:
@@ -32,23 +29,17 @@ class HeldOut:
     max(config.eval.num_references) references.
     """
 
-    def __init__(
-        self, model: EscherNet, config: ConfigDict, mesh: Mesh, batches: list[dict[str, Any]]
-    ):
+    def __init__(self, model: EscherNet, config: ConfigDict, mesh: Mesh, batches: list[Batch]):
         self._config, self._mesh, self._batches = config, mesh, batches
         model = model.spread_over(sharding.spread(mesh, config.attention_gather))
 
         def generate(
-            params: Params,
-            batch: dict[str, jax.Array],
-            latents: jax.Array,
-            num_references: jax.Array,
+            params: Params, batch: Batch, latents: jax.Array, num_references: jax.Array
         ) -> jax.Array:
             return model.generate(
                 params,
-                unit_images(batch["ref_images"]),
-                Cameras(batch["ref_c2w"]),
-                Cameras(batch["target_c2w"]),
+                unit_images(batch.ref_images),
+                *batch.cameras,
                 latents,
                 Sampling(config.eval.num_sampling_steps, config.guidance_scale),
                 num_references,
@@ -58,15 +49,11 @@ class HeldOut:
         self._latent_shape = model.latent_shape(config.resolution)
         self._scorer = Scorer(["psnr"])
 
-    def _sample(
-        self, params: Params, num_references: int
-    ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    def _sample(self, params: Params, num_references: int) -> Iterator[tuple[Batch, np.ndarray]]:
         """(batch, samples [b, M, H, W, 3]) of each batch, as host arrays."""
         for index, batch in enumerate(self._batches):
-            arrays = sharding.put_batch(
-                self._mesh, {k: v for k, v in batch.items() if k != "scene_ids"}
-            )
-            size, num_targets = arrays["target_images"].shape[:2]
+            arrays = batch.on_mesh(self._mesh)
+            size, num_targets = arrays.target_images.shape[:2]
             key = jax.random.fold_in(jax.random.key(self._config.seed), index)
             latents = jax.device_put(
                 jax.random.normal(key, (size, num_targets, *self._latent_shape)),
@@ -76,8 +63,7 @@ class HeldOut:
                 jnp.full((size,), num_references, jnp.int32), sharding.batch_sharding(self._mesh)
             )
             samples = self._generate(params, arrays, latents, counts)
-            shown = {name: arrays[name] for name in _SCORED}
-            yield _to_host(shown), _to_host(samples)
+            yield _to_host(arrays), _to_host(samples)
 
     def evaluate(self, params: Params) -> dict[str, float]:
         """Mean PSNR over scenes and targets for each N, beside copying the nearest reference."""
@@ -93,7 +79,12 @@ class HeldOut:
                 )
                 for batch, of_batch in self._sample(params, count)
                 for samples, targets, references, reference_c2w, target_c2w in zip(
-                    of_batch, *(batch[name] for name in _SCORED), strict=True
+                    of_batch,
+                    batch.target_images,
+                    batch.ref_images,
+                    batch.ref_c2w,
+                    batch.target_c2w,
+                    strict=True,
                 )
             ]
             for name, of_scenes in (
@@ -111,9 +102,9 @@ class HeldOut:
             if jax.process_index() == 0:
                 sheets.scene_sheet(
                     path,
-                    batch["ref_images"][:num_scenes, :count],
+                    batch.ref_images[:num_scenes, :count],
                     sheets.to_uint8(samples[:num_scenes]),
-                    batch["target_images"][:num_scenes],
+                    batch.target_images[:num_scenes],
                 )
             return
 

@@ -14,12 +14,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from escherjax import errors, files
 from escherjax.data import training_cameras
-from escherjax.devices import hosts
+from escherjax.devices import chips, hosts
 from escherjax.devices import mesh as sharding
 from escherjax.devices.stopping import Stop, stop_signals
 from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet, Params
-from escherjax.train import agreement, claim, perf, sources, starting_points, writers
+from escherjax.train import checks, perf, sources, starting_points, writers
 from escherjax.train.heldout import HeldOut
 from escherjax.train.optimizer import make_optimizer
 from escherjax.train.profiling import ProfileWindow
@@ -45,8 +45,8 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
     enable_compilation_cache()
     files.tell_failed_saves_once()
     with stop_signals(stop) as listening, hosts.failing_together():
-        agreement.check(config)
-        with claim.held(workdir, config):
+        checks.check_hosts_agree(config)
+        with checks.workdir_held(workdir, config):
             return _run(config, workdir, listening)
 
 
@@ -61,7 +61,7 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
                 *(workdir, beyond, config.num_steps, beyond),
             )
             return errors.EXIT_OK
-        mesh = sharding.make_mesh(config)
+        mesh = checks.training_mesh(config)
         share = sharding.host_share(mesh)
         model = eschernet.from_config(config)
         optimizer = make_optimizer(config.optimizer)
@@ -122,9 +122,8 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
                 batch = next(batches)
                 watch.waited_for_data(time.perf_counter() - waiting)
                 num_bad = _name_bad_records(batches.bad_records, num_bad)
-                scene_ids = batch.pop("scene_ids")
-                counts = batch["ref_c2w"].shape[1], batch["target_c2w"].shape[1]
-                arrays = sharding.put_batch(mesh, batch)
+                scene_ids, counts = batch.scene_ids, batch.view_counts
+                arrays = batch.on_mesh(mesh)
                 if counts in compiled:
                     watchdog.note(f"computing update {step + 1}")
                     state, metrics = train_step(state, arrays)
@@ -212,7 +211,7 @@ def _work(
         *counts,
     )
     flops = 0.0  # only MFU needs it, and tracing the full network takes seconds
-    if perf.peak_flops():
+    if chips.peak_flops():
         flops = perf.train_step_flops(model, abstract.params, abstract.frozen, config, *counts)
     return Work(config.batch_size * counts[1], flops)
 

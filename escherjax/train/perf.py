@@ -17,26 +17,6 @@ from ml_collections import ConfigDict
 from escherjax.cameras import Cameras
 from escherjax.models.eschernet import EscherNet
 
-# Dense bf16 FLOP/s a chip by the vendors' data sheets; the key is a part of jax's device_kind.
-PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-}
-
-
-def peak_flops() -> float | None:
-    """Peak bf16 FLOP/s of all devices together, or None for a chip that is not in the table."""
-    kind = jax.devices()[0].device_kind
-    matches = [name for name in PEAK_FLOPS if name in kind]
-    return PEAK_FLOPS[max(matches, key=len)] * jax.device_count() if matches else None
-
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
     """FLOPs of the matrix products and convolutions in one call; a multiply-add counts as two.

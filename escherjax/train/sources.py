@@ -7,10 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from escherjax import config as config_lib
 from escherjax.data import images, moments
+from escherjax.data.batch import Batch
 from escherjax.data.loader import BatchIterator, make_loader
-from escherjax.data.loader_config import LoaderConfig
+from escherjax.data.loader_config import LoaderConfig, source_names
 from escherjax.data.mixture import Mixture
 from escherjax.data.procedural import ProceduralSource
 from escherjax.data.shards import ShardSource, open_shards
@@ -27,7 +27,7 @@ def open_training_source(config: ConfigDict) -> Any:
     Raises UserError naming every source that has none, or whose views are known to be too few.
     """
     data = config.data
-    names = config_lib.source_names(config)
+    names = source_names(config.data.source)
     loader = _training_loader(config)
     loader.validate()
     opened, problems = {}, []
@@ -89,7 +89,7 @@ def check_vae(config: ConfigDict, vae_params: Any) -> None:
     """
     if config.data.latents:
         fingerprint = moments.vae_fingerprint(vae_params)
-        for folder in config_lib.source_names(config):
+        for folder in source_names(config.data.source):
             moments.check_vae(folder, fingerprint)
 
 
@@ -129,7 +129,7 @@ def _training_loader(config: ConfigDict) -> LoaderConfig:
     )
 
 
-def heldout_batches(config: ConfigDict, share: tuple[int, int] = (0, 1)) -> list[dict[str, Any]]:
+def heldout_batches(config: ConfigDict, share: tuple[int, int] = (0, 1)) -> list[Batch]:
     """Part `share`, (index, count), of fixed batches of held-out scenes with fixed views.
 
     Every scene has max(eval.num_references, num_references) references and eval.num_targets
@@ -138,7 +138,7 @@ def heldout_batches(config: ConfigDict, share: tuple[int, int] = (0, 1)) -> list
     Raises UserError if there are too few scenes or views.
     """
     data, sizes = config.data, config.eval
-    folder = config_lib.source_names(config)[0]
+    folder = source_names(config.data.source)[0]
     if sizes.num_scenes % sizes.batch_size:
         raise UserError(
             f"config.eval.num_scenes = {sizes.num_scenes} is not a multiple of "

@@ -12,14 +12,13 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from escherjax.cameras import Cameras
+from escherjax.data.batch import Batch, unit_images
 from escherjax.devices import mesh as sharding
+from escherjax.devices.chips import compiler_options
 from escherjax.models.diffusion.schedule import add_noise, training_target
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.train.optimizer import learning_rate, update_ema
 from escherjax.train.state import TrainState
-
-Batch = dict[str, jax.Array]
 
 
 @flax.struct.dataclass
@@ -38,11 +37,11 @@ class Draws:
 
 def draw(key: jax.Array, model: EscherNet, batch: Batch, drop_rate: float) -> Draws:
     """Draws that depend on the key and the global batch alone, not on the number of devices."""
-    if "target_moments" in batch:
-        *sizes, both = batch["target_moments"].shape
+    if batch.target_moments is not None:
+        *sizes, both = batch.target_moments.shape
         shape = (*sizes, both // 2)
     else:
-        *sizes, height, _, _ = batch["target_images"].shape
+        *sizes, height, _, _ = batch.target_images.shape
         shape = (*sizes, *model.latent_shape(height))
     batch_size = shape[0]
     time_key, noise_key, posterior_key, drop_key = jax.random.split(key, 4)
@@ -61,10 +60,10 @@ def target_latents(model: EscherNet, frozen: Params, batch: Batch, draws: Draws)
 
     Targets are encoded by the frozen latent space; stored moments in the batch stand in for that.
     """
-    if "target_moments" in batch:
-        mean, logvar = jnp.split(batch["target_moments"].astype(jnp.float32), 2, axis=-1)
+    if batch.target_moments is not None:
+        mean, logvar = jnp.split(batch.target_moments.astype(jnp.float32), 2, axis=-1)
     else:
-        mean, logvar = model.encode_latents(frozen, unit_images(batch["target_images"]))
+        mean, logvar = model.encode_latents(frozen, unit_images(batch.target_images))
     latents = mean + jnp.exp(0.5 * logvar) * draws.posterior_noise
     return jax.lax.stop_gradient(latents) * model.latent_scale
 
@@ -77,7 +76,7 @@ def scene_losses(
     The loss of a batch is the mean over its valid scenes. batch: as the loader yields it, images
     uint8.
     """
-    references = unit_images(batch["ref_images"])
+    references = unit_images(batch.ref_images)
     latents = target_latents(model, frozen, batch, draws)  # [B, M, h, w, C]
     noisy = add_noise(model.schedule, latents, draws.noise, draws.timesteps)
     target = training_target(model.schedule, latents, draws.noise, draws.timesteps)
@@ -90,9 +89,8 @@ def scene_losses(
         noisy,
         draws.timesteps,
         tokens,
-        Cameras(batch["ref_c2w"]),
-        Cameras(batch["target_c2w"]),
-        batch.get("num_references"),
+        *batch.cameras,
+        batch.num_references,
     )
     return jnp.mean(jnp.square(prediction.astype(jnp.float32) - target), axis=(1, 2, 3, 4))
 
@@ -116,13 +114,13 @@ def make_train_step(
     def loss_sum(trained, frozen, batch, draws):
         losses = scene_losses(model, trained, frozen, batch, draws)
         # `where` keeps what a skipped scene holds out of the sum, whatever it is.
-        return jnp.sum(jnp.where(batch["valid"] > 0, losses, 0.0)), losses
+        return jnp.sum(jnp.where(batch.valid > 0, losses, 0.0)), losses
 
     def train_step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         draws = draw(key, model, batch, config.conditioning_dropout)
         draws = jax.lax.with_sharding_constraint(draws, _draws_shardings(mesh))
-        num_valid = jnp.maximum(jnp.sum(batch["valid"]), 1.0)
+        num_valid = jnp.maximum(jnp.sum(batch.valid), 1.0)
         gradient_of = jax.value_and_grad(loss_sum, has_aux=True)
         if num_micro == 1:
             (total, losses), grads = gradient_of(state.params, state.frozen, batch, draws)
@@ -137,7 +135,7 @@ def make_train_step(
             "lr": schedule(state.step),
             **gradient_norms(grads),
             "scene_losses": jax.lax.with_sharding_constraint(losses, by_scene),
-            "valid_scenes": jnp.sum(batch["valid"]),
+            "valid_scenes": jnp.sum(batch.valid),
         }
         new_state = TrainState(
             step=state.step + 1, params=params, frozen=state.frozen, ema=ema, opt_state=opt_state
@@ -180,10 +178,7 @@ def _accumulate(gradient_of, state: TrainState, arrays, num_micro: int, mesh: Me
 
     def add(carry, micro):
         batch, draws = micro
-        batch = {
-            name: jax.lax.with_sharding_constraint(array, sharding.entry_sharding(mesh, name))
-            for name, array in batch.items()
-        }
+        batch = jax.lax.with_sharding_constraint(batch, batch.shardings(mesh))
         micro = batch, jax.lax.with_sharding_constraint(draws, _draws_shardings(mesh))
         (total, losses), grads = gradient_of(state.params, state.frozen, *micro)
         return jax.tree.map(jnp.add, carry, (total, grads)), losses
@@ -191,24 +186,3 @@ def _accumulate(gradient_of, state: TrainState, arrays, num_micro: int, mesh: Me
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
     (total, grads), losses = jax.lax.scan(add, zeros, jax.tree.map(split, arrays))
     return total, jnp.moveaxis(losses, 0, 1).reshape(-1), grads
-
-
-def compiler_options(mesh: Mesh) -> dict[str, Any]:
-    """XLA options for the devices of a mesh.
-
-    GPU: cuBLAS was measured to beat XLA's Triton products. TPU: a gathered parameter is multiplied
-    whole. XLA would cut the product into a loop over its shards, each too narrow for the matrix
-    unit; by its own estimate that is most of the cycles of the step.
-    """
-    return {
-        "gpu": {"xla_gpu_enable_triton_gemm": False},
-        "tpu": {
-            "xla_tpu_enable_windowed_einsum_for_all_gather": False,
-            "xla_tpu_enable_windowed_einsum_for_reduce_scatter": False,
-        },
-    }.get(mesh.devices.flat[0].platform, {})
-
-
-def unit_images(images: jax.Array) -> jax.Array:
-    """uint8 images to float32 in [-1, 1]."""
-    return (images.astype(jnp.float32) / 255.0 - 0.5) / 0.5

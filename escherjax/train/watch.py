@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from escherjax.devices import mesh
+from escherjax.devices import chips, mesh
 from escherjax.errors import TrainingError, UserError
 from escherjax.train import perf
 from escherjax.train.writers import MetricWriter
@@ -39,7 +39,7 @@ class Watch:
 
     def __init__(self, config: ConfigDict, writer: MetricWriter, start_step: int):
         self._config, self._writer = config, writer
-        self._peak = perf.peak_flops()
+        self._peak = chips.peak_flops()
         self._pending: tuple[int, dict[str, Any], list[str], Work] | None = None
         self._warm = False
         self._start_window(start_step)

@@ -88,7 +88,7 @@ def read_all(folder, before):
         shuffle=False,
     )
     batches = loader.make_loader(source, settings, BATCH, num_threads=2)
-    valid = np.concatenate([next(batches)["valid"] for _ in range(-(-len(source) // BATCH))])
+    valid = np.concatenate([next(batches).valid for _ in range(-(-len(source) // BATCH))])
     batches.close()
     result["loader_bad"] = int((valid[: len(source)] == 0).sum())
 

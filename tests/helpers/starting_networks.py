@@ -50,7 +50,7 @@ def mesh_of(config):
     """Of all eight devices, or of one where the config asks for no more."""
     if config.mesh.data == config.mesh.fsdp == 1:
         return mesh.single_device_mesh()
-    return mesh.make_mesh(config)
+    return mesh.make_mesh(config.mesh)
 
 
 def saved_run(workdir, config, params):

@@ -1,6 +1,7 @@
 """The smallest training run that is still the whole program: seconds to compile on a CPU."""
 
 from escherjax.config import load_config
+from escherjax.train.checks import check_config
 
 TINY = (
     "--config.resolution=16",
@@ -35,7 +36,7 @@ def tiny_arguments(**changes) -> list[str]:
 
 
 def tiny_config(file="configs/6dof.py:smoke", **changes):
-    return load_config(file, tiny_arguments(**changes))
+    return load_config(file, tiny_arguments(**changes), check_config)
 
 
 # Fields of a tiny VAE, for `tiny_config`.

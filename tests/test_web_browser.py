@@ -65,7 +65,7 @@ def picture(color):
     return images.encode_png(pixels)
 
 
-def test_upload_adjust_draw_scrub_download(page, tmp_path):
+def test_upload_adjust_generate_scrub_download(page, tmp_path):
     files = [
         {"name": name, "mimeType": "image/png", "buffer": picture(color)}
         for name, color in (("one.png", (200, 30, 20)), ("two.png", (20, 60, 200)))
@@ -76,8 +76,8 @@ def test_upload_adjust_draw_scrub_download(page, tmp_path):
     pixels = Image.open(io.BytesIO(page.locator("canvas").first.screenshot())).convert("RGB")
     assert len(pixels.getcolors(1 << 24)) > 20, "the 3D view is empty"
 
-    page.get_by_role("button", name="Draw 12 views").click()
-    page.get_by_text("Drawn in").wait_for()
+    page.get_by_role("button", name="Generate 12 views").click()
+    page.get_by_text("Generated in").wait_for()
     first = page.locator('img[src^="blob:"]').first.get_attribute("src")
     label = '//*[normalize-space(text())="View"]'
     number = page.locator(f'xpath={label}/following::input[not(@type="hidden")][1]')

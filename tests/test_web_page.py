@@ -1,4 +1,4 @@
-"""The whole page without a browser: a web socket uploads, sets, draws, scrubs and downloads."""
+"""The whole page without a browser: a web socket uploads, sets, generates, scrubs and downloads."""
 
 import io
 import json
@@ -81,8 +81,8 @@ def test_a_visit_from_pictures_to_files(client):
     client.set("Views", 3)
     client.wait(lambda: len(frusta(client, "targets")) == 3)
     client.set("Steps", NUM_STEPS)
-    client.set("Draw 3 views", True)
-    client.wait(lambda: client.shows("Drawn in"))
+    client.set("Generate 3 views", True)
+    client.wait(lambda: client.shows("Generated in"))
     client.wait(lambda: all(client.nodes[n].get("_image_data") for n in frusta(client, "targets")))
 
     client.set("View", 2)
@@ -100,31 +100,31 @@ def test_a_visit_from_pictures_to_files(client):
     np.testing.assert_allclose(azimuths, [np.degrees(0.5), -90], atol=1e-3)  # float32
 
 
-def test_previews_come_while_it_draws_and_cancelling_ends_it(client):
+def test_previews_come_while_it_runs_and_cancelling_ends_it(client):
     client.upload("a.png", picture())
     client.upload("b.png", picture())
     client.wait(lambda: len(frusta(client, "references")) == 2)
     client.set("Views", 3)
     client.set("Steps", NUM_STEPS)
-    client.wait(lambda: client.shows("Draw 3 views"))
-    client.set("Draw 3 views", True)
+    client.wait(lambda: client.shows("Generate 3 views"))
+    client.set("Generate 3 views", True)
     client.wait(lambda: client.shows("of 3, 16 x 16 pixels, on its way"))
     client.set("Cancel", True)
     client.wait(lambda: client.shows("Stopped: cancelled."))
-    assert not client.shows("Drawn in")
+    assert not client.shows("Generated in")
 
 
 def test_what_does_not_work_is_said_in_words(client):
-    client.set("Draw 8 views", True)
+    client.set("Generate 8 views", True)
     client.wait(lambda: client.shows("There is no picture yet"))
     client.upload("a.png", b"no picture")
     client.wait(lambda: client.shows("a.png cannot be decoded"))
     client.upload("../../etc/shadow.png", b"x", size=50_001)
-    client.wait(lambda: client.shows("shadow.png has 0.0 MB; needed at most 0.0 MB"))
+    client.wait(lambda: client.shows("shadow.png must have at most 0.0 MB, got 0.0 MB"))
     client.upload("transforms.json", b"{}")
     client.wait(lambda: client.shows("lists no frames"))
     client.set("Views", 10**9)  # no slider lets a visitor do that
-    client.wait(lambda: client.shows("1000000000 views; needed 1 to 8"))
+    client.wait(lambda: client.shows("views must be 1 to 8, got 1000000000"))
     assert not client.shows("etc")
 
 
@@ -137,13 +137,13 @@ def test_a_file_larger_than_it_said_is_dropped(client):
 
 
 def test_pages_of_other_sites_get_nothing(server, client):
-    client.widget("Draw")
+    client.widget("Generate")
     stranger = WebClient(server.port, origin="http://elsewhere.example")
     client.send("ShareUrlRequest")  # would open a tunnel, were it heard
     client.upload("a.png", picture())
     client.wait(lambda: frusta(client, "references"))
     assert stranger.widgets.keys().isdisjoint(client.widgets.keys())
-    assert not any("Draw" in str(props) for props in stranger.widgets.values())
+    assert not any("Generate" in str(props) for props in stranger.widgets.values())
     assert server._server._share_tunnel is None
     stranger.close()
 
@@ -169,10 +169,10 @@ def test_only_the_pages_own_address_may_talk_to_it(origin, host, bound_to, is_ow
 
 
 def test_more_visitors_than_allowed_are_told_so(server, client):
-    client.widget("Draw")
+    client.widget("Generate")
     others = [WebClient(server.port) for _ in range(2)]
     for other in others:
-        other.widget("Draw")
+        other.widget("Generate")
     last = WebClient(server.port)
     last.wait(lambda: last.shows("3 pages are open already"))
     for other in (*others, last):
@@ -198,7 +198,7 @@ def test_without_weights_the_page_says_how_to_get_some():
     server = DemoServer(None, port=0)
     client = WebClient(server.port)
     client.wait(lambda: client.shows("make demo"))
-    assert client.widgets[client.widget("Draw")]["disabled"]
+    assert client.widgets[client.widget("Generate")]["disabled"]
     client.close()
     server.stop()
 

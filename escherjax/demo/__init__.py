@@ -1,6 +1,6 @@
-"""The web page of `escherjax.demo`.
+"""The web page: generate views of one's own pictures in a browser.
 
-`session` (one visitor's pictures, cameras and path), `jobs` (who draws when), `drawing`, `preview`
-and `downloads` know nothing of the page; `page` and `scene_view` show them through viser, `guard`
-closes what viser leaves open.
+`session` (one visitor's pictures, cameras and path) and `jobs` (the queue of requests) know nothing
+of the page; `page`, `panels` and `scene_view` show them through viser, `guard` closes what viser
+leaves open.
 """

@@ -1,10 +1,10 @@
-"""A web page that draws new views of pictures.
+"""A web page that generates new views of pictures.
 
     python -m escherjax.demo --weights runs/demo
 
-Drop pictures, set their cameras, choose a path, draw, turn the result, take it home. Listens on
+Drop pictures, set their cameras, choose a path, generate, turn the result, download it. Listens on
 this machine alone unless --host says otherwise: whoever reaches the page can use it. Without
---weights the page opens, but cannot draw; `make demo` trains a small network.
+--weights the page opens, but cannot generate views; `make demo` trains a small network.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.max_views < 1 or not arguments.max_seconds > 0:
         raise UserError(
-            f"--max-views {arguments.max_views}, --max-seconds {arguments.max_seconds}; needed at "
-            "least 1 view and a positive time."
+            "--max-views must be at least 1 and --max-seconds positive, got "
+            f"{arguments.max_views} and {arguments.max_seconds}."
         )
 
     # After parsing, so that --help answers at once.
@@ -39,12 +39,12 @@ def main(argv: Sequence[str]) -> None:
 
         pipe = loading.load(arguments.weights, arguments.dtype, arguments.cape)
     limits = dataclasses.replace(
-        Limits(), targets=arguments.max_views, drawing_sec=arguments.max_seconds
+        Limits(), targets=arguments.max_views, job_sec=arguments.max_seconds
     )
     name = PurePath(arguments.weights).name if arguments.weights is not None else ""
     server = DemoServer(pipe, name, arguments.host, arguments.port, limits)
     if pipe is None:
-        from escherjax.demo.draw_panel import ADVICE
+        from escherjax.demo.panels import ADVICE
 
         print(ADVICE, file=sys.stderr)
     shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
@@ -77,13 +77,13 @@ def _parser() -> argparse.ArgumentParser:
         help="address to listen on, 0.0.0.0 for all (default %(default)s)",
     )
     add("--dtype", default="float32", help="compute: float32 or bfloat16")
-    add("--cape", help="camera encoding of a pipeline folder whose name does not say it")
-    add("--max-views", type=int, default=48, help="views of one drawing (default %(default)s)")
+    add("--cape", help="camera encoding of a pipeline folder that does not name it")
+    add("--max-views", type=int, default=48, help="views of one request (default %(default)s)")
     add(
         "--max-seconds",
         type=float,
         default=900.0,
-        help="time of one drawing, its compilation included (default %(default)s)",
+        help="time of one request, its compilation included (default %(default)s)",
     )
     return parser
 

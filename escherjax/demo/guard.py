@@ -1,8 +1,10 @@
 """Closes what viser leaves open to whoever reaches the page.
 
 viser takes uploads of any size into memory, accepts web sockets of any site that a browser has
-open, and opens a public tunnel to this machine when a page asks it to. There are no settings for
-these, so its handlers are exchanged; a version that has them elsewhere is refused at the start.
+open, and opens a public tunnel to this machine when a page asks for one. It has no settings for
+these (https://github.com/viser-project/viser; the tunnel came with its pull request 139), so its
+private message handlers are replaced, here and nowhere else; a version of viser that has them
+elsewhere is refused at the start.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from urllib.parse import urlsplit
 from escherjax.errors import UserError
 
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-_AT_ONCE = 4  # largest files whose sizes one client's uploads under way may sum up to
+_AT_ONCE = 4  # files of the largest size that one client may be uploading at a time
 
 
 def close_tunnel(server: Any) -> None:
-    """Makes a viser server deaf to requests for a public share address."""
+    """Makes a viser server ignore requests for a public share address."""
     from viser import _messages
 
     with _known_viser():
@@ -27,10 +29,10 @@ def close_tunnel(server: Any) -> None:
 
 
 def is_own_page(server: Any, client: Any) -> bool:
-    """Whether a client's web socket comes from the page that this server itself gave out.
+    """Whether a client's web socket comes from the page that this server itself served.
 
-    Browsers name the page in Origin. A server on a local address is asked by a local name only,
-    so that no other name can be made to point here.
+    Browsers name the page in the Origin header. A server on a local address answers to local names
+    only, so that no other name can be made to point here.
     """
     with _known_viser():
         headers = server._websock_server._live_connections[client.client_id].request.headers
@@ -48,9 +50,9 @@ def is_same_site(origin: str | None, host: str | None, bound_to: str) -> bool:
 
 
 def limit_uploads(client: Any, max_bytes: int, refuse: Callable[[str, int], None]) -> None:
-    """Refuses files of a client that say or prove to be larger than `max_bytes`.
+    """Refuses a client's files that are announced, or turn out, to be larger than `max_bytes`.
 
-    refuse(file name, bytes) is called for each that is turned away before it was sent.
+    refuse(file name, bytes) is called for each that is refused before it was sent.
     """
     from viser import _messages
 
@@ -74,7 +76,7 @@ def limit_uploads(client: Any, max_bytes: int, refuse: Callable[[str, int], None
         if state is None:
             return
         if state["transferred_bytes"] + len(message.content) > state["total_bytes"]:
-            states.pop(message.transfer_uuid, None)  # more than it said
+            states.pop(message.transfer_uuid, None)  # more than announced
             return
         part(client_id, message)
 
@@ -83,7 +85,7 @@ def limit_uploads(client: Any, max_bytes: int, refuse: Callable[[str, int], None
 
 
 class _known_viser:
-    """Turns an attribute that this version of viser does not have into advice."""
+    """Turns an attribute that this version of viser lacks into advice."""
 
     def __enter__(self) -> None:
         pass
@@ -91,5 +93,5 @@ class _known_viser:
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         if isinstance(error, (AttributeError, AssertionError, ValueError)):
             raise UserError(
-                f"this version of viser is not known ({error}); pip install 'viser>=1.1,<1.2'."
+                f"this version of viser is not supported ({error}); pip install 'viser>=1.1,<1.2'."
             ) from error

@@ -1,4 +1,4 @@
-"""The page of one visitor: five steps in a panel, the 3D view beside it."""
+"""The page of one visitor: five steps in two panels, the 3D view between them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 
 from escherjax.cameras import paths
 from escherjax.data.inputs import WARNING
-from escherjax.demo import fragments, guard
-from escherjax.demo.draw_panel import DrawPanel
+from escherjax.demo import guard, widgets
 from escherjax.demo.jobs import JobQueue
-from escherjax.demo.labels import safe_label
+from escherjax.demo.limits import safe_label
+from escherjax.demo.panels import GeneratePanel
 from escherjax.demo.scene_view import REFERENCE_COLOR, SceneView
 from escherjax.demo.session import (
     CUSTOM_PATH,
+    DEFAULT_RADIUS,
     ELEVATION_RANGE_DEG,
     PATHS,
     RADIUS_RANGE,
@@ -28,12 +29,14 @@ from escherjax.errors import UserError
 
 log = logging.getLogger("escherjax.demo")
 
+_SHOWN_SEC = {"green": 8.0, "orange": 30.0, "red": 60.0}  # of messages, the longer the worse
+
 
 class Page:
-    """Furnishes one visitor's browser and answers it.
+    """Builds one visitor's page and answers what he does there.
 
-    client: viser's handle of the browser. queue: where drawings wait, None if no network is
-    loaded. example: () -> (pictures uint8 [N, R, R, 3], c2w [N, 4, 4]). about: what the network is.
+    client: viser's handle of the browser. queue: where requests wait, None if no network is loaded.
+    example: () -> (pictures uint8 [N, R, R, 3], c2w [N, 4, 4]). about: what the network is.
     """
 
     def __init__(
@@ -44,8 +47,7 @@ class Page:
         example: Callable[[], tuple[np.ndarray, np.ndarray]],
         about: str,
     ):
-        self._client, self._session = client, session
-        self._example, self._about = example, about
+        self._client, self._session, self._example = client, session, example
         self._lock = threading.RLock()
         self._selected = 0
         self._closed = False
@@ -55,44 +57,44 @@ class Page:
                 client.scene,
                 session.fov_deg,
                 self._safe,
-                self._select,
-                self._drag_reference,
-                self._view_target,
-                self._drag_target,
-                self._drag_viewpoint,
+                (self._select, self._drag_reference),
+                (lambda index: self._generate.result.select(index), self._drag_target),
+                (lambda index: None, self._drag_viewpoint),
             )
+            if about:
+                client.gui.add_html(widgets.line(about))
             self._add_pictures_step()
             self._add_cameras_step()
             self._add_path_step()
-            self._draw = DrawPanel(
+            self._generate = GeneratePanel(
                 client, session, queue, self._scene, self._lock, self._safe, self._show_references
             )
             self._show_references()
             self._show_path()
 
     def close(self) -> None:
-        """The visitor has gone: stops his drawing and forgets his work."""
+        """Cancels the job of a visitor who has gone, and forgets his work."""
         with self._lock:
             self._closed = True
-            self._draw.close()
+            self._generate.close()
             self._session.clear()
 
-    def tell(self, title: str, text: str, color: str = "red") -> None:
-        """Shows a message for a while, the longer the worse; a click closes it."""
-        seconds = {"green": 8.0, "orange": 30.0, "red": 60.0}.get(color)
+    def notify(self, title: str, text: str, color: str = "red") -> None:
+        """Shows a message for a while; a click closes it."""
+        seconds = _SHOWN_SEC.get(color)
         self._client.add_notification(title, text, color=color, auto_close_seconds=seconds)
 
     def refuse_upload(self, name: str, size: int) -> None:
-        """Says why a file is not taken."""
+        """Shows why a file is not taken."""
         most = self._session.limits.upload_bytes / 2**20
-        self.tell(
+        self.notify(
             "File not taken",
-            f"{safe_label(name)} has {size / 2**20:.1f} MB; needed at most {most:.1f} MB in one "
-            "file. Shrink it first.",
+            f"{safe_label(name)} must have at most {most:.1f} MB, got {size / 2**20:.1f} MB. "
+            "Shrink it first.",
         )
 
     def _safe(self, callback: Callable[[Any], None]) -> Callable[[Any], None]:
-        """What viser may call: one at a time, failures said in words, our own changes ignored."""
+        """What viser may call: one at a time, failures shown, our own changes ignored."""
 
         def called(event: Any) -> None:
             if event.client is None:  # we set the value ourselves
@@ -102,10 +104,10 @@ class Page:
                     if not self._closed:
                         callback(event)
             except UserError as error:
-                self.tell("That does not work", str(error))
+                self.notify("That does not work", str(error))
             except Exception:
                 log.exception("a page's callback failed")
-                self.tell("Something went wrong", "The log of this page's server says what.")
+                self.notify("Something went wrong", "The log of this page's server has the error.")
 
         return called
 
@@ -113,29 +115,26 @@ class Page:
 
     def _add_pictures_step(self) -> None:
         gui = self._client.gui
-        if self._about:
-            gui.add_html(fragments.line(self._about))
         with gui.add_folder("1 · Pictures"):
-            gui.add_html(fragments.drop_zone())
-            upload = gui.add_upload_button("Choose a picture", mime_type=fragments.ACCEPT)
+            gui.add_html(widgets.drop_zone())
+            upload = gui.add_upload_button("Choose a picture", mime_type=widgets.ACCEPT)
             self._pictures = gui.add_html("")
-            self._example_button = gui.add_button("Try the example", icon="cube", color="gray")
+            example = gui.add_button("Try the example", icon="cube", color="gray")
         upload.on_upload(self._safe(lambda event: self._take_file(event.target.value)))
-        self._example_button.on_click(self._safe(lambda _: self._take_example()))
+        example.on_click(self._safe(lambda _: self._take_example()))
 
     def _take_file(self, file: Any) -> None:
-        label = safe_label(file.name)
-        if label.lower().endswith(".json"):
-            said = self._session.read_cameras(file.content)
+        if safe_label(file.name).lower().endswith(".json"):
+            outcome = self._session.read_cameras(file.content)
             self._show_references()
-            self.tell("Cameras", said, "green")
+            self.notify("Cameras", outcome, "green")
             return
         reference = self._session.add_picture(file.name, file.content)
         self._selected = len(self._session.references) - 1
         self._show_references()
         for note in reference.notes:
             if note.startswith(WARNING):
-                self.tell("Careful", note.removeprefix(WARNING), "orange")
+                self.notify("Careful", note.removeprefix(WARNING), "orange")
 
     def _take_example(self) -> None:
         pictures, c2w = self._example()
@@ -152,7 +151,7 @@ class Page:
             [r.image for r in references], [r.c2w for r in references], self._selected
         )
         self._show_selected()
-        self._draw.show_button()
+        self._generate.show_button()
 
     # ---- 2 cameras
 
@@ -161,23 +160,23 @@ class Page:
         with gui.add_folder("2 · Cameras"):
             self._camera_text = gui.add_html("")
             self._picture = gui.add_dropdown("Picture", ("-",))
-            self._azimuth = gui.add_slider(
-                "Azimuth °", -180.0, 180.0, 1.0, 0.0, hint="0 the front, 90 the object's left side"
-            )
-            self._elevation = gui.add_slider(
-                "Elevation °", *ELEVATION_RANGE_DEG, 1.0, 0.0, hint="above the horizon"
-            )
-            self._radius = gui.add_slider(
-                "Distance", *RADIUS_RANGE, 0.05, 1.8, hint="the object has size 1"
+            azimuth_hint = "0 the front, 90 the object's left side"
+            self._camera = (  # azimuth, elevation, distance
+                gui.add_slider("Azimuth °", -180.0, 180.0, 1.0, 0.0, hint=azimuth_hint),
+                gui.add_slider(
+                    "Elevation °", *ELEVATION_RANGE_DEG, 1.0, 0.0, hint="above the horizon"
+                ),
+                gui.add_slider(
+                    "Distance", *RADIUS_RANGE, 0.05, DEFAULT_RADIUS, hint="the object has size 1"
+                ),
             )
             self._remove = gui.add_button("Remove this picture", icon="trash", color="gray")
-        self._picture.on_update(self._safe(lambda _: self._select(self._picture_index())))
-        for slider in (self._azimuth, self._elevation, self._radius):
+        self._picture.on_update(
+            self._safe(lambda _: self._select(self._picture.options.index(self._picture.value)))
+        )
+        for slider in self._camera:
             slider.on_update(self._safe(lambda _: self._set_camera()))
         self._remove.on_click(self._safe(lambda _: self._remove_picture()))
-
-    def _picture_index(self) -> int:
-        return self._picture.options.index(self._picture.value)
 
     def _select(self, index: int) -> None:
         self._selected = index
@@ -185,9 +184,7 @@ class Page:
         self._show_selected()
 
     def _set_camera(self) -> None:
-        self._session.set_camera(
-            self._selected, self._azimuth.value, self._elevation.value, self._radius.value
-        )
+        self._session.set_camera(self._selected, *(slider.value for slider in self._camera))
         self._scene.move_reference(self._selected, self._session.references[self._selected].c2w)
 
     def _drag_reference(self, index: int, position: np.ndarray) -> None:
@@ -205,79 +202,64 @@ class Page:
 
     def _show_selected(self) -> None:
         references, selected = self._session.references, self._selected
-        widgets = (self._picture, self._azimuth, self._elevation, self._radius, self._remove)
-        for widget in widgets:
+        for widget in (self._picture, *self._camera, self._remove):
             widget.visible = bool(references)
         if not references:
             self._pictures.content = ""
-            self._camera_text.content = fragments.line("The cameras of your pictures come here.")
+            self._camera_text.content = widgets.line("The cameras of your pictures come here.")
             return
         labels = [f"{i + 1}: {r.label}" for i, r in enumerate(references)]
-        self._pictures.content = fragments.thumbnails(
+        self._pictures.content = widgets.thumbnails(
             [r.image for r in references], labels, REFERENCE_COLOR, selected
         )
-        notes = [note.removeprefix(WARNING) for note in references[selected].notes]
-        self._camera_text.content = "".join(
-            map(
-                fragments.line,
-                [*notes, "Where was each picture taken from? Drag the orange cameras, or set:"],
-            )
-        )
+        lines = [note.removeprefix(WARNING) for note in references[selected].notes]
+        lines.append("Where was each picture taken from? Drag the orange cameras, or set:")
+        self._camera_text.content = "".join(map(widgets.line, lines))
         if self._picture.options != tuple(labels):
             self._picture.options = tuple(labels)
         self._picture.value = labels[selected]
-        azimuth, elevation, radius = spherical_of(references[selected].c2w[:3, 3])
-        self._azimuth.value, self._elevation.value = round(azimuth), round(elevation)
-        self._radius.value = round(radius, 2)
+        place = spherical_of(references[selected].c2w[:3, 3])
+        for slider, value, digits in zip(self._camera, place, (0, 0, 2), strict=True):
+            slider.value = round(value, digits)
 
     # ---- 3 path
 
     def _add_path_step(self) -> None:
-        gui, path, limits = self._client.gui, self._session.path, self._session.limits
+        gui, session = self._client.gui, self._session
+        path, most = session.path, session.limits.targets
         with gui.add_folder("3 · Path of the new views"):
-            self._path_name = gui.add_dropdown("Path", PATHS, initial_value=path.name)
-            self._num_views = gui.add_slider("Views", 1, limits.targets, 1, path.num_views)
-            self._path_elevation = gui.add_slider(
-                "Elevation °", *ELEVATION_RANGE_DEG, 1.0, path.elevation_deg
+            self._path = {  # by argument of Session.set_path
+                "name": gui.add_dropdown("Path", PATHS, initial_value=session.path_name),
+                "num_views": gui.add_slider("Views", 1, most, 1, path.num_views),
+                "elevation_deg": gui.add_slider(
+                    "Elevation °", *ELEVATION_RANGE_DEG, 1.0, path.elevation_deg
+                ),
+                "start_azimuth_deg": gui.add_slider(
+                    "Start °", -180.0, 180.0, 1.0, path.start_azimuth_deg
+                ),
+                "radius": gui.add_slider("Distance", *RADIUS_RANGE, 0.05, path.radius),
+            }
+            text = gui.add_html(
+                widgets.line("Turn the 3D view, add where you are, drag the green cameras.")
             )
-            self._start_azimuth = gui.add_slider(
-                "Start °", -180.0, 180.0, 1.0, path.start_azimuth_deg
-            )
-            self._path_radius = gui.add_slider("Distance", *RADIUS_RANGE, 0.05, path.radius)
-            self._viewpoints_text = gui.add_html(
-                fragments.line("Turn the 3D view, add where you are, drag the green cameras.")
-            )
-            self._closed_path = gui.add_checkbox("Closed loop", path.closed)
-            self._add_viewpoint = gui.add_button("Add this viewpoint", icon="camera-plus")
-            self._clear_viewpoints = gui.add_button("Remove all", icon="trash", color="gray")
-        for widget in (
-            self._path_name,
-            self._num_views,
-            self._path_elevation,
-            self._start_azimuth,
-            self._path_radius,
-            self._closed_path,
-        ):
+            self._path["closed"] = gui.add_checkbox("Closed loop", path.closed)
+            add = gui.add_button("Add this viewpoint", icon="camera-plus")
+            clear = gui.add_button("Remove all", icon="trash", color="gray")
+        self._own_path = (text, self._path["closed"], add, clear)  # shown for CUSTOM_PATH alone
+        for widget in self._path.values():
             widget.on_update(self._safe(lambda _: self._set_path()))
-        self._add_viewpoint.on_click(self._safe(lambda _: self._take_viewpoint()))
-        self._clear_viewpoints.on_click(self._safe(lambda _: self._forget_viewpoints()))
+        add.on_click(self._safe(lambda _: self._add_viewpoint()))
+        clear.on_click(self._safe(lambda _: self._clear_viewpoints()))
 
     def _set_path(self) -> None:
-        self._session.set_path(
-            name=self._path_name.value,
-            num_views=self._num_views.value,
-            elevation_deg=self._path_elevation.value,
-            start_azimuth_deg=self._start_azimuth.value,
-            radius=self._path_radius.value,
-            closed=self._closed_path.value,
-        )
+        self._session.set_path(**{name: widget.value for name, widget in self._path.items()})
         self._show_path()
 
-    def _take_viewpoint(self) -> None:
+    def _add_viewpoint(self) -> None:
         self._session.add_viewpoint(self._client.camera.position)
         self._show_path()
 
-    def _forget_viewpoints(self) -> None:
+    def _clear_viewpoints(self) -> None:
         self._session.viewpoints.clear()
         self._show_path()
 
@@ -287,36 +269,26 @@ class Page:
 
     def _drag_target(self, index: int, position: np.ndarray) -> None:
         """Turns and lifts a whole path with one of its cameras."""
-        path = self._session.path
-        if path.name == CUSTOM_PATH:
+        session, path = self._session, self._session.path
+        if session.path_name == CUSTOM_PATH:
             return
-        before = spherical_of(self._session.target_c2w()[index, :3, 3])
+        before = spherical_of(session.targets().c2w[index, :3, 3])
         azimuth, elevation, _ = spherical_of(position)
-        low, high = ELEVATION_RANGE_DEG
         turned = path.start_azimuth_deg + azimuth - before[0]
-        lifted = float(np.clip(path.elevation_deg + elevation - before[1], low, high))
-        self._session.set_path(start_azimuth_deg=turned, elevation_deg=lifted)
-        self._start_azimuth.value = round(self._session.path.start_azimuth_deg)
-        self._path_elevation.value = round(lifted)
+        lifted = float(np.clip(path.elevation_deg + elevation - before[1], *ELEVATION_RANGE_DEG))
+        session.set_path(start_azimuth_deg=turned, elevation_deg=lifted)
+        for name in ("start_azimuth_deg", "elevation_deg"):
+            self._path[name].value = round(getattr(session.path, name))
         self._show_path()
 
     def _show_path(self) -> None:
-        session = self._session
-        name = session.path.name
-        own = name == CUSTOM_PATH
-        own_widgets = (
-            self._viewpoints_text,
-            self._closed_path,
-            self._add_viewpoint,
-            self._clear_viewpoints,
-        )
-        for widget in own_widgets:
-            widget.visible = own
-        self._start_azimuth.visible = self._path_radius.visible = not own
-        self._path_elevation.visible = name in paths.WITH_ELEVATION
-        self._scene.show_viewpoints(session.viewpoints if own else [])
-        self._scene.show_targets(session.target_c2w(), session.path.leads_back)
-        self._draw.show_button()
-
-    def _view_target(self, index: int) -> None:
-        self._draw.result.select(index)
+        session, name = self._session, self._session.path_name
+        is_own = name == CUSTOM_PATH
+        for widget in self._own_path:
+            widget.visible = is_own
+        self._path["start_azimuth_deg"].visible = self._path["radius"].visible = not is_own
+        self._path["elevation_deg"].visible = name in paths.WITH_ELEVATION
+        self._scene.show_viewpoints(session.viewpoints if is_own else [])
+        chosen = session.targets()
+        self._scene.show_targets(chosen.c2w, chosen.closed)
+        self._generate.show_button()

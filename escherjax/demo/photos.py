@@ -1,4 +1,4 @@
-"""Visitors' pictures: read from bytes under limits, framed as training views are."""
+"""Visitors' pictures, read from bytes under limits and framed as training views are; an example."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from escherjax.data import images
+from escherjax.data import images, procedural
 from escherjax.data.formats import transforms
 from escherjax.data.inputs import WARNING, InputViews
 from escherjax.data.photos import Picture
@@ -18,45 +18,38 @@ from escherjax.errors import UserError
 from escherjax.reports.sheets import to_uint8
 
 _KEPT_PIXELS = 1536  # longer side that is kept of a larger picture
+_EXAMPLE_SEED = 5  # its scene 0 is the one that configs/demo.py learns
+_EXAMPLE_VIEWS, _EXAMPLE_SHOWN = 9, 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Photo:
-    """A decoded picture.
+    """A decoded picture of a visitor."""
 
-    pixels: uint8 [H, W, 3 or 4], as stored; orientation: EXIF's, 1 to 8; size: (height, width) that
-    the file has, of which `pixels` may be a smaller version. lens: its intrinsics, as fields of a
-    transforms.json, None where unknown.
-    """
-
-    pixels: np.ndarray
-    orientation: int
-    size: tuple[int, int]
-    lens: dict[str, Any] | None = None
+    pixels: np.ndarray  # uint8 [H, W, 3 or 4], as stored in the file
+    orientation: int  # EXIF's, 1 to 8
+    size: tuple[int, int]  # (height, width) in the file; `pixels` may be a smaller version
+    lens: dict[str, Any] | None = None  # intrinsics, as fields of a transforms.json, where known
 
 
 def read_photo(label: str, data: bytes, limits: Limits) -> Photo:
-    """Decodes a file.
-
-    Raises UserError, which begins with the label, if it breaks a limit or is no picture.
-    """
+    """Decodes a file; raises UserError, which begins with the label, if it breaks a limit."""
     if len(data) > limits.upload_bytes:
         raise UserError(
-            f"{label} has {len(data) / 2**20:.1f} MB; needed at most "
-            f"{limits.upload_bytes / 2**20:.1f} MB. Shrink it first."
+            f"{label} must have at most {limits.upload_bytes / 2**20:.1f} MB, got "
+            f"{len(data) / 2**20:.1f} MB. Shrink it first."
         )
     height, width = images.picture_size(io.BytesIO(data), label)
     if height * width > limits.picture_pixels:
         raise UserError(
-            f"{label} has {width} x {height} pixels; needed at most "
-            f"{limits.picture_pixels / 1e6:.1f} million in all. Shrink it first."
+            f"{label} must have at most {limits.picture_pixels / 1e6:.1f} million pixels, got "
+            f"{width} x {height} pixels. Shrink it first."
         )
     pixels, orientation = images.decode_tagged(data, label)
     if pixels.shape[-1] == 4 and pixels[..., 3].max() == 0:
-        raise UserError(f"{label} is transparent everywhere; needed a picture with an object.")
-    longer = max(height, width)
-    if longer > _KEPT_PIXELS:
-        shrink = _KEPT_PIXELS / longer
+        raise UserError(f"{label} must show an object, but it is transparent everywhere.")
+    shrink = _KEPT_PIXELS / max(height, width)
+    if shrink < 1:
         pixels = images.resize_image(pixels, round(height * shrink), round(width * shrink))
     return Photo(pixels, orientation, (height, width))
 
@@ -64,7 +57,7 @@ def read_photo(label: str, data: bytes, limits: Limits) -> Photo:
 def frame_photos(
     photos: Sequence[tuple[str, Photo, np.ndarray]], resolution: int, fov_deg: float
 ) -> list[tuple[np.ndarray, tuple[str, ...]]]:
-    """Photos of one object as `InputViews.fit` shows them to a network.
+    """Frames photos of one object together, as `InputViews.fit` does.
 
     photos: (label, photo, c2w [4, 4]). Returns (uint8 [R, R, 3], notes) of each. Raises UserError
     if one cannot be used.
@@ -85,12 +78,19 @@ def frame_photos(
 
 
 def _upright(label: str, photo: Photo) -> Picture:
-    """With a lens, pixels stay as they are stored: that is what cameras in files refer to."""
+    """With a lens, pixels stay as stored: that is what cameras in files refer to."""
     if photo.lens is None:
         return Picture(label, images.turn_upright(photo.pixels, photo.orientation))
     height, width = photo.size
     pinhole = transforms.pinhole_intrinsics({"w": width, "h": height, **photo.lens}, label)
     pixels, K = pinhole(photo.pixels)
     if not (np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0):
-        raise UserError(f"{label}: intrinsics {K.tolist()}; needed positive focal lengths.")
+        raise UserError(f"{label}: focal lengths must be positive, got intrinsics {K.tolist()}.")
     return Picture(label, pixels, K)
+
+
+def example_views(resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    """Renders an example: (pictures uint8 [3, R, R, 3] on white, c2w float32 [3, 4, 4])."""
+    scene = procedural.render_scenes(_EXAMPLE_SEED, [0], _EXAMPLE_VIEWS, resolution)
+    pictures = images.on_background(scene["images"][0, :_EXAMPLE_SHOWN], images.WHITE)
+    return pictures, scene["c2w"][0, :_EXAMPLE_SHOWN]

@@ -1,8 +1,9 @@
-"""The server of the page: one session for each open page, one queue for all."""
+"""Serves the page: one session for each open page, one queue of requests for all."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import socket
@@ -12,27 +13,35 @@ from typing import Any
 import numpy as np
 
 from escherjax.cameras import PUBLISHED_FOV_DEG
-from escherjax.demo import drawing, guard
-from escherjax.demo.draw_panel import ADVICE
-from escherjax.demo.example import example_views
-from escherjax.demo.jobs import JobQueue
+from escherjax.demo import guard, jobs
 from escherjax.demo.limits import Limits
 from escherjax.demo.page import Page
-from escherjax.demo.session import Session, Settings
+from escherjax.demo.panels import ADVICE
+from escherjax.demo.photos import example_views
+from escherjax.demo.session import Session
 from escherjax.errors import UserError
+from escherjax.models.diffusion.sampling import Sampling
 from escherjax.sample.pipeline import Pipeline
 
 log = logging.getLogger("escherjax.demo")
 
+NUM_STEPS = 25  # where the slider starts
 _BRAND = (31, 105, 196)
-_PREVIEW_RESOLUTION = 256  # where no network says which
+_DEFAULT_RESOLUTION = 256  # without a network
 
 
 class DemoServer:
-    """Serves the page until `stop`. pipe: the network, None for a page that cannot draw.
+    """Serves the page until `stop`.
 
-    name: of the weights, as visitors see it. port: 0 takes a free one. Raises UserError if viser
-    is missing, or the address cannot be taken.
+    Args:
+        pipe: the network, or None for a page that cannot generate views.
+        name: of the weights, as visitors see it.
+        host: address to listen on.
+        port: 0 takes a free one.
+        limits: what one visitor may ask for; None for the defaults.
+
+    Raises:
+        UserError: if viser is missing, or the address cannot be taken.
     """
 
     def __init__(
@@ -49,14 +58,14 @@ class DemoServer:
             raise UserError("the page needs viser: pip install 'escherjax[demo]'.") from error
         self._limits = limits or Limits()
         self._about = _about(pipe, name)
-        self._settings = Settings()
-        self._resolution, self._fov_deg = _PREVIEW_RESOLUTION, PUBLISHED_FOV_DEG
-        self._queue: JobQueue | None = None
+        self._sampling = Sampling(num_steps=NUM_STEPS, guidance_scale=3.0)
+        self._resolution, self._fov_deg = _DEFAULT_RESOLUTION, PUBLISHED_FOV_DEG
+        self._queue: jobs.JobQueue | None = None
         if pipe is not None:
             self._resolution = pipe.resolution
             self._fov_deg = pipe.facts.fov_deg or PUBLISHED_FOV_DEG
-            self._settings = Settings(guidance_scale=pipe.facts.guidance_scale)
-            self._queue = JobQueue(lambda job: drawing.draw(pipe, job), self._limits)
+            self._sampling = Sampling(NUM_STEPS, pipe.facts.guidance_scale)
+            self._queue = jobs.JobQueue(functools.partial(jobs.generate, pipe), self._limits)
         self._pages: dict[int, Page | None] = {}  # None: under construction
         self._lock = threading.Lock()
         self._example_lock = threading.Lock()
@@ -78,17 +87,17 @@ class DemoServer:
 
     @property
     def port(self) -> int:
-        """The port that it listens on."""
+        """The port it listens on."""
         return self._server.get_port()
 
     @property
     def num_sessions(self) -> int:
-        """How many visitors' work it keeps."""
+        """Number of visitors whose work it keeps."""
         with self._lock:
             return len(self._pages)
 
     def stop(self) -> None:
-        """Cancels all drawings and closes the address."""
+        """Cancels all jobs and closes the address."""
         if self._queue is not None:
             self._queue.close()
         self._server.stop()
@@ -104,14 +113,14 @@ class DemoServer:
         with self._lock:
             full = len(self._pages) >= self._limits.visitors
             if not full:
-                self._pages[client.client_id] = None  # taken before it is furnished
+                self._pages[client.client_id] = None  # taken before it is built
         if full:
             client.gui.add_markdown(
                 f"**{self._limits.visitors} pages are open already**, the most that this server "
                 "takes. Close another one, or come back later, and load this page again."
             )
             return
-        session = Session(self._resolution, self._limits, self._settings, self._fov_deg)
+        session = Session(self._resolution, self._limits, self._sampling, self._fov_deg)
         with client.atomic():  # nobody presses a button before it is wired
             page = Page(client, session, self._queue, self._example_views, self._about)
         with self._lock:
@@ -148,9 +157,9 @@ def _about(pipe: Pipeline | None, name: str) -> str:
 
 
 def _check_address(host: str, port: int) -> None:
-    """viser would take the next free port without a word."""
+    """Raises UserError if the port is taken; viser would silently take the next free one."""
     if not 0 <= port <= 65535:
-        raise UserError(f"--port {port}; needed 0 to 65535.")
+        raise UserError(f"--port must be 0 to 65535, got {port}.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:

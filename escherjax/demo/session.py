@@ -1,4 +1,4 @@
-"""One visitor's work: pictures with their cameras, a path, settings. No page, no files."""
+"""One visitor's work: pictures with cameras, a path, sampling settings. No page, no files."""
 
 from __future__ import annotations
 
@@ -6,120 +6,85 @@ import dataclasses
 import math
 import os
 import re
+from typing import Any
 
 import numpy as np
 
 from escherjax import cameras
-from escherjax.cameras import PUBLISHED_FOV_DEG, paths, splines
+from escherjax.cameras import PUBLISHED_FOV_DEG, paths
 from escherjax.data.formats import transforms
 from escherjax.demo import photos
-from escherjax.demo.labels import safe_label
-from escherjax.demo.limits import Limits
+from escherjax.demo.limits import Limits, safe_label
 from escherjax.demo.photos import Photo
 from escherjax.errors import UserError, listed
-from escherjax.models.diffusion.sampling import SAMPLERS
+from escherjax.models.diffusion.sampling import Sampling
+from escherjax.sample import targets
+from escherjax.sample.targets import PathOptions, Targets
 
 RADIUS_RANGE = (1.0, 3.0)  # of the sliders; the published networks saw 1.5 to 2.2
 ELEVATION_RANGE_DEG = (-85.0, 85.0)
 DEFAULT_RADIUS = 1.8
+MAX_GUIDANCE, MAX_SEED = 20.0, 2**31 - 1
 CUSTOM_PATH = "through my viewpoints"
 PATHS = (*paths.PRESETS, CUSTOM_PATH)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """A picture to start from.
-
-    image: uint8 [R, R, 3] as the network sees it; c2w: [4, 4] float32, OpenCV axes; notes: what was
-    done to the picture, and warnings. photo: what it is made from, None for one that came so.
-    """
+    """A picture to start from."""
 
     label: str
-    image: np.ndarray
-    c2w: np.ndarray
-    notes: tuple[str, ...] = ()
-    photo: Photo | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Path:
-    """Where the new views are taken from. Angles in degrees; name: one of `PATHS`.
-
-    closed: whether a path through viewpoints leads back to its first.
-    """
-
-    name: str = "orbit"
-    num_views: int = 12
-    elevation_deg: float = 20.0
-    start_azimuth_deg: float = 0.0
-    radius: float = DEFAULT_RADIUS
-    closed: bool = False
-
-    @property
-    def leads_back(self) -> bool:
-        """Whether the last view leads on to the first."""
-        return self.closed if self.name == CUSTOM_PATH else paths.is_closed(self.name)
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How views are drawn; see `Pipeline.generate`."""
-
-    num_steps: int = 25
-    guidance_scale: float = 3.0
-    seed: int = 0
-    sampler: str = "ddim"
+    image: np.ndarray  # uint8 [R, R, 3] as the network sees it
+    c2w: np.ndarray  # [4, 4] float32, OpenCV axes
+    notes: tuple[str, ...] = ()  # what was done to the picture, and warnings
+    photo: Photo | None = None  # what it is made from; None for one that came framed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
-    """All that a drawing needs; nothing in it changes when the visitor goes on.
+    """Everything that generating views needs; unchanged by what the visitor does afterwards."""
 
-    images: uint8 [N, R, R, 3]; reference_c2w: [N, 4, 4]; target_c2w: [M, 4, 4], float32; closed:
-    whether the last of these leads on to the first. fov_deg: of all views as they are drawn; zoom:
-    [M] >= 1, how much each is enlarged then.
-    """
-
-    images: np.ndarray
-    reference_c2w: np.ndarray
-    target_c2w: np.ndarray
-    zoom: np.ndarray
-    settings: Settings
-    closed: bool = True
-    fov_deg: float = PUBLISHED_FOV_DEG
+    images: np.ndarray  # uint8 [N, R, R, 3]
+    reference_c2w: np.ndarray  # [N, 4, 4] float32
+    targets: Targets  # cameras and zoom of the M views
+    sampling: Sampling
+    fov_deg: float = PUBLISHED_FOV_DEG  # of all views as they are generated, before the zoom
 
     def K(self, resolution: int) -> np.ndarray:
-        """Intrinsics [M, 3, 3] of the enlarged views, of `resolution` pixels."""
+        """Intrinsics [M, 3, 3] of the enlarged views, for `resolution` pixels."""
         K = cameras.intrinsics_from_fov(math.radians(self.fov_deg), resolution, resolution)
-        K = np.tile(K, (len(self.zoom), 1, 1))
-        K[:, [0, 1], [0, 1]] *= self.zoom[:, None]
+        K = np.tile(K, (len(self.targets.zoom), 1, 1))
+        K[:, [0, 1], [0, 1]] *= self.targets.zoom[:, None]
         return K
 
 
 class Session:
     """Pictures, cameras and path of one visitor; every method checks what it is given.
 
-    resolution: side of the pictures that the network takes, in pixels; fov_deg: their field of
-    view. Not safe for threads: whoever shares a session locks it.
+    Not safe for threads: whoever shares a session locks it.
     """
 
     def __init__(
         self,
         resolution: int,
         limits: Limits,
-        settings: Settings,
+        sampling: Sampling,
         fov_deg: float = PUBLISHED_FOV_DEG,
     ):
-        self.resolution, self.limits, self.settings = resolution, limits, settings
+        """resolution, fov_deg: of the pictures that the network takes, in pixels and degrees."""
+        self.resolution, self.limits, self.sampling = resolution, limits, sampling
         self.fov_deg = fov_deg
         self.references: list[Reference] = []
         self.viewpoints: list[np.ndarray] = []  # c2w of the visitor's own path
-        self.path = Path(num_views=min(Path.num_views, limits.targets))
+        self.path_name = PATHS[0]
+        self.path = PathOptions(
+            min(12, limits.targets), DEFAULT_RADIUS, elevation_deg=20.0, start_azimuth_deg=0.0
+        )
 
     def add_picture(self, name: str, data: bytes) -> Reference:
         """Reads a picture and gives it the next free side of the object as its camera.
 
-        name: as the visitor's file is called; it is shown, never opened. data: the file's bytes.
+        name: of the visitor's file; it is shown, never opened. data: the file's bytes.
         Raises UserError for too many, too large or broken pictures.
         """
         if len(self.references) >= self.limits.references:
@@ -135,15 +100,15 @@ class Session:
         return self.references[-1]
 
     def add_posed(self, label: str, image: np.ndarray, c2w: np.ndarray) -> None:
-        """Adds a picture uint8 [R, R, 3] whose camera [4, 4] is known."""
+        """Adds a framed picture uint8 [R, R, 3] whose camera [4, 4] is known."""
         self.references.append(Reference(label, image, c2w.astype(np.float32)))
 
     def clear(self) -> None:
-        """Forgets all pictures."""
+        """Removes all pictures."""
         self.references.clear()
 
     def remove(self, index: int) -> None:
-        """Forgets one picture."""
+        """Removes one picture."""
         self._check_index(index)
         del self.references[index]
 
@@ -158,20 +123,22 @@ class Session:
     def read_cameras(self, data: bytes) -> str:
         """Takes the cameras of a transforms.json for the pictures that it names.
 
-        data: the file's bytes. Pictures are found by their file names without folder and suffix;
-        no name in the file is opened. A world of another scale is scaled so that the farthest
-        camera stands at the far end of what networks are trained on. Returns what was done.
+        data: the file's bytes. Pictures are matched by file name without folder and suffix; no name
+        in the file is opened. A world of another scale is scaled so that the farthest camera stands
+        at the far end of what networks are trained on. Returns what was done, for the visitor.
         Raises UserError if the file cannot be used or names none of the pictures.
         """
         if len(data) > self.limits.upload_bytes:
             raise UserError(
-                f"transforms.json has {len(data)} bytes; needed at most {self.limits.upload_bytes}."
+                f"transforms.json must have at most {self.limits.upload_bytes} bytes, got "
+                f"{len(data)}."
             )
         views = transforms.parse_views(data, "transforms.json")
         by_stem = {_stem(name): (c2w, lens) for name, c2w, lens in views}
+        references = list(self.references)
         matches = {
-            index: by_stem[_stem(reference.label)]
-            for index, reference in enumerate(self.references)
+            row: by_stem[_stem(reference.label)]
+            for row, reference in enumerate(references)
             if reference.photo is not None and _stem(reference.label) in by_stem
         }
         if not matches:
@@ -180,49 +147,58 @@ class Session:
                 f"transforms.json names {names}{', ...' if len(views) > 3 else ''}, none of which "
                 "is here; drop the pictures first, then the file."
             )
-        c2w, said = _to_training_scale(np.stack([pose for pose, _ in matches.values()]))
-        references = list(self.references)
-        for (index, (_, lens)), pose in zip(matches.items(), c2w, strict=True):
-            old = references[index]
-            assert old.photo is not None  # only such are among the matches
-            photo = dataclasses.replace(old.photo, lens=lens)
-            references[index] = dataclasses.replace(old, c2w=pose, photo=photo)
+        c2w, scaling = _to_training_scale(np.stack([pose for pose, _ in matches.values()]))
+        for (row, (_, lens)), pose in zip(matches.items(), c2w, strict=True):
+            photo = references[row].photo
+            assert photo is not None  # only such are among the matches
+            photo = dataclasses.replace(photo, lens=lens)
+            references[row] = dataclasses.replace(references[row], c2w=pose, photo=photo)
         self._set_references(references)
-        left = len(self.references) - len(matches)
+        left = len(references) - len(matches)
         rest = f" {left} pictures are not in it and keep their cameras." if left else ""
-        return f"Cameras of {len(matches)} pictures read.{said}{rest}"
+        return f"Cameras of {len(matches)} pictures read.{scaling}{rest}"
 
-    def set_path(self, **changes: str | float) -> None:
-        """Changes fields of the path. Raises UserError listing every value out of range."""
-        path = dataclasses.replace(self.path, **changes)  # type: ignore[arg-type]
+    def set_path(self, name: str | None = None, **changes: Any) -> None:
+        """Changes the path, one of `PATHS`, or fields of its `PathOptions`.
+
+        Raises UserError listing every value out of range.
+        """
+        name, path = name or self.path_name, dataclasses.replace(self.path, **changes)
         problems = []
-        if path.name not in PATHS:
-            problems.append(f"path '{safe_label(str(path.name))}'; needed one of {PATHS}.")
+        if name not in PATHS:
+            problems.append(f"the path must be one of {', '.join(PATHS)}, got {safe_label(name)}.")
         if not 1 <= path.num_views <= self.limits.targets:
-            problems.append(f"{path.num_views} views; needed 1 to {self.limits.targets}.")
+            problems.append(f"views must be 1 to {self.limits.targets}, got {path.num_views}.")
         if problems:
             raise UserError(listed(problems))
-        spherical = checked_spherical(path.start_azimuth_deg, path.elevation_deg, path.radius)
-        azimuth, elevation, radius = spherical
+        azimuth, elevation, radius = checked_spherical(
+            path.start_azimuth_deg, path.elevation_deg, path.radius
+        )
+        self.path_name = name
         self.path = dataclasses.replace(
             path, start_azimuth_deg=azimuth, elevation_deg=elevation, radius=radius
         )
 
-    def set_settings(self, **changes: str | float) -> None:
-        """Changes how views are drawn. Raises UserError listing every value out of range."""
-        settings = dataclasses.replace(self.settings, **changes)  # type: ignore[arg-type]
-        problems = []
-        if not 1 <= settings.num_steps <= self.limits.steps:
-            problems.append(f"{settings.num_steps} steps; needed 1 to {self.limits.steps}.")
-        if not 0 <= settings.guidance_scale <= 20:
-            problems.append(f"guidance {settings.guidance_scale}; needed 0 to 20.")
-        if not 0 <= settings.seed < 2**31:
-            problems.append(f"seed {settings.seed}; needed 0 to {2**31 - 1}.")
-        if settings.sampler not in SAMPLERS:
-            problems.append(f"sampler '{safe_label(str(settings.sampler))}'; needed {SAMPLERS}.")
+    def set_sampling(self, **changes: Any) -> None:
+        """Changes how views are sampled. Raises UserError listing every value out of range."""
+        values = dataclasses.asdict(self.sampling) | changes
+        limits = {
+            "num_steps": self.limits.steps,
+            "guidance_scale": MAX_GUIDANCE,
+            "seed": MAX_SEED,
+        }
+        problems = [
+            f"{name} must be at most {most}, got {values[name]}."
+            for name, most in limits.items()
+            if values[name] > most
+        ]
+        try:
+            sampling = Sampling(**values)
+        except UserError as error:
+            problems.append(str(error))
         if problems:
             raise UserError(listed(problems))
-        self.settings = settings
+        self.sampling = sampling
 
     def add_viewpoint(self, position: np.ndarray) -> None:
         """Adds a camera at `position` [3], looking at the object, to the visitor's own path."""
@@ -239,33 +215,29 @@ class Session:
             raise UserError(f"there is no viewpoint {index + 1}.")
         self.viewpoints[index] = _on_sphere(*spherical_of(position))
 
-    def target_c2w(self) -> np.ndarray:
-        """Cameras of the new views, [M, 4, 4] float32; none of a path without viewpoints."""
-        path = self.path
-        if path.name == CUSTOM_PATH and len(self.viewpoints) < 2:
-            return np.array(self.viewpoints, np.float32).reshape(-1, 4, 4)
-        if path.name == CUSTOM_PATH:
-            closed = path.closed and len(self.viewpoints) > 2
-            return splines.spline(np.stack(self.viewpoints), path.num_views, closed)
-        return paths.trajectory(
-            path.name,
-            path.num_views,
-            path.radius,
-            math.radians(path.elevation_deg),
-            math.radians(path.start_azimuth_deg),
-        )
-
-    def target_zoom(self, c2w: np.ndarray) -> np.ndarray:
-        """How much each of the views [M] is enlarged; 1 but on a dolly zoom."""
-        return paths.dolly_zoom(c2w) if self.path.name == "dolly" else np.ones(len(c2w))
+    def targets(self) -> Targets:
+        """Cameras of the M new views; of the visitor's own path none before it has viewpoints."""
+        path, is_own = self.path, self.path_name == CUSTOM_PATH
+        through = np.array(self.viewpoints, np.float32).reshape(-1, 4, 4)
+        if is_own and len(through) < 2:
+            return Targets(through, np.ones(len(through)), is_path=True, closed=False, settings={})
+        if is_own:
+            options = PathOptions(path.num_views, closed=path.closed and len(through) > 2)
+            name = targets.SPLINE
+        else:
+            name, through = self.path_name, _on_sphere(0.0, 0.0, DEFAULT_RADIUS)[None]
+            known = ("radius", "elevation_deg", "start_azimuth_deg")
+            chosen = {field: getattr(path, field) for field in known if targets.takes(name, field)}
+            options = PathOptions(path.num_views, **chosen)
+        return targets.choose(name, options, through, np.arange(len(through)))
 
     def request(self) -> Request:
-        """What is to be drawn now. Raises UserError naming everything that is missing."""
-        targets = self.target_c2w()
+        """What is to be generated now. Raises UserError naming everything that is missing."""
+        chosen = self.targets()
         problems = []
         if not self.references:
             problems.append("There is no picture yet: drop one, or take the example.")
-        if not len(targets):
+        if not len(chosen.c2w):
             problems.append("The path has no viewpoint yet: add some, or choose another path.")
         if problems:
             raise UserError(listed(problems))
@@ -273,10 +245,8 @@ class Session:
         return Request(
             images=np.stack([reference.image for reference in self.references]),
             reference_c2w=np.stack([reference.c2w for reference in self.references]),
-            target_c2w=targets,
-            zoom=self.target_zoom(targets),
-            settings=self.settings,
-            closed=self.path.leads_back,
+            targets=chosen,
+            sampling=self.sampling,
             fov_deg=self.fov_deg,
         )
 
@@ -299,10 +269,10 @@ class Session:
 
 
 def spherical_of(position: np.ndarray) -> tuple[float, float, float]:
-    """(azimuth_deg, elevation_deg, radius) nearest to `position` [3] that the sliders can say."""
+    """Returns the (azimuth_deg, elevation_deg, radius) nearest to `position` [3] within ranges."""
     place = np.asarray(position, np.float64)
     if place.shape != (3,) or not np.isfinite(place).all():
-        raise UserError("a camera's position is no three finite numbers.")
+        raise UserError("a camera's position must be three finite numbers.")
     radius = float(np.linalg.norm(place))
     azimuth = math.degrees(math.atan2(place[1], place[0]))
     elevation = math.degrees(math.asin(place[2] / radius)) if radius > 0 else 0.0
@@ -313,16 +283,16 @@ def spherical_of(position: np.ndarray) -> tuple[float, float, float]:
 def checked_spherical(
     azimuth_deg: float, elevation_deg: float, radius: float
 ) -> tuple[float, float, float]:
-    """The same with azimuth in [-180, 180]; UserError listing every value out of range."""
+    """Returns the same, azimuth in [-180, 180]; raises UserError listing values out of range."""
     problems = []
     if not math.isfinite(azimuth_deg):
-        problems.append(f"azimuth {azimuth_deg}; needed degrees.")
+        problems.append(f"azimuth must be degrees, got {azimuth_deg}.")
     for name, value, (low, high) in (
         ("elevation", elevation_deg, ELEVATION_RANGE_DEG),
         ("radius", radius, RADIUS_RANGE),
     ):
         if not low <= value <= high:  # also NaN
-            problems.append(f"{name} {value}; needed {low:g} to {high:g}.")
+            problems.append(f"{name} must be {low:g} to {high:g}, got {value}.")
     if problems:
         raise UserError(listed(problems))
     return math.remainder(azimuth_deg, 360.0), float(elevation_deg), float(radius)
@@ -334,6 +304,7 @@ def _on_sphere(azimuth_deg: float, elevation_deg: float, radius: float) -> np.nd
 
 
 def _to_training_scale(c2w: np.ndarray) -> tuple[np.ndarray, str]:
+    """Returns poses at distances that networks know, and a sentence on what was done."""
     radius = np.linalg.norm(c2w[:, :3, 3], axis=-1)
     low, high = RADIUS_RANGE
     if low <= radius.min() and radius.max() <= high:

@@ -1,4 +1,4 @@
-"""Pieces of HTML that the page is furnished with; all text in them is escaped."""
+"""Pieces of HTML and pictures that the page shows; all text in them is escaped."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 from escherjax.data import images
 
 ACCEPT = "image/png,image/jpeg,image/webp,application/json,.json"
+GREY, RED = "#44546a", "#b02a1a"  # of lines of text; red for failures
 
 _PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 _ZONE = """
@@ -53,20 +54,17 @@ def thumbnails(
     for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         small = np.asarray(Image.fromarray(picture).resize((56, 56), Image.Resampling.BOX))
         data = base64.b64encode(images.encode_png(small)).decode()
-        frame = "3px solid rgb({},{},{})".format(*color) if i == selected else "3px solid #dde3ea"
+        frame = "rgb({},{},{})".format(*color) if i == selected else "#dde3ea"
         text = html.escape(label, quote=True)
         tiles.append(
             f'<img src="data:image/png;base64,{data}" alt="{text}" title="{text}" '
-            f'style="width:50px;height:50px;border:{frame};border-radius:4px;">'
+            f'style="width:50px;height:50px;border:3px solid {frame};border-radius:4px;">'
         )
-    return (
-        '<div style="display:flex;flex-wrap:wrap;gap:4px;margin:0 12px 8px">'
-        + "".join(tiles)
-        + "</div>"
-    )
+    style = "display:flex;flex-wrap:wrap;gap:4px;margin:0 12px 8px"
+    return f'<div style="{style}">{"".join(tiles)}</div>'
 
 
-def line(text: str, color: str = "#44546a") -> str:
+def line(text: str, color: str = GREY) -> str:
     """One line of small text."""
     return (
         f'<div style="margin:0 12px 8px;font-size:13px;line-height:1.4;color:{color};'
@@ -74,7 +72,7 @@ def line(text: str, color: str = "#44546a") -> str:
     )
 
 
-def enlarged(picture: np.ndarray, least: int = 384) -> np.ndarray:
-    """A picture uint8 [R, R, 3] enlarged by the smallest whole number that gives `least` pixels."""
-    zoom = max(1, -(-least // picture.shape[0]))
-    return picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
+def enlarged(pictures: np.ndarray, least: int) -> np.ndarray:
+    """Pictures [..., R, R, 3] enlarged by the smallest whole number that gives `least` pixels."""
+    zoom = max(1, -(-least // pictures.shape[-2]))
+    return pictures.repeat(zoom, axis=-3).repeat(zoom, axis=-2)

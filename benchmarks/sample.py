@@ -2,7 +2,7 @@
 
     python -m benchmarks.sample --config configs/6dof.py --references 3 --targets 25
 
-One scene: the references are encoded, all targets drawn jointly, and decoded, as
+One scene: the references are encoded, all targets sampled jointly, and decoded, as
 `Pipeline.generate` does it, padding to the next bucket included; `--exact` pads no more than the
 devices need. Parameters are random: speed does not depend on them. FLOPs are those of the views
 asked for, without padding. The ceiling is a large matrix product on one device, timed here, times
@@ -12,71 +12,42 @@ the number of devices.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import harness
 from escherjax.errors import run_command
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from escherjax.models.diffusion.sampling import Sampling
     from escherjax.models.eschernet import EscherNet
 
+SETTINGS = ("references", "targets", "steps", "guidance", "view_parallel", "dtype", "exact")
 
-def main(argv: Sequence[str]) -> int:
+
+def main(argv: Sequence[str]) -> None:
     """Runs the benchmark; see --help."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = harness.config_parser(__doc__)
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE[:ARG]")
     add("--references", type=int, default=3, help="N (default %(default)s)")
     add("--targets", type=int, default=25, help="M (default %(default)s)")
     add("--steps", type=int, default=50, help="sampling steps (default %(default)s)")
     add("--guidance", type=float, default=3.0, help="scale, 1 for none (default %(default)s)")
-    add(
-        "--view-parallel",
-        type=int,
-        default=1,
-        metavar="DEVICES",
-        help="devices that share the targets (default %(default)s)",
-    )
+    share_help = "devices that share the targets (default %(default)s)"
+    add("--view-parallel", type=int, default=1, metavar="DEVICES", help=share_help)
     add("--dtype", default="bfloat16", help="compute (default %(default)s)")
     add("--exact", action="store_true", help="compile for these numbers of views, not for a bucket")
     add("--repeats", type=int, default=3, help="timed runs, after one (default %(default)s)")
     add("--kernels", action="store_true", help="add the GPU kernels that the time goes to")
-    arguments, overrides = parser.parse_known_args(argv)
-
-    from escherjax.config import load_config
-    from escherjax.train.checks import check_config
-
-    changes = [*overrides, f"--config.dtype={arguments.dtype}"]
-    config = load_config(arguments.config, changes, check_config)
-    head = {
-        "benchmark": "sample",
-        "config": arguments.config,
-        "overrides": list(overrides),
-        **{
-            name: getattr(arguments, name)
-            for name in (
-                "references",
-                "targets",
-                "steps",
-                "guidance",
-                "view_parallel",
-                "dtype",
-                "exact",
-            )
-        },
-    }
-    print(json.dumps(head | measure(config, arguments), indent=2))
-    return 0
+    arguments, config, overrides = harness.parse_config(parser, argv, "--config.dtype={dtype}")
+    head = {"config": arguments.config, "overrides": overrides}
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    harness.print_result("sample", head, settings, measure(config, arguments))
 
 
 def measure(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -84,12 +55,10 @@ def measure(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]
     import jax
     import numpy as np
 
-    from benchmarks.kernels import busiest_kernels
     from escherjax.cameras import Cameras, from_spherical
     from escherjax.devices import chips
     from escherjax.devices import mesh as sharding
     from escherjax.models import eschernet
-    from escherjax.models.diffusion.sampling import Sampling
     from escherjax.sample.pipeline import Pipeline
     from escherjax.train.loop import enable_compilation_cache
 
@@ -101,7 +70,7 @@ def measure(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     params = jax.device_put(model.init(config.seed, config.resolution), everywhere)
     pipe = Pipeline(model, jax.block_until_ready(params), config.resolution, mesh=mesh)
-    print(f"initialised in {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+    harness.note(f"initialised in {time.perf_counter() - started:.1f} s")
 
     rng = np.random.default_rng(0)
     num_references, num_targets = arguments.references, arguments.targets
@@ -112,45 +81,36 @@ def measure(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]
         polar, azimuth = rng.uniform(0.3, 2.8, count), rng.uniform(-3, 3, count)
         return Cameras(from_spherical(polar, azimuth, rng.uniform(1.5, 2.2, count)))
 
-    views = images, cameras(num_references), cameras(num_targets)
+    references, targets = cameras(num_references), cameras(num_targets)
 
     def generate() -> np.ndarray:
-        how = {"num_steps": arguments.steps, "guidance_scale": arguments.guidance}
         if arguments.exact:
-            return pipe.generate_batch(*(x[None] for x in views), Sampling(**how))
-        return pipe.generate(*views, **how)
+            batch = images[None], references[None], targets[None]
+            return pipe.generate_batch(*batch, _sampling(arguments))
+        return pipe.generate(images, references, targets, arguments.steps, arguments.guidance)
 
-    started = time.perf_counter()
-    generate()
-    first_sec = time.perf_counter() - started
-    print(f"first run after {first_sec:.1f} s", file=sys.stderr, flush=True)
-    whole = _times(generate, arguments.repeats)
+    (first_sec,) = harness.times(generate, 1)
+    harness.note(f"first run after {first_sec:.1f} s")
+    whole = harness.times(generate, arguments.repeats)
     latents = np.zeros((num_targets, *model.latent_shape(config.resolution)), np.float32)
     # On one device, and by programs of their own.
-    encode = statistics.median(_times(lambda: pipe.encode_images(images), 3, warm_up=True))
-    decode = statistics.median(_times(lambda: pipe.decode_latents(latents), 3, warm_up=True))
+    encode = statistics.median(harness.times(lambda: pipe.encode_images(images), 3, warm_up=1))
+    decode = statistics.median(harness.times(lambda: pipe.decode_latents(latents), 3, warm_up=1))
     median = statistics.median(whole)
-    step_sec = (median - encode - decode / len(devices)) / arguments.steps
     flops = _flops(model, params, config, arguments)
     ceiling = _measured_ceiling(arguments.dtype) * len(devices)
     peak = chips.peak_flops()
-    memory = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices]
     if arguments.exact:
         compiled_for = [num_references, num_targets + -num_targets % len(devices)]
     else:
         compiled_for = [pipe.reference_bucket(num_references), pipe.target_bucket(num_targets)]
     result = {
-        "device": devices[0].device_kind,
-        "num_devices": len(devices),
-        "jax": jax.__version__,
-        "platform": devices[0].client.platform_version.splitlines()[0],
+        **harness.machine(devices),
         "compiled_for": compiled_for,
-        "scene_ms_median": 1e3 * median,
-        "scene_ms_min": 1e3 * min(whole),
-        "scene_ms_max": 1e3 * max(whole),
+        **harness.spread(whole, "scene_ms"),
         "timed_runs": len(whole),
         "views_per_sec": num_targets / median,
-        "ms_per_step": 1e3 * step_sec,
+        "ms_per_step": 1e3 * (median - encode - decode / len(devices)) / arguments.steps,
         "encode_ms": 1e3 * encode,
         "decode_ms": 1e3 * decode,
         "model_tflop": flops / 1e12,
@@ -158,22 +118,16 @@ def measure(config: ConfigDict, arguments: argparse.Namespace) -> dict[str, Any]
         "ceiling_tflop_per_sec": ceiling / 1e12,
         "mfu_of_ceiling": flops / median / ceiling,
         "mfu": flops / median / (peak / jax.device_count() * len(devices)) if peak else None,
-        "peak_device_memory_gib": max(memory) / 2**30,
+        "peak_device_memory_gib": harness.peak_memory_gib(devices),
         "first_run_sec": first_sec,
     }
-    return result | (busiest_kernels(generate, repeats=1) if arguments.kernels else {})
+    return result | (harness.busiest_kernels(generate, repeats=1) if arguments.kernels else {})
 
 
-def _times(work: Callable[[], Any], count: int, warm_up: bool = False) -> list[float]:
-    """Seconds of each of `count` runs, after one that is not timed if warm_up."""
-    import jax
+def _sampling(arguments: argparse.Namespace) -> Sampling:
+    from escherjax.models.diffusion.sampling import Sampling
 
-    times = []
-    for _ in range(count + warm_up):
-        started = time.perf_counter()
-        jax.block_until_ready(work())
-        times.append(time.perf_counter() - started)
-    return times[warm_up:]
+    return Sampling(arguments.steps, arguments.guidance)
 
 
 def _flops(
@@ -186,7 +140,6 @@ def _flops(
     import jax.numpy as jnp
 
     from escherjax.cameras import Cameras
-    from escherjax.models.diffusion.sampling import Sampling
     from escherjax.train import perf
 
     plain = dataclasses.replace(model, unet=model.unet.clone(attention_impl="xla"))
@@ -195,14 +148,14 @@ def _flops(
     def array(count: int, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, count, *shape), jnp.float32)
 
-    def generate(params, images, references, targets, latents):
+    def generate(params: Any, images: Any, references: Any, targets: Any, latents: Any) -> Any:
         return plain.generate(
             params,
             images,
             Cameras(references),
             Cameras(targets),
             latents,
-            Sampling(arguments.steps, arguments.guidance),
+            _sampling(arguments),
         )
 
     return perf.count_flops(
@@ -225,10 +178,10 @@ def _measured_ceiling(dtype: str) -> float:
     a = jax.random.normal(key, (size, size)).astype(dtype)
 
     @jax.jit
-    def chain(a):
+    def chain(a: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, length, lambda _, x: jnp.dot(x, a) * size**-0.5, a)
 
-    fastest = min(_times(lambda: chain(a), 3, warm_up=True))
+    fastest = min(harness.times(lambda: chain(a), 3, warm_up=1))
     return 2.0 * size**3 * length / fastest
 
 

@@ -10,7 +10,6 @@ Prints JSON; exits with 1 if the final parameters differ in a bit, or any exit c
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -23,43 +22,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import harness
 from escherjax.errors import EXIT_ERROR, EXIT_OK, EXIT_PREEMPTED, run_command
 
 # A network that compiles in seconds, whose steps are short beside the time to start.
-TINY = (
-    "--config.resolution=16",
-    "--config.num_references=2",
-    "--config.num_targets=2",
-    "--config.unet.block_channels=(32,)",
-    "--config.unet.attention=(True,)",
-    "--config.encoder.depths=(1,)",
-    "--config.encoder.widths=(32,)",
-    "--config.encoder.patch_size=4",
-    "--config.encoder.image_size=16",
-    "--config.data.num_scenes=16",
-    "--config.data.num_views=6",
-    "--config.eval_every_steps=0",
-    "--config.sample_every_steps=0",
-)
+TINY = """
+    resolution=16 num_references=2 num_targets=2 unet.block_channels=(32,) unet.attention=(True,)
+    encoder.depths=(1,) encoder.widths=(32,) encoder.patch_size=4 encoder.image_size=16
+    data.num_scenes=16 data.num_views=6 eval_every_steps=0 sample_every_steps=0
+"""
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.soak",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", required=True, type=Path, help="new folder for both runs")
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0, help="of moments and signals")
-    parser.add_argument("--steps", type=int, default=2000, help="length of the run")
-    parser.add_argument("--every", type=int, default=20, help="steps between checkpoints")
-    parser.add_argument(
-        "--longest",
-        type=float,
-        default=0.0,
-        help="seconds a process lives at most; 0: 1.3 times what the first one needed to step 1",
-    )
+    """Runs the benchmark; see --help."""
+    parser = harness.argument_parser(__doc__)
+    add = parser.add_argument
+    add("--out", required=True, type=Path, help="new folder for both runs")
+    add("--kills", type=int, default=50)
+    add("--seed", type=int, default=0, help="of moments and signals")
+    add("--steps", type=int, default=2000, help="length of the run")
+    add("--every", type=int, default=20, help="steps between checkpoints")
+    longest_help = "seconds a process lives at most; 0: 1.3 times what the first needed to step 1"
+    add("--longest", type=float, default=0.0, help=longest_help)
     arguments = parser.parse_args(argv)
 
     arguments.out.mkdir(parents=True)
@@ -83,15 +67,10 @@ def main(argv: Sequence[str]) -> int:
         except subprocess.TimeoutExpired:
             process.send_signal(number)
             code = process.wait()
-        kills.append(
-            {
-                "signal": number.name,
-                "after_sec": round(moment, 2),
-                "code": code,
-                "newest": run.newest("killed"),
-            }
-        )
-        print(json.dumps(kills[-1]), file=sys.stderr, flush=True)
+        newest = run.newest("killed")
+        kill = {"signal": number.name, "after_sec": round(moment, 2), "code": code}
+        kills.append(kill | {"newest": newest})
+        harness.note(json.dumps(kills[-1]))
         if code == EXIT_OK:
             break  # the run is done; there is nothing left to kill
     finished = run.start("killed").wait()
@@ -115,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
         "unbroken_sec": round(unbroken_seconds, 1),
         "total_sec": round(time.monotonic() - started, 1),
     }
-    print(json.dumps(result, indent=2))
+    harness.print_result("soak", result)
     good = result["same_bits"] and not unexpected
     return EXIT_OK if good and not result["newest_checkpoint_ever_went_back"] else EXIT_ERROR
 
@@ -125,11 +104,8 @@ class Run:
 
     def __init__(self, out: Path, steps: int, every: int):
         self._out = out
-        self._fields = (
-            *TINY,
-            f"--config.num_steps={steps}",
-            f"--config.checkpoint_every_steps={every}",
-        )
+        fields = (*TINY.split(), f"num_steps={steps}", f"checkpoint_every_steps={every}")
+        self._fields = [f"--config.{field}" for field in fields]
         self._environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -137,17 +113,10 @@ class Run:
             "JAX_COMPILATION_CACHE_DIR": str((out / "compiled").resolve()),
         }
 
-    def start(self, name: str) -> subprocess.Popen:
-        command = [
-            sys.executable,
-            "-m",
-            "escherjax.train",
-            "--config",
-            "configs/6dof.py:smoke",
-            "--workdir",
-            str(self._out / name),
-            *self._fields,
-        ]
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        """Starts or continues the run in the work directory of that name."""
+        command = [sys.executable, "-m", "escherjax.train", "--config", "configs/6dof.py:smoke"]
+        command += ["--workdir", str(self._out / name), *self._fields]
         with (self._out / f"{name}.log").open("ab") as log:
             return subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
 

@@ -11,7 +11,6 @@ those done are kept in docs/tpu, so that the command goes on where it was stoppe
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import harness
 from escherjax.errors import run_command
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "tpu.md"
@@ -28,42 +28,16 @@ MARKS = "<!-- table -->\n", "<!-- end of table -->\n"
 # Batches are the paper's 672 scenes, or the nearest number that the chips divide. v5e-16 and the
 # like are the cloud's names; for v5p they count cores, two to a chip.
 CASES = {
-    "v5e-16_train": ["--topology", "v5e:4x4", "--config.remat=True", "--config.batch_size=672"],
-    "v5e-256_train": [
-        "--topology",
-        "v5e:16x16",
-        "--config.mesh.data=4",
-        "--config.mesh.fsdp=64",
-        "--config.batch_size=768",
-        "--config.eval.batch_size=256",
-        "--config.eval.num_scenes=256",
-    ],
-    "v5p-64_train": [
-        "--topology",
-        "v5p:2x4x4",
-        "--config.batch_size=672",
-        "--config.eval.batch_size=32",
-        "--config.eval.num_scenes=32",
-    ],
-    "v6e-64_train": [
-        "--topology",
-        "v6e:8x8",
-        "--config.batch_size=704",
-        "--config.eval.batch_size=64",
-        "--config.eval.num_scenes=64",
-    ],
-    "v5e-16_sample": [
-        "--topology",
-        "v5e:4x4",
-        "--program",
-        "sample",
-        "--config.mesh.fsdp=4",
-        "--config.mesh.view=4",
-        "--config.num_targets=4",
-        "--config.eval.num_targets=24",
-        "--config.eval.batch_size=4",
-        "--config.eval.num_scenes=4",
-    ],
+    "v5e-16_train": "--topology v5e:4x4 --config.remat=True --config.batch_size=672",
+    "v5e-256_train": "--topology v5e:16x16 --config.mesh.data=4 --config.mesh.fsdp=64 "
+    "--config.batch_size=768 --config.eval.batch_size=256 --config.eval.num_scenes=256",
+    "v5p-64_train": "--topology v5p:2x4x4 --config.batch_size=672 "
+    "--config.eval.batch_size=32 --config.eval.num_scenes=32",
+    "v6e-64_train": "--topology v6e:8x8 --config.batch_size=704 "
+    "--config.eval.batch_size=64 --config.eval.num_scenes=64",
+    "v5e-16_sample": "--topology v5e:4x4 --program sample --config.mesh.fsdp=4 "
+    "--config.mesh.view=4 --config.num_targets=4 --config.eval.num_targets=24 "
+    "--config.eval.batch_size=4 --config.eval.num_scenes=4",
 }
 
 HEADER = (
@@ -74,26 +48,23 @@ HEADER = (
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Prints the table; see --help."""
+    parser = harness.argument_parser(__doc__)
     parser.add_argument("--compile", action="store_true", help="compile what has no result yet")
     parser.add_argument("--write", action="store_true", help="put the table into docs/tpu.md")
     arguments = parser.parse_args(argv)
-    if arguments.compile:
-        for name, options in CASES.items():
-            path = RESULTS / f"{name}.json"
-            if not path.is_file():
-                print(f"{name}: compiling", file=sys.stderr, flush=True)
-                command = [sys.executable, "-m", "escherjax.compile", "--config"]
-                subprocess.run(
-                    [*command, "configs/6dof.py", "--json", str(path), *options], check=True
-                )
+    results = {name: RESULTS / f"{name}.json" for name in CASES}
+    for name, path in results.items() if arguments.compile else ():
+        if not path.is_file():
+            harness.note(f"{name}: compiling")
+            command = [sys.executable, "-m", "escherjax.compile", "--config", "configs/6dof.py"]
+            subprocess.run([*command, "--json", str(path), *CASES[name].split()], check=True)
     lines = [HEADER, "|" + "---|" * HEADER.count(" | ") + "---|"]
-    for name in CASES:
-        path = RESULTS / f"{name}.json"
-        if path.is_file():
-            lines.append(table_row(name, json.loads(path.read_text())))
+    lines += [
+        table_row(name, json.loads(path.read_text()))
+        for name, path in results.items()
+        if path.is_file()
+    ]
     table = "\n".join(lines) + "\n"
     print(table, end="")
     if arguments.write:

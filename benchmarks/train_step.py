@@ -10,15 +10,14 @@ waiting for them is given. The VAE encoding of the targets is inside, unless
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import harness
 from escherjax.errors import run_command
 
 if TYPE_CHECKING:
@@ -26,45 +25,25 @@ if TYPE_CHECKING:
 
     from escherjax.train.state import TrainState
 
-Batches = Iterator[dict[str, Any]]
+Batches = Iterator[Any]  # of escherjax.data.batch.Batch
 WARM_UP = 3  # steps that are not timed
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> None:
     """Runs the benchmark; see --help."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=10,
-        help=f"timed steps, after {WARM_UP} for warm-up (default %(default)s)",
-    )
-    parser.add_argument(
-        "--kernels",
-        action="store_true",
-        help="add the GPU kernels that the step spends its time in",
-    )
-    arguments, overrides = parser.parse_known_args(argv)
-
-    from escherjax.config import load_config
-    from escherjax.train.checks import check_config
-
-    config = load_config(arguments.config, overrides, check_config)
-    head = {"benchmark": "train_step", "config": arguments.config, "overrides": list(overrides)}
-    print(json.dumps(head | measure(config, arguments.steps, arguments.kernels), indent=2))
-    return 0
+    parser = harness.config_parser(__doc__)
+    steps_help = f"timed steps, after {WARM_UP} for warm-up (default %(default)s)"
+    parser.add_argument("--steps", type=int, default=10, help=steps_help)
+    parser.add_argument("--kernels", action="store_true", help="add the step's GPU kernels")
+    arguments, config, overrides = harness.parse_config(parser, argv)
+    head = {"config": arguments.config, "overrides": overrides}
+    harness.print_result("train_step", head, measure(config, arguments.steps, arguments.kernels))
 
 
 def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]:
     """Initialises, compiles and times the step; times in ms, memory in GiB."""
     import jax
 
-    from benchmarks.kernels import busiest_kernels
     from escherjax.devices import chips
     from escherjax.models import eschernet
     from escherjax.train import checks, perf
@@ -79,7 +58,7 @@ def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]
     started = time.perf_counter()
     state = jax.block_until_ready(create_state(model, optimizer, mesh, config))
     init_sec = time.perf_counter() - started
-    print(f"initialised in {init_sec:.1f} s", file=sys.stderr, flush=True)
+    harness.note(f"initialised in {init_sec:.1f} s")
     flops = perf.train_step_flops(
         model, state.params, state.frozen, config, config.num_references, config.num_targets
     )
@@ -89,20 +68,15 @@ def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]
     state, metrics = step(state, next(batches))
     loss = float(metrics["loss"])
     first_step_sec = time.perf_counter() - started
-    print(f"first step after {first_step_sec:.1f} s, loss {loss:.4f}", file=sys.stderr, flush=True)
+    harness.note(f"first step after {first_step_sec:.1f} s, loss {loss:.4f}")
     state, times, waits = _time_steps(step, state, batches, num_steps + WARM_UP)
     times, waits = times[WARM_UP:], waits[WARM_UP:]
     median = statistics.median(times)
     peak = chips.peak_flops()
-    memory = jax.local_devices()[0].memory_stats() or {}
     result = {
-        "device": jax.devices()[0].device_kind,
-        "num_devices": jax.device_count(),
-        "jax": jax.__version__,
+        **harness.machine(),
         "batch_size": config.batch_size,
-        "step_ms_median": 1e3 * median,
-        "step_ms_min": 1e3 * min(times),
-        "step_ms_max": 1e3 * max(times),
+        **harness.spread(times, "step_ms"),
         "timed_steps": len(times),
         "scenes_per_sec": config.batch_size / median,
         "target_views_per_sec": config.batch_size * config.num_targets / median,
@@ -110,7 +84,7 @@ def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]
         "model_tflop_per_step": flops / 1e12,
         "model_tflop_per_sec": flops / 1e12 / median,
         "mfu": flops / median / peak if peak else None,
-        "peak_device_memory_gib": memory.get("peak_bytes_in_use", 0) / 2**30,
+        "peak_device_memory_gib": harness.peak_memory_gib(jax.local_devices()[:1]),
         "init_sec": init_sec,
         "first_step_sec": first_step_sec,
     }
@@ -123,7 +97,7 @@ def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]
         state, metrics = step(state, batch)
         return metrics
 
-    return result | busiest_kernels(step_once)
+    return result | harness.busiest_kernels(step_once)
 
 
 def _time_steps(

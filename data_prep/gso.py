@@ -11,8 +11,8 @@ for data_prep.zero123.
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
 
 from data_prep import zero123
 from data_prep.lib import importing
@@ -20,21 +20,22 @@ from escherjax.data.formats.gso import AXES, find_objects
 from escherjax.errors import run_command
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the importer; see --help."""
-    parser = importing.argument_parser("gso", "EscherNet's renders of GSO objects to shards.")
-    parser.add_argument(
-        "--renders",
-        choices=AXES,
-        default="render_mvs_25",
-        help="which set of every object (default %(default)s)",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds which of an object's renders are read."""
+    renders_help = "which set of every object (default %(default)s)"
+    parser.add_argument("--renders", choices=AXES, default="render_mvs_25", help=renders_help)
     zero123.add_arguments(parser)
-    args = parser.parse_args(argv)
-    importing.check_arguments(args)
-    found = find_objects(args.source, args.renders)[: args.limit]
-    zero123.import_renders(args, "gso", found, AXES[args.renders])
 
+
+def scenes(args: argparse.Namespace) -> importing.Scenes:
+    """The objects that have such renders, and what reads one."""
+    found = find_objects(args.source, args.renders)
+    return found, zero123.render_reader(args, AXES[args.renders])
+
+
+main = importing.command(
+    "gso", "EscherNet's renders of GSO objects to shards.", scenes, add_arguments
+)
 
 if __name__ == "__main__":
     run_command(main, sys.argv[1:])

@@ -11,14 +11,12 @@ folder, which escherjax.sample --views reads.
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.colmap import read_model
 from data_prep.lib import importing, normalizing
 from escherjax.errors import run_command
 
@@ -26,13 +24,8 @@ from escherjax.errors import run_command
 OTHER_PHOTOS = (".heic", ".heif", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".dng")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the importer; see --help."""
-    parser = importing.argument_parser(
-        "image_folder",
-        "Photos without cameras to shards. The same photos give the same bytes with one processor "
-        "and version of pycolmap; others may round differently.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds how photos are matched, where models are kept, and what becomes of the world."""
     parser.add_argument(
         "--matcher",
         choices=("exhaustive", "sequential"),
@@ -46,11 +39,13 @@ def main(argv: Sequence[str]) -> None:
         metavar="FOLDER",
         help="also write COLMAP scene folders, FOLDER/SCENE/images and sparse/0",
     )
-    normalizing.add_arguments(parser, recenter=True, up="cameras")
-    args = parser.parse_args(argv)
-    importing.check_arguments(args)
-    normalizing.check_arguments(args)
+    normalizing.add_capture_arguments(parser)
 
+
+def scenes(args: argparse.Namespace) -> importing.Scenes:
+    """The folders of photos, and what finds the cameras of one."""
+    from data_prep.lib.assembling import Assembler
+    from data_prep.lib.output import PROGRESS_FOLDER
     from escherjax.data.formats import colmap, folders
     from escherjax.data.images import IMAGE_SUFFIXES
     from escherjax.files import is_remote
@@ -58,38 +53,41 @@ def main(argv: Sequence[str]) -> None:
     colmap.load_pycolmap()
     from data_prep.lib import structure_from_motion
 
-    found = folders.find_folders(
-        args.source,
-        lambda _, files: any(_is_photo(name) for name in files),
-        f"folders with photos ({', '.join(IMAGE_SUFFIXES)})",
-    )[: args.limit]
+    assemble = Assembler(args)
+    suffixes = (*IMAGE_SUFFIXES, *OTHER_PHOTOS)
+    # Below --out, which has room for pictures; what a kill leaves there goes with the folder
+    progress = None if is_remote(args.out) else args.out / PROGRESS_FOLDER
 
-    def read_scene(scene_id: str, folder: Path) -> importing.Imported:
-        photos = sorted(path for path in folder.iterdir() if _is_photo(path.name))
-        # Below --out, which has room for pictures; what a kill leaves there goes with the folder
-        progress = None if is_remote(args.out) else args.out / importing.PROGRESS_FOLDER
+    def is_photo(name: str) -> bool:
+        return name.lower().endswith(suffixes) and not name.startswith(".")
+
+    def read(scene_id: str, folder: Path) -> importing.Imported:
+        photos = sorted(path for path in folder.iterdir() if is_photo(path.name))
         with tempfile.TemporaryDirectory(dir=progress, prefix="colmap-") as temporary:
             model = structure_from_motion.reconstruct(photos, Path(temporary), args.matcher)
             if args.scenes is not None:
                 scene = args.scenes / scene_id
                 shutil.copytree(model.pictures, scene / "images", dirs_exist_ok=True)
                 shutil.copytree(model.model, scene / "sparse" / "0", dirs_exist_ok=True)
-            imported = read_model(
-                args, "image_folder", scene_id, model.model, model.pictures, masks=None
-            )
-        notes = {**imported.notes, "photos": len(photos), "left_out": model.left_out}
-        return dataclasses.replace(imported, notes=notes)
+            views = colmap.read_views(model.model, model.pictures)
+            imported = assemble(scene_id, "image_folder", views)
+        imported.notes.update(photos=len(photos), left_out=model.left_out)
+        return imported
 
-    ids = [scene_id for scene_id, _ in found]
-    read = importing.SceneReader(read_scene, found, args.workers)
-    importing.import_scenes(args, "image_folder", ids, read)
+    needed = f"folders with photos ({', '.join(IMAGE_SUFFIXES)})"
+    return folders.find_folders(
+        args.source, lambda _, files: any(map(is_photo, files)), needed
+    ), read
 
 
-def _is_photo(name: str) -> bool:
-    from escherjax.data.images import IMAGE_SUFFIXES
-
-    return name.lower().endswith((*IMAGE_SUFFIXES, *OTHER_PHOTOS)) and not name.startswith(".")
-
+main = importing.command(
+    "image_folder",
+    "Photos without cameras to shards. The same photos give the same bytes with one processor "
+    "and version of pycolmap; others may round differently.",
+    scenes,
+    add_arguments,
+    modules=("pycolmap",),
+)
 
 if __name__ == "__main__":
     run_command(main, sys.argv[1:])

@@ -11,15 +11,14 @@ on, as an importer does.
 from __future__ import annotations
 
 import argparse
-import collections
-import concurrent.futures
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from data_prep.lib import importing
+from data_prep.lib import importing, output, tasks
 from data_prep.lib.tasks import Imported, ShardTask, Skipped
 from escherjax.errors import UserError, run_command
 
@@ -32,52 +31,39 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_prep.latents", description="Adds VAE moments to shards."
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--weights",
         required=True,
-        help="whose VAE encodes: a folder or hub name of PyTorch "
-        "weights, or a work directory; what config.init names in training",
+        help="whose VAE encodes: a folder or hub name of PyTorch weights, or a work directory; "
+        "what config.init names in training",
     )
-    parser.add_argument("--data", required=True, help="folder of shards, or its address")
-    parser.add_argument(
-        "--out", type=importing.folder, required=True, help="folder of shards to make"
-    )
-    parser.add_argument(
-        "--resolution",
-        type=int,
-        default=256,
-        help="config.resolution of the training to come (default %(default)s)",
-    )
-    parser.add_argument(
-        "--background",
-        choices=BACKGROUNDS,
-        default="zero123",
-        help="config.data.background of the training to come (default %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=32, help="views for each device (default %(default)s)"
-    )
-    parser.add_argument(
+    add("--data", required=True, help="folder of shards, or its address")
+    importing.add_output_arguments(parser, limit="only the first so many scenes of each split")
+    same = "of the training to come (default %(default)s)"
+    add("--resolution", type=int, default=256, help=f"config.resolution {same}")
+    background_help = f"config.data.background {same}"
+    add("--background", choices=BACKGROUNDS, default="zero123", help=background_help)
+    batch_help = "views for each device (default %(default)s)"
+    add("--batch-size", type=int, default=32, help=batch_help)
+    add(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
         help="what the encoder computes in; moments are stored as bfloat16 (default %(default)s)",
     )
-    parser.add_argument("--limit", type=int, help="only the first so many scenes of each split")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count(),
-        help="threads that decode pictures (default: number of cores, %(default)s)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    workers_help = "threads that decode pictures (default: number of cores, %(default)s)"
+    add("--workers", type=int, default=os.cpu_count(), help=workers_help)
     return parser
 
 
 class Encoder:
     """Moments of pictures on all devices of this machine.
 
-    vae: a VAE module; params: its host arrays; batch_size: views for each device.
+    Args:
+        vae: a VAE module.
+        params: its host arrays.
+        batch_size: views for each device.
     """
 
     def __init__(self, vae: Any, params: Any, batch_size: int):
@@ -95,7 +81,7 @@ class Encoder:
         self._params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
         self.batch_size = batch_size * len(devices)
 
-        def encode(params, pictures):
+        def encode(params: Any, pictures: jax.Array) -> jax.Array:
             mean, logvar = vae.apply({"params": params}, unit_images(pictures), method="encode")
             return jnp.concatenate([mean, logvar], axis=-1).astype(jnp.bfloat16)
 
@@ -121,7 +107,7 @@ class MomentsReader:
     Threads read and decode ahead while the devices encode.
     """
 
-    source: Any
+    source: Any  # of scenes, by number
     encoder: Encoder
     resolution: int
     background: str
@@ -142,8 +128,23 @@ class MomentsReader:
 
     def _groups(self, places: Sequence[int]) -> Iterator[list[Any]]:
         """Lists of (scene, pictures) and Skipped, with views for some batches in each list."""
-        group, views = [], 0
-        for item in _read_ahead(self._read, places, self.workers):
+        import numpy as np
+
+        from escherjax.data.rows import read_views
+
+        def read(place: int) -> Any:
+            name = f"record {place}"
+            try:
+                scene = self.source[place]
+                name = scene.scene_id
+                views = np.arange(scene.num_views)
+                return scene, read_views(scene, views, self.resolution, self.background)[0]
+            except UserError as error:
+                return Skipped(name, str(error))
+
+        group: list[Any] = []
+        views = 0
+        for item in tasks.read_ahead(read, places, self.workers):
             group.append(item)
             views += 0 if isinstance(item, Skipped) else len(item[1])
             if views >= GROUP_BATCHES * self.encoder.batch_size:
@@ -152,26 +153,12 @@ class MomentsReader:
         if group:
             yield group
 
-    def _read(self, place: int) -> Any:
-        import numpy as np
-
-        from escherjax.data.rows import read_views
-
-        name = f"record {place}"
-        try:
-            scene = self.source[place]
-            name = scene.scene_id
-            views = np.arange(scene.num_views)
-            return scene, read_views(scene, views, self.resolution, self.background)[0]
-        except UserError as error:
-            return Skipped(name, str(error))
-
 
 def _finish(group: list[Any], started: list[Any]) -> Iterator[Imported | Skipped]:
     """Waits for the moments of a group and gives each scene its own."""
     import numpy as np
 
-    moments = np.concatenate(started) if started else None
+    moments = np.concatenate(started) if started else np.empty(0)
     first = 0
     for item in group:
         if isinstance(item, Skipped):
@@ -182,58 +169,72 @@ def _finish(group: list[Any], started: list[Any]) -> Iterator[Imported | Skipped
         first = last
 
 
-def _read_ahead(read: Callable[[int], Any], places: Sequence[int], workers: int) -> Iterator[Any]:
-    """What `read` returns for every place, in order, from threads; 2 * workers wait at most."""
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        waiting: collections.deque = collections.deque()
-        for place in places:
-            waiting.append(pool.submit(read, place))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
 def make_tasks(
     args: argparse.Namespace, sources: dict[str, Any], encoder: Encoder
 ) -> list[ShardTask]:
     """A task for every shard of every split: the same records in the same shards as before."""
-    tasks = []
+    made = []
     for split, source in sources.items():
         read = MomentsReader(source, encoder, args.resolution, args.background, args.workers)
         ends = source.shard_ends
-        starts = [0, *ends[:-1]]
         limit = len(source) if args.limit is None else min(args.limit, len(source))
-        parts = [range(a, min(b, limit)) for a, b in zip(starts, ends, strict=True) if a < limit]
-        tasks += [
-            ShardTask(
-                args.out, split, shard, len(parts), [f"record {p}" for p in places], read, places
-            )
-            for shard, places in enumerate(parts)
-        ]
-    return tasks
+        starts = [start for start in (0, *ends[:-1]) if start < limit]
+        for shard, (start, end) in enumerate(zip(starts, ends, strict=False)):
+            places = range(start, min(end, limit))
+            names = [f"record {place}" for place in places]
+            made.append(ShardTask(args.out, split, shard, len(starts), names, read, places))
+    return made
 
 
-def add_latents(args: argparse.Namespace) -> None:
-    """Runs the command; see the module. Raises UserError for input that cannot be used."""
+def read_vae(weights: str) -> tuple[Any, Any]:
+    """(VAEConfig, host arrays) of PyTorch weights or of a work directory.
+
+    Args:
+        weights: folder of a pipeline, the VAE's own, a hub name, or a work directory.
+
+    Raises:
+        UserError: if there is no VAE, or it cannot be read.
+    """
+    from flax import traverse_util
+
+    from escherjax.models import eschernet
+    from escherjax.weights import hub, reading, run_params, runs
+
+    place = runs.locate(Path(weights))
+    if place is not None:
+        vae = eschernet.from_config(runs.read_config(place[0])).codec
+        stored = run_params.open_checkpoint(*place)
+        paths = [path for path in stored.shapes if path[0] == "vae"]
+        config = getattr(vae, "config", None)
+        params = traverse_util.unflatten_dict(stored.read(paths)).get("vae") if paths else None
+    else:
+        folder = hub.resolve(weights, "vae")
+        if not folder.is_dir():
+            raise UserError(f"{weights} is not a directory; expected one of PyTorch weights.")
+        part = folder / "vae"
+        config, params, _ = reading.read_component(part if part.is_dir() else folder, "vae")
+    if config is None or not params:
+        raise UserError(f"{weights} works on pixels and has no VAE; take weights of a VAE.")
+    return config, params
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command; see --help."""
+    args = argument_parser().parse_args(argv)
+    importing.check_at_least(args, resolution=1, batch_size=1, limit=1, workers=1)
+
     import jax
     import jax.numpy as jnp
     from jax.experimental import multihost_utils
-    from tqdm import tqdm
 
     from escherjax.data import metadata, moments, shards
     from escherjax.models.vae import VAE
-    from escherjax.train import starting_points
     from escherjax.weights import facts
 
-    for name in ("resolution", "batch_size", "limit", "workers"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: needed at least 1.")
     sources = {
         split: shards.open_shards(args.data, split) for split in metadata.split_names(args.data)
     }
-    config, params = starting_points.read_vae(args.weights)
+    config, params = read_vae(args.weights)
     reduction = 2 ** (len(config.block_channels) - 1)
     if args.resolution % reduction:
         raise UserError(
@@ -250,35 +251,26 @@ def add_latents(args: argparse.Namespace) -> None:
         made_by=facts.package_version(),
     )
     encoder = Encoder(VAE(config, dtype=jnp.dtype(args.dtype)), params, args.batch_size)
-    tasks = make_tasks(args, sources, encoder)
+    made = make_tasks(args, sources, encoder)
     options = {"source": args.data, "weights": args.weights, "limit": args.limit}
     # The batch size decides how a device rounds, so that one of another size is another plan.
     options |= {**dataclasses.asdict(info), "batch_size": encoder.batch_size}
     options["shape"] = list(info.shape)
     plan = {"command": "latents", "options": options}
 
-    process, processes = jax.process_index(), jax.process_count()
-    if process == 0:
-        importing.open_folder(args.out, plan, args.overwrite)
-    if processes > 1:
-        multihost_utils.sync_global_devices("open")
-    mine = tasks[process::processes]
-    total = sum(len(task.places) for task in mine)
-    with tqdm(total=total, desc=f"latents -> {args.out}", unit="scene", mininterval=1) as bar:
-        for task in mine:
-            if task.note_file.exists() and task.path.exists():
-                bar.update(len(task.places))
-            else:
-                task.run(bar.update)
-    if processes > 1:
-        multihost_utils.sync_global_devices("written")
-    if process == 0:
+    def wait_for_all(name: str) -> None:
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(name)
+
+    if jax.process_index() == 0:
+        output.open_folder(args.out, plan, args.overwrite)
+    wait_for_all("open")
+    mine = made[jax.process_index() :: jax.process_count()]
+    tasks.run_pending(mine, f"latents -> {args.out}")
+    wait_for_all("written")
+    if jax.process_index() == 0:
         moments.write_info(args.out, info)
-        importing.finish_folder(args.out, plan, tasks, str(args.data), with_moments=True)
-
-
-def main(argv: Sequence[str]) -> None:
-    add_latents(argument_parser().parse_args(argv))
+        output.finish_folder(args.out, plan, made, str(args.data), with_moments=True)
 
 
 if __name__ == "__main__":

@@ -8,36 +8,31 @@ origin so that the farthest stands at radius 1.5, the nearest radius of the trai
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.lib import importing, normalizing
 from escherjax.errors import run_command
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the importer; see --help."""
-    parser = importing.argument_parser("nerf_json", "Folders with transforms.json to shards.")
-    normalizing.add_arguments(parser)
-    args = parser.parse_args(argv)
-    importing.check_arguments(args)
-    normalizing.check_arguments(args)
+def scenes(args: argparse.Namespace) -> importing.Scenes:
+    """The folders that have a transforms file, and what reads one."""
+    from data_prep.lib.assembling import Assembler
+    from escherjax.data.formats import folders
 
-    from escherjax.data.formats.folders import find_scene_folders, read_scene_folder
+    assemble = Assembler(args)
 
-    found = find_scene_folders(args.source, "transforms", args.split)[: args.limit]
+    def read(scene_id: str, folder: Path) -> importing.Imported:
+        views, layout = folders.find_views(folder, args.split)
+        return assemble(scene_id, layout, views)
 
-    stored = importing.picture_format(args)
+    return folders.find_scene_folders(args.source, "transforms", args.split), read
 
-    def read_scene(scene_id: str, folder: Path) -> importing.Imported:
-        scene = read_scene_folder(folder, scene_id, args.split, args.resolution, stored=stored)
-        return normalizing.normalize(scene, args)
 
-    ids = [scene_id for scene_id, _ in found]
-    read = importing.SceneReader(read_scene, found, args.workers)
-    importing.import_scenes(args, "nerf_json", ids, read)
-
+main = importing.command(
+    "nerf_json", "Folders with transforms.json to shards.", scenes, normalizing.add_arguments
+)
 
 if __name__ == "__main__":
     run_command(main, sys.argv[1:])

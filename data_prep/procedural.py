@@ -7,8 +7,10 @@ python -m data_prep.procedural --out scenes --limit 2 --folders
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from data_prep.lib import importing
 from escherjax.errors import UserError, run_command
@@ -31,39 +33,31 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     args.limit = DEFAULT_SCENES if args.limit is None else args.limit
     importing.check_arguments(args)
-    for name, lowest in (("resolution", 1), ("num_views", 1), ("seed", 0), ("first_scene", 0)):
-        if getattr(args, name) < lowest:
-            raise UserError(
-                f"--{name.replace('_', '-')} {getattr(args, name)}: needed at least {lowest}."
-            )
-
+    importing.check_at_least(args, resolution=1, num_views=1, seed=0, first_scene=0)
     if args.folders:
         if args.format or args.runner:
             raise UserError("--folders writes PNG files here, without --format and --runner.")
         _write_folders(args)
         return
 
-    import dataclasses
-
+    from data_prep.lib.assembling import picture_format
     from escherjax.data.procedural import ProceduralSource, scene_name
 
     numbers = range(args.first_scene, args.first_scene + args.limit)
-    stored = importing.picture_format(args)
+    stored = picture_format(args)
     ids = [scene_name(args.seed, number) for number in numbers]
 
-    def read(places: Sequence[int]) -> Iterator[importing.Imported]:
+    def encode(_: str, scene: Any) -> importing.Imported:
+        encoded = [stored.encode(picture) for picture in scene.images]
+        return importing.Imported(dataclasses.replace(scene, images=encoded))
+
+    def read(places: Sequence[int]) -> Iterator[importing.Imported | importing.Skipped]:
         for start in range(0, len(places), BLOCK):
             block = places[start : start + BLOCK]
             source = ProceduralSource(
                 args.seed, len(block), args.num_views, args.resolution, numbers[block[0]]
             )
-
-            def encode(_, index: int, source=source) -> importing.Imported:
-                scene = source[index]
-                encoded = [stored.encode(picture) for picture in scene.images]
-                return importing.Imported(dataclasses.replace(scene, images=encoded))
-
-            items = [(ids[place], index) for index, place in enumerate(block)]
+            items = [(ids[place], source[index]) for index, place in enumerate(block)]
             yield from importing.SceneReader(encode, items, args.workers)(range(len(block)))
 
     importing.import_scenes(args, "procedural", ids, read)

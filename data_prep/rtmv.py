@@ -11,8 +11,8 @@ modulo 256. Alpha is not read. Needs the extra `prep`.
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the importer; see --help."""
-    parser = importing.argument_parser("rtmv", "RTMV scenes (EXR with JSON) to shards.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of RTMV's scenes."""
     normalizing.add_arguments(parser, normalize="none")
     parser.add_argument(
         "--color",
@@ -37,31 +36,30 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--first-views", type=int, help="only the first so many frames (published evaluation: 20)"
     )
-    args = parser.parse_args(argv)
-    importing.check_arguments(args)
-    normalizing.check_arguments(args)
 
+
+def scenes(args: argparse.Namespace) -> importing.Scenes:
+    """The folders of EXR files, and what reads one."""
+    from data_prep.lib.assembling import Assembler
     from escherjax.data.formats import rtmv
-    from escherjax.data.formats.folders import assemble_scene
 
     rtmv.check_openexr()
-    found = rtmv.find_scenes(args.source)[: args.limit]
+    assemble = Assembler(args)
     to_bytes = rtmv.wrap_to_bytes if args.color == "faithful" else rtmv.tonemap
 
     def read_picture(path: Path) -> tuple[None, np.ndarray]:
         return None, to_bytes(rtmv.read_exr(path))
 
-    stored = importing.picture_format(args)
-
-    def read_scene(scene_id: str, folder: Path) -> importing.Imported:
+    def read(scene_id: str, folder: Path) -> importing.Imported:
         views = rtmv.read_cameras(folder, args.first_views)
-        scene = assemble_scene(scene_id, "rtmv", views, args.resolution, stored, read_picture)
-        return normalizing.normalize(scene, args)
+        return assemble(scene_id, "rtmv", views, read_picture)
 
-    ids = [scene_id for scene_id, _ in found]
-    read = importing.SceneReader(read_scene, found, args.workers)
-    importing.import_scenes(args, "rtmv", ids, read)
+    return rtmv.find_scenes(args.source), read
 
+
+main = importing.command(
+    "rtmv", "RTMV scenes (EXR with JSON) to shards.", scenes, add_arguments, modules=("OpenEXR",)
+)
 
 if __name__ == "__main__":
     run_command(main, sys.argv[1:])

@@ -14,8 +14,9 @@ compressed one the scenes and splits are the same, in the archive's order.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,16 @@ def main(argv: Sequence[str]) -> None:
                 "--released-filter excludes other values of --num-views and --max-empty-views."
             )
         args.num_views = RELEASED_VIEWS
-    if archives.is_archive(args.source) and not args.source.is_dir():
-        _import_archive(args)
-        return
 
     from escherjax.data.formats.folders import find_scene_folders
 
-    found, about = selection.select(args, find_scene_folders(args.source, "zero123"))
-    import_renders(args, "zero123", found, about=about)
+    read: importing.ReadScenes
+    if archives.is_archive(args.source) and not args.source.is_dir():
+        found, about, read = _open_archive(args)
+    else:
+        found, about = selection.select(args, find_scene_folders(args.source, "zero123"))
+        read = importing.SceneReader(render_reader(args), found, args.workers)
+    importing.import_scenes(args, "zero123", [scene_id for scene_id, _ in found], read, about)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,83 +74,78 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def import_renders(
+def render_reader(
+    args: argparse.Namespace, axes: str = "opengl"
+) -> Callable[[str, Path], importing.Imported]:
+    """A function that reads a render folder, with poses of these camera axes."""
+    from escherjax.data.formats import folders
+
+    finish = _finisher(args)
+
+    def read(scene_id: str, folder: Path) -> importing.Imported:
+        views, layout = folders.find_views(folder, axes=axes)
+        return finish(scene_id, layout, views)
+
+    return read
+
+
+def _open_archive(
     args: argparse.Namespace,
-    command: str,
-    found: Sequence[tuple[str, Path]],
-    axes: str = "opengl",
-    about: Mapping[str, Any] | None = None,
-) -> None:
-    """Imports render folders given as (scene id, folder), with poses of these camera axes.
+) -> tuple[selection.Found, dict[str, Any], importing.ReadScenes]:
+    """(scenes to import, what the report says of the archive, what reads them)."""
+    from data_prep.lib import output
+    from escherjax.data.formats import folders
 
-    about: see `importing.import_scenes`.
-    """
-    from escherjax.data.formats.folders import read_scene_folder
-
-    stored = importing.picture_format(args)
-
-    def read_scene(scene_id: str, folder: Path) -> importing.Imported:
-        scene = read_scene_folder(
-            folder, scene_id, resolution=args.resolution, axes=axes, stored=stored
-        )
-        return _filtered(args, scene)
-
-    ids = [scene_id for scene_id, _ in found]
-    read = importing.SceneReader(read_scene, found, args.workers)
-    importing.import_scenes(args, command, ids, read, about)
-
-
-def _import_archive(args: argparse.Namespace) -> None:
-    from escherjax.data.formats.folders import read_zero123, view_number
-
-    importing.check_not_taken(args)
+    output.check_not_taken(args.out, args.overwrite)
     archive = archives.Archive(
         args.source,
-        lambda name: view_number(name) is not None,
-        args.out / importing.PROGRESS_FOLDER / "archive.json",
+        lambda name: folders.view_number(name) is not None,
+        args.out / output.PROGRESS_FOLDER / "archive.json",
     )
     order: Callable[[Any], Any] | None = archive.order if archive.is_compressed else None
     found, about = selection.select(args, archive.scenes(), order)
     about["refused_members"] = archive.refused
     for name, reason in list(archive.refused.items())[:5]:
         print(f"refused {name}: {reason}")
-    stored = importing.picture_format(args)
-    fetched: dict[int, archives.MemberFolder | UserError] = {}
+    finish = _finisher(args)
 
-    def read_scene(scene_id: str, place: int) -> importing.Imported:
-        folder = fetched.pop(place)
-        if isinstance(folder, UserError):
-            raise folder
-        return _filtered(args, read_zero123(folder, scene_id, args.resolution, stored))
-
-    ids = [scene_id for scene_id, _ in found]
-    items = [(scene_id, place) for place, scene_id in enumerate(ids)]
-    read = importing.SceneReader(read_scene, items, args.workers)
+    def decode(scene_id: str, fetched: archives.MemberFolder | UserError) -> importing.Imported:
+        if isinstance(fetched, UserError):
+            raise fetched
+        return finish(scene_id, "zero123", folders.zero123_views(fetched, fetched.list()))
 
     # An archive is read in one process, forwards, while threads decode what was read
-    def read_forward(places):
-        def fetch(place):
-            return archive.read(found[place][1])
+    def read(places: Sequence[int]) -> Iterator[importing.Imported | importing.Skipped]:
+        scenes = (found[place] for place in places)
+        fetched = ((scene_id, archive.fetch(folder)) for scene_id, folder in scenes)
+        return importing.SceneReader(decode, (), args.workers).read_items(fetched)
 
-        return read(archives.fetched_in_order(places, fetch, fetched))
-
-    importing.import_scenes(args, "zero123", ids, read_forward, about)
-
-
-def _filtered(args: argparse.Namespace, scene: Any) -> importing.Imported:
-    if args.num_views and scene.num_views != args.num_views:
-        raise UserError(f"has {scene.num_views} views; --num-views asks for {args.num_views}.")
-    empty = sum(_is_empty(data) for data in scene.images)
-    if empty > args.max_empty_views:
-        raise UserError(f"{empty} views are empty; --max-empty-views {args.max_empty_views}.")
-    return importing.Imported(scene)
+    return found, about, read
 
 
-def _is_empty(data: bytes) -> bool:
+def _finisher(args: argparse.Namespace) -> Callable[..., importing.Imported]:
+    """What makes a scene of views, unless too many of them are empty."""
+    from data_prep.lib.assembling import Assembler
     from escherjax.data.images import decode_image
 
-    picture = decode_image(data, "view")
-    return picture.shape[-1] == 4 and not picture[..., 3].any()
+    return functools.partial(_finish, args, Assembler(args), decode_image)
+
+
+def _finish(
+    args: argparse.Namespace,
+    assemble: Callable[..., importing.Imported],
+    decode: Callable[[bytes, str], Any],
+    *views: Any,
+) -> importing.Imported:
+    imported = assemble(*views)
+    scene = imported.scene
+    if args.num_views and scene.num_views != args.num_views:
+        raise UserError(f"has {scene.num_views} views; --num-views asks for {args.num_views}.")
+    pictures = (decode(data, "view") for data in scene.images)
+    empty = sum(picture.shape[-1] == 4 and not picture[..., 3].any() for picture in pictures)
+    if empty > args.max_empty_views:
+        raise UserError(f"{empty} views are empty; --max-empty-views {args.max_empty_views}.")
+    return imported
 
 
 if __name__ == "__main__":

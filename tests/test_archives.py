@@ -210,7 +210,7 @@ def test_id_lists_select_and_hold_out_and_unknown_ids_are_named(renders, tmp_pat
         assert report["ids"] == {"given": 4, "unknown": ["zz"]}
         assert report["heldout_ids"] == {"given": 2, "unknown": ["yy"]}
     for text, reason in (
-        ("[1]", "lists 1; needed ids"),
+        ("[1]", "lists 1; expected ids"),
         ("[", "cannot be read as a list"),
         ("x", "none of its 1"),
     ):

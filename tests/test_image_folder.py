@@ -103,7 +103,7 @@ def test_cameras_of_photos_are_found_and_photos_are_turned_upright(tmp_path):
     assert "it is empty" in note["left_out"]["empty.jpg"]
     assert "could not register" in note["left_out"]["lid.png"]
     assert [entry["scene_id"] for entry in report["skipped"]] == ["two"]
-    assert "1 photos can be read; needed 3" in report["skipped"][0]["reason"]
+    assert "1 photos can be read; at least 3 are needed" in report["skipped"][0]["reason"]
     assert {path.suffix for path in (tmp_path / "out").iterdir()}.isdisjoint({".db", ".import"})
     kept = ("--scenes", str(tmp_path / "kept"))
     run(image_folder, tmp_path / "photos", tmp_path / "again", *options, *kept)
@@ -119,7 +119,7 @@ def test_photos_of_nothing_and_folders_without_photos_are_refused(tmp_path):
     folder.mkdir()
     for number in range(3):
         Image.new("RGB", (64, 64), (9 * number, 0, 0)).save(folder / f"{number}.png")
-    with pytest.raises(UserError, match="COLMAP registered 0 of 3 photos; needed 3"):
+    with pytest.raises(UserError, match="COLMAP registered 0 of 3 photos; at least 3 are needed"):
         run(image_folder, folder, tmp_path / "out")
     assert not any((tmp_path / "out").iterdir())
     (tmp_path / "none").mkdir()

@@ -161,14 +161,14 @@ def test_every_fault_of_a_sequence_is_named_and_the_others_are_kept(tmp_path):
         "frame 0: picture cup/bad/images/000000.png is missing",
         "frame 1: mask cup/bad/masks/000001.png is missing",
         "frame 2 has no viewpoint",
-        "frame 3: viewpoint's R is no array of shape (3, 3)",
-        "frame 4: intrinsics_format 'pixels'",
+        "frame 3: viewpoint's R is not an array of shape (3, 3)",
+        "frame 4: intrinsics_format must be",
         "frame 5: image has no size",
-        "frame 6: viewpoint's T is no array",
+        "frame 6: viewpoint's T is not an array",
     ):
         assert words in reasons["cup/bad"]
     assert "pose of view 0 is mirrored" in reasons["cup/mirrored"]
-    for words in ("000000.png cannot be decoded", "000001.png cannot be", "needed one size"):
+    for words in ("000000.png cannot be decoded", "000001.png cannot be", "expected one size"):
         assert words in reasons["cup/broken"]
     assert "another shape" in reasons["cup/tall"]
 
@@ -187,7 +187,7 @@ def test_unreadable_annotations_are_refused(tmp_path):
             run(co3d, tmp_path, tmp_path / "out")
     for content in ({"a": 1}, [1], [{"sequence_name": "a"}]):
         file.write_bytes(gzip.compress(json.dumps(content).encode()))
-        with pytest.raises(UserError, match="entry 0 is no frame annotation"):
+        with pytest.raises(UserError, match="entry 0 is not a frame annotation"):
             run(co3d, tmp_path, tmp_path / "out")
     write_annotations(tmp_path, [], "frame_annotations.json")
     with pytest.raises(UserError, match="several annotation files"):

@@ -122,7 +122,7 @@ def test_report_counts_bytes_and_skipped_scenes_by_reason(rendered, tmp_path, ca
     [
         (("--quality", "90"), "--quality 90 needs --format jpeg or webp"),
         (("--format", "png", "--quality", "90"), "--quality 90 needs"),
-        (("--format", "webp", "--quality", "0"), "needed 1 to 100"),
+        (("--format", "webp", "--quality", "0"), "must be 1 to 100, got 0"),
         (("--recenter", "--normalize", "none"), "--recenter needs --normalize"),
     ],
 )
@@ -136,7 +136,7 @@ def test_unknown_flags_and_addresses_are_refused(tmp_path, capsys):
     for more, message in (
         (["--out", "x", "--region", "here"], "unrecognized arguments: --region here"),
         (["--out", "x", "--work", "2"], "unrecognized arguments: --work 2"),  # nothing is guessed
-        (["--out", "ftp://x"], "needed a folder, or gs://"),
+        (["--out", "ftp://x"], "must be a folder, or an address that starts with gs://"),
     ):
         with pytest.raises(SystemExit) as stopped:
             zero123.main(["--source", str(tmp_path), *more])

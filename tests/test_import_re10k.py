@@ -137,12 +137,12 @@ def test_every_fault_of_a_clip_is_named_and_the_others_are_kept(tmp_path):
     reasons = {entry["scene_id"]: entry["reason"] for entry in report["skipped"]}
     for words in (
         "line 2 has 18 numbers, not 19",
-        "line 3 holds what is no number",
+        "line 3 holds something that is not a number",
         "line 4 has [0.1, 0.0] where zeros belong",
         f"line 6 repeats timestamp {first}",
     ):
         assert words in reasons["bad"]
-    assert "is no clip: needed the video's address" in reasons["text"]
+    assert "is not a clip: expected the video's address" in reasons["text"]
     assert "it has no frames" in reasons["empty"]
     assert "none of its 5 frames is in" in reasons["gone"]
     assert "pose of view 0 is mirrored" in reasons["mirrored"]
@@ -157,7 +157,7 @@ def test_missing_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="no .txt in"):
         import_clips(tmp_path)
     (tmp_path / "frames").rmdir()
-    with pytest.raises(UserError, match="frames is no folder"):
+    with pytest.raises(UserError, match="frames is not a directory"):
         import_clips(tmp_path)
 
 

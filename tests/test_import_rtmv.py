@@ -119,7 +119,7 @@ def test_every_fault_of_a_scene_is_named_and_the_others_are_kept(tmp_path):
         "00004.json: intrinsics are for 192 x 72",
     ):
         assert words in reasons["pictures"]
-    assert "pose of view 0 has last row" in reasons["transposed"]
+    assert "pose of view 0 must have last row" in reasons["transposed"]
 
 
 def test_folders_without_frames_are_refused(tmp_path):
@@ -127,7 +127,7 @@ def test_folders_without_frames_are_refused(tmp_path):
         run(rtmv, tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(UserError, match="needed folders with 00000.exr and 00000.json"):
         run(rtmv, tmp_path, tmp_path / "out")
-    with pytest.raises(UserError, match="--first-views 0: needed at least 1"):
+    with pytest.raises(UserError, match="--first-views must be at least 1, got 0"):
         run(rtmv, tmp_path, tmp_path / "out", "--first-views", "0")
 
 

@@ -284,8 +284,8 @@ def test_procedural_command_writes_the_rendered_scenes(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("--limit", "0"), "--limit 0"),
-        (("--heldout", "1.5"), "needed a fraction"),
+        (("--limit", "0"), "--limit must be at least 1, got 0"),
+        (("--heldout", "1.5"), "must be a fraction"),
         (("--heldout", "1"), "leaves none of 1 scenes"),
         (("--split", "Train"), "split 'Train'"),
         (("--split", "heldout", "--heldout", "0.5"), "another name"),

@@ -356,7 +356,7 @@ def test_folder_without_moments_and_moments_of_another_vae_are_refused(
     "more, message",
     [
         (["--resolution", "15"], "not a multiple of 2"),
-        (["--batch-size", "0"], "--batch-size 0: needed at least 1"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(weights, data, tmp_path, more, message):

@@ -87,10 +87,10 @@ def test_every_argument_out_of_range_is_named(tmp_path):
     with pytest.raises(UserError) as error:
         run(render_meshes, tmp_path, tmp_path / "out", *wrong)
     for name in (
-        "--num-views 0",
-        "--resolution 0",
-        "--radius 0.5",
-        "--focal-mm 50",
+        "--num-views must be at least 1, got 0",
+        "--resolution must be at least 1, got 0",
+        "--radius must be 0.87 <= LOW <= HIGH, got 0.5 2",
+        "--focal-mm must be 1 <= LOW <= HIGH, got 50 20",
         "--timeout",
         "--views-folder",
     ):

@@ -241,7 +241,7 @@ def test_python_without_blender_is_named(tmp_path):
     fake.chmod(0o755)
     with pytest.raises(UserError, match="cannot start Blender.*No module named bpy[^$]*libx11"):
         run(render_meshes, tmp_path / "meshes", tmp_path / "out", "--blender-python", str(fake))
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         run(render_meshes, tmp_path / "meshes", tmp_path / "out", "--blender-python", "nowhere")
 
 

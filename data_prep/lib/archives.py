@@ -13,8 +13,9 @@ import gzip
 import json
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from escherjax.errors import UserError
 
@@ -37,24 +38,26 @@ class MemberFile:
     data: bytes
 
     def read_bytes(self) -> bytes:
+        """The content."""
         return self.data
 
     def __str__(self) -> str:
         return self.name
 
 
+@dataclasses.dataclass(frozen=True)
 class MemberFolder:
     """A folder of an archive with its files in memory; stands in for a Path."""
 
-    def __init__(self, name: str, files: dict[str, bytes]):
-        self.name, self._files = name, files
+    name: str
+    files: dict[str, bytes]
 
     def list(self) -> list[str]:
         """Names of the files, sorted."""
-        return sorted(self._files)
+        return sorted(self.files)
 
     def __truediv__(self, name: str) -> MemberFile:
-        return MemberFile(f"{self.name}/{name}", self._files[name])
+        return MemberFile(f"{self.name}/{name}", self.files[name])
 
     def __str__(self) -> str:
         return self.name
@@ -63,23 +66,28 @@ class MemberFolder:
 class Archive:
     """Random or forward access to the scene folders of an archive.
 
-    is_view: whether a file of this name makes its folder a scene; other files are passed over.
-    cache: a list of the archive made earlier; used if the archive is still the same.
-    Raises UserError if there is no such file, it is damaged or cut off, or holds no scene.
+    Args:
+        path: the archive.
+        is_view: whether a file of this name makes its folder a scene; other files are passed over.
+        cache: a list of the archive made earlier; used if the archive is still the same.
+
+    Raises:
+        UserError: if there is no such file, it is damaged or cut off, or holds no scene.
     """
 
     def __init__(self, path: Path, is_view: Callable[[str], bool], cache: Path):
         self.path, self._is_view = path, is_view
+        self.is_compressed = path.suffix != ".tar"
         self._stream: Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]] | None = None
         self._position = 0
         try:
             status = path.stat()
         except OSError as error:
             raise UserError(f"--source {path} cannot be read ({error}).") from error
-        self._identity = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+        identity = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
         listed = json.loads(cache.read_text()) if cache.exists() else {}
-        if listed.get("identity") != self._identity:
-            listed = self._list()
+        if listed.get("identity") != identity:
+            listed = {"identity": identity, **self._list()}
             cache.parent.mkdir(parents=True, exist_ok=True)
             cache.write_text(json.dumps(listed))
         # Members that were refused, by name, with the reason
@@ -87,11 +95,7 @@ class Archive:
         # Where the views of a folder lie: [offset of the first, number of views]
         self._runs: dict[str, list[list[int]]] = listed["runs"]
         if not self._runs:
-            raise UserError(f"no scenes in {path}; needed folders with 000.png and 000.npy, ...")
-
-    @property
-    def is_compressed(self) -> bool:
-        return self.path.suffix != ".tar"
+            raise UserError(f"no scenes in {path}; expected folders with 000.png and 000.npy, ...")
 
     def scenes(self) -> list[tuple[str, str]]:
         """(id, folder inside the archive) of every scene, sorted by id.
@@ -115,6 +119,13 @@ class Archive:
         """Sorts scenes as a compressed archive is read fastest."""
         return self._runs[folder][0][0]
 
+    def fetch(self, folder: str) -> MemberFolder | UserError:
+        """The views of a scene, or why it cannot be used; see `read`."""
+        try:
+            return self.read(folder)
+        except UserError as error:
+            return error
+
     def read(self, folder: str) -> MemberFolder:
         """The views of a scene. Of a file that is there twice the later counts, as on unpacking.
 
@@ -132,8 +143,8 @@ class Archive:
         runs = self._runs[folder]
         if self.is_compressed and len(runs) > 1:
             raise UserError(
-                f"{name} lies in {len(runs)} parts of a compressed archive; needed its files side "
-                "by side. Decompress it to a .tar."
+                f"{name} lies in {len(runs)} parts of a compressed archive; expected its files "
+                "side by side. Decompress it to a .tar."
             )
         files: dict[str, bytes] = {}
         for start, count in runs:
@@ -144,59 +155,58 @@ class Archive:
         return MemberFolder(name, files)
 
     def _read_run(self, start: int, count: int, folder: str) -> Iterator[tuple[str, bytes]]:
-        if not self.is_compressed or self._stream is None or self._position > start:
+        """(name, content) of so many views from an offset on."""
+        if self._stream is None or not self.is_compressed or self._position > start:
             self._stream = self._members(0 if self.is_compressed else start)
-        left = count
-        while left:
+        while count:
             try:
                 info, archive = next(self._stream)
                 self._position = info.offset + 1
-                if info.offset < start or self._place(info) is None:
+                if info.offset < start or self._folder_of_view(info) is None:
                     continue
                 if info.size > MAX_SCENE_BYTES:
                     raise UserError(f"{self.path}/{info.name} has {info.size} bytes.")
-                data = archive.extractfile(info).read()
+                file: Any = archive.extractfile(info)
+                data = file.read()
             except (StopIteration, *DAMAGES) as error:
                 self._stream = None
                 raise UserError(
                     f"{self.path}/{folder} can no longer be read ({type(error).__name__}); has the "
                     "archive changed?"
                 ) from error
-            left -= 1
+            count -= 1
             yield PurePosixPath(info.name).name, data
 
-    def _list(self) -> dict:
-        """The archive's identity, where its scenes lie, and what was refused."""
+    def _list(self) -> dict[str, Any]:
+        """Where the archive's scenes lie, and what was refused."""
         from tqdm import tqdm
 
         runs: dict[str, list[list[int]]] = {}
         refused: dict[str, str] = {}
-        last, count = None, 0
+        last = None
         with tqdm(desc=f"listing {self.path}", unit="member", mininterval=1) as bar:
             try:
                 for info, _ in self._members(0):
                     bar.update()
-                    count += 1
-                    reason = _refusal(info)
-                    if reason:
+                    if reason := _refusal(info):
                         refused[info.name] = reason
                         continue
-                    place = self._place(info)
-                    if place is None:
+                    folder = self._folder_of_view(info)
+                    if folder is None:
                         continue
-                    parts = runs.setdefault(place, [])
-                    if place != last:
+                    parts = runs.setdefault(folder, [])
+                    if folder != last:
                         parts.append([info.offset, 0])
-                        last = place
+                        last = folder
                     parts[-1][1] += 1
             except DAMAGES as error:
                 raise UserError(
-                    f"{self.path} is damaged or cut off behind {count} members "
+                    f"{self.path} is damaged or cut off behind {bar.n} members "
                     f"({type(error).__name__}); copy it again."
                 ) from error
-        return {"identity": self._identity, "runs": runs, "refused": refused}
+        return {"runs": runs, "refused": refused}
 
-    def _place(self, info: tarfile.TarInfo) -> str | None:
+    def _folder_of_view(self, info: tarfile.TarInfo) -> str | None:
         """The folder that a member is a view of, or None."""
         path = PurePosixPath(info.name)
         is_view = info.isreg() and _refusal(info) is None and self._is_view(path.name)
@@ -204,16 +214,16 @@ class Archive:
 
     def _members(self, start: int) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
         """Members from an offset on, in order, each with the archive to extract it from."""
+        archive: Any
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(open(self.path, "rb", buffering=READ_BYTES))
+            file: Any = stack.enter_context(self.path.open("rb", buffering=READ_BYTES))
+            mode: Any = "r:"
             if self.is_compressed:
                 # Not tarfile's own decompression, which ends at the first of joined .gz files
-                file = stack.enter_context(gzip.GzipFile(fileobj=file))
+                file, mode = stack.enter_context(gzip.GzipFile(fileobj=file)), "r|"
             file.seek(start)
-            mode = "r|" if self.is_compressed else "r:"
-            options = {"bufsize": READ_BYTES} if self.is_compressed else {}
             archive = stack.enter_context(
-                tarfile.open(fileobj=file, mode=mode, tarinfo=_StrictInfo, **options)
+                tarfile.open(None, mode, file, READ_BYTES, tarinfo=_StrictInfo)
             )
             while (info := archive.next()) is not None:
                 archive.members.clear()  # it would keep every one
@@ -224,10 +234,10 @@ class _StrictInfo(tarfile.TarInfo):
     """Ends at the end mark alone: tarfile takes damage, and a file cut off, for the end too."""
 
     @classmethod
-    def fromtarfile(cls, archive):
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:  # type: ignore[override]
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(str(error)) from error
@@ -241,15 +251,3 @@ def _refusal(info: tarfile.TarInfo) -> str | None:
     if not (info.isreg() or info.isdir()):
         return "is a link" if info.islnk() or info.issym() else "is a device or no plain file"
     return None
-
-
-def fetched_in_order(
-    places: Sequence[int], fetch: Callable[[int], MemberFolder], kept: dict
-) -> Iterator[int]:
-    """Yields each place after putting what `fetch` gives for it, or its UserError, into `kept`."""
-    for place in places:
-        try:
-            kept[place] = fetch(place)
-        except UserError as error:
-            kept[place] = error
-        yield place

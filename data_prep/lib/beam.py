@@ -7,6 +7,7 @@ back is nothing but the notes in OUT/.import.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from data_prep.lib.tasks import ShardTask
 from escherjax.errors import StoppedError, UserError
@@ -43,7 +44,7 @@ def run_tasks(tasks: Sequence[ShardTask], runner: str, flags: Sequence[str]) -> 
         ) from error
 
 
-def _options(runner: str, flags: Sequence[str]):
+def _options(runner: str, flags: Sequence[str]) -> tuple[Any, Any]:
     """(the apache_beam module, PipelineOptions)."""
     try:
         import apache_beam

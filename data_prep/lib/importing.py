@@ -1,6 +1,6 @@
-"""What all importers share: arguments, shards that survive a kill, progress bar, report.
+"""What all importers share: a command line, and shards that survive a kill.
 
-An import is a list of scene ids in a fixed order and a function that reads some of them. Shard i
+An import is a list of scenes in a fixed order and a function that reads one of them. Shard i
 holds a fixed part of the list; see `data_prep.lib.tasks`. Started again with the same arguments, an
 import keeps finished shards and goes on, and what it makes is byte for byte what an undisturbed run
 makes, on however many processes or machines.
@@ -9,29 +9,24 @@ makes, on however many processes or machines.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.lib import reporting
-from data_prep.lib.tasks import (
-    PROGRESS_FOLDER,
-    Imported,
-    ReadScenes,
-    SceneReader,
-    ShardTask,
-    Skipped,
-    no_room_stops,
-    run_in_processes,
-    write_json,
-)
+from data_prep.lib import output, tasks
+from data_prep.lib.tasks import Found, Imported, ReadScenes, SceneReader, ShardTask, Skipped, Tick
 from escherjax.errors import UserError
 
-__all__ = ["Imported", "SceneReader", "Skipped"]  # what importers need besides what is below
+__all__ = [
+    "Imported",
+    "ReadScenes",
+    "SceneReader",
+    "Skipped",
+]  # what importers need besides what is below
 
 SCENES_PER_SHARD = 1024
 # Of one process: reading was seen to hold Python's lock for 9 to 19% of its time, so that about
@@ -39,13 +34,48 @@ SCENES_PER_SHARD = 1024
 THREADS = 4
 ADDRESSES = ("gs://", "s3://", "az://")  # that etils.epath reads and writes
 # Arguments that do not change what is written.
-WAYS = ("out", "overwrite", "workers", "runner", "beam_flags")
+RUNTIME_ONLY = ("out", "overwrite", "workers", "runner", "beam_flags")
+
+# All scenes, and a function that reads one: (*scene) -> Imported.
+Scenes = tuple[Sequence[Found], Callable[..., Imported]]
+
+
+def command(
+    name: str,
+    description: str,
+    scenes: Callable[[argparse.Namespace], Scenes],
+    add_arguments: Callable[[argparse.ArgumentParser], object] | None = None,
+    modules: Sequence[str] = (),
+) -> Callable[[Sequence[str]], None]:
+    """The `main` of an importer, `python -m data_prep.NAME`.
+
+    Args:
+        name: of the command.
+        description: for --help.
+        scenes: finds the scenes that the arguments name. Whatever `scenes` and the function that
+            it returns need is imported inside `scenes`: --help stays fast, and threads, which call
+            that function, import nothing.
+        add_arguments: adds arguments besides those that all importers have.
+        modules: see `SceneReader`.
+    """
+
+    def main(argv: Sequence[str]) -> None:
+        parser = argument_parser(name, description)
+        if add_arguments:
+            add_arguments(parser)
+        args = parser.parse_args(argv)
+        check_arguments(args)
+        found, read_scene = scenes(args)
+        read = SceneReader(read_scene, found[: args.limit], args.workers, modules)
+        import_scenes(args, name, [scene_id for scene_id, *_ in read.items], read)
+
+    return main
 
 
 class _Parser(argparse.ArgumentParser):
     """Leaves the flags that it does not know to Beam, where --runner is given."""
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         known, rest = self.parse_known_args(args, namespace)
         if rest and not known.runner:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -60,66 +90,65 @@ def argument_parser(
     parser = _Parser(
         prog=f"python -m data_prep.{command}", description=description, allow_abbrev=False
     )
-    parser.add_argument(
-        "--source",
-        type=Path,
-        required=needs_source,
-        help="a scene folder, or a folder with scene folders at any depth"
-        if needs_source
-        else "not used: these scenes are made, not read",
-    )
-    parser.add_argument(
-        "--out",
-        type=folder,
-        required=True,
-        help="folder of shards to make; or an address, gs://... or s3://...",
-    )
-    parser.add_argument("--limit", type=int, help="only the first so many scenes")
-    parser.add_argument(
+    add = parser.add_argument
+    source_help = "a scene folder, or a folder with scene folders at any depth"
+    if not needs_source:
+        source_help = "not used: these scenes are made, not read"
+    add("--source", type=Path, required=needs_source, help=source_help)
+    add_output_arguments(parser)
+    add(
         "--resolution",
         type=int,
         default=256,
         help="shrink pictures whose shorter side is longer than this, and K with them; 0 leaves "
         "their size, as the faithful zero123 background needs (default %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--format",
         choices=("png", "jpeg", "webp"),
         help="of every picture; JPEG cannot hold transparent pixels: scenes that have them are "
         "skipped (default: files that need no change keep their bytes, others become png)",
     )
-    parser.add_argument(
+    add(
         "--quality",
         type=int,
         metavar="1..100",
         help="of jpeg and webp; a webp of 100 is lossless (default 92)",
     )
-    parser.add_argument(
+    add(
         "--workers",
         type=int,
         default=os.cpu_count(),
         help=f"threads; where there are several shards, in processes of {THREADS} (default: number "
         "of cores, %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--runner",
         metavar="DirectRunner|DataflowRunner|FlinkRunner|SparkRunner|...",
         help="write the shards by an Apache Beam pipeline on this runner, to which all flags that "
         "are not listed here go; --source and --out must be the same on all its machines "
         "(default: this machine alone, without Beam)",
     )
-    parser.add_argument(
-        "--shards", type=int, help=f"files to write (default: one for {SCENES_PER_SHARD} scenes)"
-    )
-    parser.add_argument("--split", default="train", help="name of the split (default %(default)s)")
-    parser.add_argument(
+    shards_help = f"files to write (default: one for {SCENES_PER_SHARD} scenes)"
+    add("--shards", type=int, help=shards_help)
+    add("--split", default="train", help="name of the split (default %(default)s)")
+    add(
         "--heldout",
         type=float,
         default=0,
         help="move the last scenes to a split 'heldout': a fraction below 1, or a number of scenes",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
     return parser
+
+
+def add_output_arguments(
+    parser: argparse.ArgumentParser, limit: str = "only the first so many scenes"
+) -> None:
+    """Adds --out, --overwrite and --limit (with this help), of everything that writes shards."""
+    out_help = "folder of shards to make; or an address, gs://... or s3://..."
+    parser.add_argument("--out", type=folder, required=True, help=out_help)
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+    parser.add_argument("--limit", type=int, help=limit)
 
 
 def add_max_views(parser: argparse.ArgumentParser) -> None:
@@ -139,36 +168,44 @@ def evenly_spaced(items: Sequence[Any], count: int | None) -> Sequence[Any]:
     return [items[round(place * step)] for place in range(count)]
 
 
+def faults_below(args: argparse.Namespace, **lowest: int) -> list[str]:
+    """What is wrong with the arguments that are there and below their lowest value."""
+    return [
+        f"--{name.replace('_', '-')} must be at least {least}, got {value}."
+        for name, least in lowest.items()
+        if (value := getattr(args, name, None)) is not None and value < least
+    ]
+
+
+def check_at_least(args: argparse.Namespace, **lowest: int) -> None:
+    """Raises UserError naming the arguments that are there and below their lowest value."""
+    if faults := faults_below(args, **lowest):
+        raise UserError(" ".join(faults))
+
+
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises UserError naming the first of the shared arguments that is out of range."""
+    """Raises UserError if one of the shared arguments is out of range, or two contradict."""
     from escherjax.data.shards import check_split_name
 
     check_split_name(args.split)
-    for name in ("limit", "resolution", "workers", "shards", "max_views", "first_views"):
-        value, lowest = getattr(args, name, None), 0 if name == "resolution" else 1
-        if value is not None and value < lowest:
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} {value}: needed at least {lowest}.")
+    check_at_least(args, limit=1, resolution=0, workers=1, shards=1, max_views=1, first_views=1)
     if args.quality is not None:
         if args.format not in ("jpeg", "webp"):
             raise UserError(f"--quality {args.quality} needs --format jpeg or webp.")
         if not 1 <= args.quality <= 100:
-            raise UserError(f"--quality {args.quality}: needed 1 to 100.")
+            raise UserError(f"--quality must be 1 to 100, got {args.quality}.")
     if args.heldout < 0 or (args.heldout > 1 and args.heldout != int(args.heldout)):
-        raise UserError(f"--heldout {args.heldout}: needed a fraction below 1 or a whole number.")
+        raise UserError(
+            f"--heldout must be a fraction below 1 or a whole number, got {args.heldout}."
+        )
     if args.heldout and args.split == "heldout":
         raise UserError("--heldout needs a --split of another name than 'heldout'.")
+    if getattr(args, "recenter", None) is True and args.normalize is None:
+        raise UserError("--recenter needs --normalize max_radius=R.")
     if args.runner:
         from data_prep.lib import beam
 
         beam.check_runner(args.runner, args.beam_flags)
-
-
-def picture_format(args: argparse.Namespace) -> Any:
-    """The images.PictureFormat that --format and --quality ask for."""
-    from escherjax.data.images import PictureFormat
-
-    return PictureFormat(args.format, args.quality or PictureFormat.quality)
 
 
 def folder(text: str) -> Path:
@@ -176,7 +213,9 @@ def folder(text: str) -> Path:
     if "://" not in text:
         return Path(text)
     if not text.startswith(ADDRESSES):
-        raise argparse.ArgumentTypeError(f"'{text}'; needed a folder, or {', '.join(ADDRESSES)}")
+        raise argparse.ArgumentTypeError(
+            f"must be a folder, or an address that starts with {', '.join(ADDRESSES)}, got '{text}'"
+        )
     from etils import epath
 
     return epath.Path(text)
@@ -189,82 +228,47 @@ def import_scenes(
     read: ReadScenes,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes scenes as a data set with a report, going on from an earlier try. Returns the folder.
+    """Writes scenes as a data set with a report, going on from an earlier try.
 
-    scene_ids: of every candidate, sorted, before --limit. read: a SceneReader of as many items; or
-    any function of places, which is called in this process alone, or pickled whole for Beam.
-    about: further entries of the report, on the import as a whole.
-    Raises UserError if --out is taken, ids repeat, or no scene at all can be used; StoppedError if
-    shards could not be written.
+    Args:
+        args: of an `argument_parser`.
+        command: name of the importer.
+        scene_ids: of every candidate, in the order in which they are written.
+        read: a SceneReader of as many items; or any function of places, which is called in this
+            process alone, or pickled whole for Beam.
+        about: further entries of the report, on the import as a whole.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if --out is taken, ids repeat, or no scene at all can be used.
+        StoppedError: if shards could not be written.
     """
-    from tqdm import tqdm
-
-    from escherjax.data import shards as records
+    from escherjax.data import shards
 
     scene_ids = list(scene_ids)[: args.limit]
-    records.check_unique(scene_ids)
-    shards = _plan_shards(args, len(scene_ids))
-    out = args.out
+    shards.check_unique(scene_ids)
+    parts = _plan_shards(args, len(scene_ids))
     options = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in sorted(vars(args).items())
-        if name not in WAYS
+        if name not in RUNTIME_ONLY
     }
     plan = {
         "command": command,
         "options": options,
         "scenes_sha256": hashlib.sha256("\n".join(scene_ids).encode()).hexdigest(),
     }
-    open_folder(out, plan, args.overwrite)
-    tasks = [
-        _make_task(out, split, shard, parts, scene_ids, read)
-        for split, parts in shards.items()
-        for shard in range(len(parts))
+    output.open_folder(args.out, plan, args.overwrite)
+    to_write = [
+        _make_task(args.out, split, shard, places, scene_ids, read)
+        for split, places in parts.items()
+        for shard in range(len(places))
     ]
-    pending = [task for task in tasks if not (task.note_file.exists() and task.path.exists())]
-    with tqdm(total=len(scene_ids), desc=f"{command} -> {out}", unit="scene", mininterval=1) as bar:
-        bar.update(len(scene_ids) - sum(len(task.places) for task in pending))
-        _run_tasks(args, pending, bar.update)
-    finish_folder(out, plan, tasks, str(options["source"]), about)
-    return out
-
-
-def finish_folder(
-    out: Path,
-    plan: dict[str, Any],
-    tasks: Sequence[ShardTask],
-    source: str,
-    about: Mapping[str, Any] | None = None,
-    with_moments: bool = False,
-) -> None:
-    """Makes a folder of which all shards are written a data set with a report, and prints that.
-
-    plan: as given to `open_folder`. source: what the scenes were read from, left out of reasons.
-    about: further entries of the report. with_moments: see `records.write_metadata`.
-    Raises UserError if no scene at all could be used.
-    """
-    from escherjax.data import shards as records
-
-    notes = [json.loads(task.note_file.read_text()) for task in tasks]
-    skipped = [entry for note in notes for entry in note["skipped"]]
-    if not any(note["scenes"] for note in notes):
-        first = skipped[0]
-        _remove_progress(out / PROGRESS_FOLDER)
-        _remove_data(out)
-        raise UserError(
-            f"none of {len(skipped)} scenes can be used. The first, '{first['scene_id']}': "
-            f"{first['reason']}"
-        )
-    lengths: dict[str, list[int]] = {task.split: [] for task in tasks}
-    for task, note in zip(tasks, notes, strict=True):
-        lengths[task.split].append(note["scenes"])
-    report = {**reporting.make_report(plan, source, lengths, notes), **(about or {})}
-    with no_room_stops(out):
-        write_json(out / reporting.REPORT_FILE, report)
-        description = f"Made by data_prep.{plan['command']}"
-        records.write_metadata(out, lengths, description, with_moments)
-    _remove_progress(out / PROGRESS_FOLDER)
-    reporting.print_summary(report, out)
+    tasks.run_pending(to_write, f"{command} -> {args.out}", functools.partial(_run_tasks, args))
+    output.finish_folder(args.out, plan, to_write, str(options["source"]), about)
+    return args.out
 
 
 def _make_task(
@@ -282,27 +286,22 @@ def _make_task(
     return ShardTask(out, split, shard, len(parts), ids, read, places)
 
 
-def _run_tasks(
-    args: argparse.Namespace, tasks: Sequence[ShardTask], tick: Callable[[int], Any]
-) -> None:
+def _run_tasks(args: argparse.Namespace, to_write: Sequence[ShardTask], tick: Tick) -> None:
     """Runs tasks where the arguments say: by Beam, in several processes, or here."""
-    if not tasks:
-        return
-    if args.runner:
+    if args.runner and to_write:
         from data_prep.lib import beam
 
-        beam.run_tasks(tasks, args.runner, args.beam_flags)
-        tick(sum(len(task.places) for task in tasks))
+        beam.run_tasks(to_write, args.runner, args.beam_flags)
+        tick(sum(len(task.places) for task in to_write))
         return
-    readers = [task.read for task in tasks if isinstance(task.read, SceneReader)]
+    readers = [task.read for task in to_write if isinstance(task.read, SceneReader)]
     processes = min(len(readers), args.workers // THREADS)
     if processes > 1:
         for reader in readers:
             reader.workers = args.workers // processes
-        run_in_processes(tasks, processes, tick)
-        return
-    for task in tasks:
-        task.run(tick)
+        tasks.run_in_processes(to_write, processes, tick)
+    else:
+        tasks.run_here(to_write, tick)
 
 
 def heldout_count(heldout: float, count: int) -> int:
@@ -326,78 +325,3 @@ def _plan_shards(args: argparse.Namespace, count: int) -> dict[str, list[range]]
 def _cut(start: int, stop: int, parts: int) -> list[range]:
     bounds = [start + (stop - start) * i // parts for i in range(parts + 1)]
     return [range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
-
-
-def open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
-    """Makes `out` ready to write shards to, or to go on with the same plan.
-
-    plan: "command", "options" and whatever else the shards follow from, as JSON. Raises UserError
-    if `out` cannot be reached or holds something else.
-    """
-    with no_room_stops(out):
-        _open_folder(out, plan, overwrite)
-
-
-def _open_folder(out: Path, plan: dict[str, Any], overwrite: bool) -> None:
-    from escherjax.data.metadata import COMPLETE_FILE
-
-    try:
-        out.exists()
-    except Exception as error:  # of any class, by the address's library
-        raise UserError(
-            f"--out {out} cannot be reached ({type(error).__name__}: {str(error)[:300]}). "
-            "Addresses need fsspec's package for them: gcsfs, s3fs or adlfs."
-        ) from error
-    progress = out / PROGRESS_FOLDER
-    plan_file = progress / "plan.json"
-    if overwrite and out.is_dir():
-        _remove_progress(progress)
-        _remove_data(out)
-    if (out / COMPLETE_FILE).exists() and not plan_file.exists():
-        raise _taken(out)
-    if plan_file.exists():
-        if json.loads(plan_file.read_text()) != plan:
-            raise UserError(
-                f"{out} holds an unfinished import with other arguments or another source; give "
-                "the same again to finish it, or --overwrite to start anew."
-            )
-    else:
-        if out.exists() and (not out.is_dir() or any(p != progress for p in out.iterdir())):
-            raise UserError(f"{out} is not an empty folder; choose another --out.")
-        progress.mkdir(parents=True, exist_ok=True)
-        write_json(plan_file, plan)
-    for leftover in (*out.glob("*.tmp"), *progress.glob("*.tmp")):
-        leftover.unlink(missing_ok=True)
-
-
-def _remove_progress(progress: Path) -> None:
-    from etils import epath
-
-    if progress.exists():
-        epath.Path(progress).rmtree()
-
-
-def check_not_taken(args: argparse.Namespace) -> None:
-    """Raises UserError if --out holds a whole data set, before anything slow is done."""
-    from escherjax.data.metadata import COMPLETE_FILE
-
-    plan_file = args.out / PROGRESS_FOLDER / "plan.json"
-    if (args.out / COMPLETE_FILE).exists() and not plan_file.exists() and not args.overwrite:
-        raise _taken(args.out)
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"{args.out} is not an empty folder; choose another --out.")
-
-
-def _taken(out: Path) -> UserError:
-    return UserError(f"{out} holds a data set already; choose another --out or --overwrite it.")
-
-
-def _remove_data(out: Path) -> None:
-    """Removes what an import writes to a folder, and nothing else."""
-    from escherjax.data import moments
-    from escherjax.data.metadata import COMPLETE_FILE, FEATURES_FILE
-    from escherjax.data.shards import DATASET_NAME
-
-    names = (COMPLETE_FILE, FEATURES_FILE, reporting.REPORT_FILE, moments.FILE_NAME)
-    for path in (*(out / name for name in names), *out.glob(f"{DATASET_NAME}-*.array_record-*")):
-        path.unlink(missing_ok=True)

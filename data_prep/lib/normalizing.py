@@ -1,16 +1,8 @@
-"""Scale, centre and orientation of scenes whose world is arbitrary: arguments and application."""
+"""Arguments for scenes whose world is arbitrary: its scale, centre and orientation."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from typing import TYPE_CHECKING, Any
-
-from data_prep.lib.importing import Imported
-from escherjax.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 WITH_NORMALIZE = "with --normalize"
 
@@ -21,7 +13,7 @@ def add_arguments(
     recenter: bool = False,
     up: str = "file",
 ) -> None:
-    """Adds --normalize, --recenter and --up with these defaults."""
+    """Adds --normalize, --recenter and --up with these defaults; `Assembler` applies them."""
     parser.add_argument(
         "--normalize",
         default=normalize,
@@ -44,23 +36,9 @@ def add_arguments(
     )
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raises UserError if the arguments contradict each other."""
-    if args.recenter is True and args.normalize is None:
-        raise UserError("--recenter needs --normalize max_radius=R.")
-
-
-def normalize(scene: Any, args: argparse.Namespace) -> Imported:
-    """The records.Scene as the arguments ask, and a note of what was done to it."""
-    c2w, notes = normalize_poses(scene.c2w, args)
-    return Imported(dataclasses.replace(scene, c2w=c2w), notes)
-
-
-def normalize_poses(c2w: np.ndarray, args: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
-    """(poses [V, 4, 4] as the arguments ask, note of it); see `cameras.normalize_poses`."""
-    from escherjax import cameras
-
-    return cameras.normalize_poses(c2w, args.normalize, bool(args.recenter), args.up == "cameras")
+def add_capture_arguments(parser: argparse.ArgumentParser) -> None:
+    """As `add_arguments`, for reconstructions: turned upright, centred and scaled by default."""
+    add_arguments(parser, recenter=True, up="cameras")
 
 
 def _max_radius(text: str) -> float | None:
@@ -72,5 +50,7 @@ def _max_radius(text: str) -> float | None:
     except ValueError:
         radius = 0.0
     if name != "max_radius" or not 0 < radius < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}'; needed max_radius=R with R > 0, or none")
+        raise argparse.ArgumentTypeError(
+            f"must be max_radius=R with a positive R, or none, got '{text}'"
+        )
     return radius

@@ -73,7 +73,7 @@ def _read_ids(path: Path) -> set[str]:
         raise UserError(f"{path} cannot be read as a list of ids ({error}).") from error
     wrong = [entry for entry in ids if not isinstance(entry, str)]
     if wrong:
-        raise UserError(f"{path} lists {wrong[0]!r}; needed ids, which are text.")
+        raise UserError(f"{path} lists {wrong[0]!r}; expected ids, which are text.")
     return {entry.strip() for entry in ids} - {""}
 
 
@@ -85,5 +85,7 @@ def _unknown(option: str, path: Path, wanted: set[str], known: set[str]) -> dict
             f"{unknown[:3]}; the scenes are {sorted(known)[:3]} ..."
         )
     if unknown:
-        print(f"{option}: {len(unknown)} of {len(wanted)} ids are no scene here: {unknown[:5]} ...")
+        print(
+            f"{option}: {len(unknown)} of {len(wanted)} ids are not scenes here: {unknown[:5]} ..."
+        )
     return {"given": len(wanted), "unknown": unknown}

@@ -60,7 +60,9 @@ def reconstruct(photos: Sequence[Path], working: Path, matcher: str) -> Model:
     copied = sum(map(len, lenses.values()))
     if copied < MIN_REGISTERED:
         reasons = "; ".join(left_out.values())
-        raise UserError(f"{copied} photos can be read; needed {MIN_REGISTERED}. {reasons}")
+        raise UserError(
+            f"{copied} photos can be read; at least {MIN_REGISTERED} are needed. {reasons}"
+        )
     extraction = pycolmap.FeatureExtractionOptions(num_threads=1, use_gpu=False)
     matching = pycolmap.FeatureMatchingOptions(num_threads=1, use_gpu=False)
     verification = pycolmap.TwoViewGeometryOptions()
@@ -91,7 +93,8 @@ def reconstruct(photos: Sequence[Path], working: Path, matcher: str) -> Model:
     best = max(sizes, key=lambda number: (sizes[number], -number), default=None)
     if best is None or sizes[best] < MIN_REGISTERED:
         raise UserError(
-            f"COLMAP registered {sizes.get(best, 0)} of {copied} photos; needed {MIN_REGISTERED}. "
+            f"COLMAP registered {sizes.get(best, 0)} of {copied} photos; at least "
+            f"{MIN_REGISTERED} are needed. "
             "Take more photos, sharp and overlapping, of something with texture."
         )
     registered = {image.name for image in found[best].images.values() if image.has_pose}

@@ -43,7 +43,9 @@ def blender_python(given: Path | None = None) -> Path:
     """
     if given is not None:
         if not given.is_file():
-            raise UserError(f"--blender-python {given} is no file; needed a Python that has bpy.")
+            raise UserError(
+                f"--blender-python {given} is not a file; expected a Python that has bpy."
+            )
         return given
     folder = environment_folder()
     if not folder.is_dir():

@@ -80,7 +80,7 @@ def random_lighting(seed: int, scene_id: str, kind: str) -> dict[str, Any]:
         [sky * c for c in (1.0, 1.0 - 0.08 * warmth, 1.0 - 0.2 * warmth)],
         [sky * c for c in (1.0 - 0.5 * blueness, 1.0 - 0.25 * blueness, 1.0)],
     ]
-    lights = [_sun(*numbers[1], color=[1.0, 1.0 - 0.12 * warmth, 1.0 - 0.3 * warmth])]
+    lights = [_sun(numbers[1], color=[1.0, 1.0 - 0.12 * warmth, 1.0 - 0.3 * warmth])]
     for (azimuth, height, strength, hue), side in zip(numbers[2:4], (1.2, 0.6), strict=True):
         towards = _direction(azimuth, 1.6 * height - 0.6)
         lights.append(
@@ -96,7 +96,8 @@ def random_lighting(seed: int, scene_id: str, kind: str) -> dict[str, Any]:
     return {"world": world, "lights": lights}
 
 
-def _sun(azimuth: float, height: float, strength: float, size: float, color) -> dict[str, Any]:
+def _sun(numbers: np.ndarray, color: list[float]) -> dict[str, Any]:
+    azimuth, height, strength, size = numbers
     towards = _direction(azimuth, 0.15 + 0.8 * height)
     return {
         "kind": "SUN",

@@ -22,7 +22,6 @@ from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.models.initialization import draw_parameters
-from escherjax.models.vae import VAEConfig
 from escherjax.weights import hub, names, reading, run_params, runs, strict_json
 from escherjax.weights.run_params import ParamPath
 
@@ -102,19 +101,6 @@ def initial_params(
     missing = {path: leaf for path, leaf in flat.items() if path not in params}
     drawn = draw_parameters(traverse_util.unflatten_dict(missing), config.seed)
     return _like(shapes, params | traverse_util.flatten_dict(drawn)), table
-
-
-def read_vae(weights: str) -> tuple[VAEConfig, Params]:
-    """The VAE of PyTorch weights (their folder, the VAE's own, a hub name) or of a work directory.
-
-    Returns its sizes and host arrays. Raises UserError if there is none, or it cannot be read.
-    """
-    in_workdir = runs.locate(Path(weights)) is not None
-    stored = _open_workdir(weights, "", "vae") if in_workdir else _open_folder(weights, "vae")
-    if stored.sizes is None or not stored.shapes:
-        raise UserError(f"{weights} works on pixels and has no VAE; take weights of a VAE.")
-    params = traverse_util.unflatten_dict(stored.read(stored.shapes))
-    return stored.sizes, params["vae"]
 
 
 def format_table(table: Sequence[StartingPoint]) -> str:

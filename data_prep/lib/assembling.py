@@ -1,0 +1,59 @@
+"""Views to scenes, as an importer's arguments ask: picture size and format, the world's place.
+
+This module imports much; the commands import it only when they have work to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data_prep.lib.tasks import Imported
+from escherjax import cameras
+from escherjax.data.formats import folders
+from escherjax.data.images import PictureFormat, View
+from escherjax.errors import UserError
+
+
+def picture_format(args: argparse.Namespace) -> PictureFormat:
+    """The format that --format and --quality ask for."""
+    return PictureFormat(args.format, args.quality or PictureFormat.quality)
+
+
+class Assembler:
+    """Makes scenes of views, for an importer with these arguments. Safe to use from threads."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.resolution, self.stored = args.resolution, picture_format(args)
+        # The arguments of `normalizing.add_arguments`, which some importers have
+        self.world = None
+        if hasattr(args, "normalize"):
+            self.world = (args.normalize, bool(args.recenter), args.up == "cameras")
+
+    def __call__(
+        self,
+        scene_id: str,
+        source: str,
+        views: Sequence[View],
+        read: folders.ReadPicture = folders.read_picture,
+    ) -> Imported:
+        """Reads the pictures of views; notes how their world was moved, if that was asked for.
+
+        Arguments and errors as in `folders.assemble_scene`. Poses are moved as they are in the
+        file, in float64, and rounded to float32 after that.
+        """
+        notes: dict[str, Any] = {}
+        if self.world:
+            c2w = np.stack([pose for _, pose, _ in views])
+            faults = cameras.pose_faults(c2w)
+            if faults:
+                raise UserError(f"scene '{scene_id}': " + " ".join(text for _, _, text in faults))
+            moved, notes = cameras.normalize_poses(c2w, *self.world)
+            views = [
+                (path, pose, pinhole) for (path, _, pinhole), pose in zip(views, moved, strict=True)
+            ]
+        scene = folders.assemble_scene(scene_id, source, views, self.resolution, self.stored, read)
+        return Imported(scene, notes)

@@ -49,12 +49,11 @@ PRIVATE_REACHES = {
 PENDING_ARROWS: set[tuple[str, str]] = {
     ("config", "cape"),
     ("config", "data"),
-    ("data_prep", "train"),
     ("devices", "config"),
     ("devices", "train"),
     ("sample", "train"),
 }
-PENDING_LONG: set[str] = {"data_prep/lib/importing.py"}
+PENDING_LONG: set[str] = set()
 PENDING_PRIVATE: set[str] = {"escherjax/sample/program.py"}
 
 

@@ -1,8 +1,9 @@
-"""The programs to compile, lowered with abstract arguments: nothing is allocated."""
+"""Lowers the programs to compile with abstract arguments, so that nothing is allocated."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from escherjax.data.batch import abstract_batch, unit_images
+from escherjax.data.batch import Batch, abstract_batch, unit_images
 from escherjax.devices import mesh as sharding
 from escherjax.devices.chips import compiler_options
 from escherjax.models import eschernet
@@ -26,22 +27,23 @@ PROGRAMS = ("train", "sample")
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A lowered program. arguments: the state it is given beside data, abstract, with shardings;
-    model_flops: of one call on all chips together, recomputation not counted; loop_steps: how often
-    its outer loop runs."""
+    """A lowered program."""
 
-    lowered: Any
-    arguments: Any
-    model_flops: float
-    loop_steps: int = 1
+    lowered: Any  # `jax.stages.Lowered`
+    arguments: Any  # the state it takes beside data, abstract, with shardings
+    model_flops: float  # of one call on all chips together, recomputation not counted
+    loop_steps: int = 1  # how often its outer loop runs
 
 
 def lower_program(name: str, config: ConfigDict, mesh: Mesh) -> Program:
-    """Traces and lowers a program of PROGRAMS for the devices of `mesh`.
+    """Traces and lowers a program for the devices of `mesh`.
 
-    train: one step on config.batch_size scenes. sample: config.eval.num_targets views of
-    config.eval.batch_size scenes, by config.eval.num_sampling_steps steps of DDIM with guidance,
-    from max(config.eval.num_references) references.
+    Args:
+        name: "train", one step on config.batch_size scenes; or "sample", config.eval.num_targets
+            views of config.eval.batch_size scenes by config.eval.num_sampling_steps steps of DDIM
+            with guidance, from max(config.eval.num_references) references.
+        config: a resolved training config.
+        mesh: devices to compile for, real or of a topology.
     """
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     state = abstract_state(model, optimizer, mesh, config)
@@ -61,7 +63,7 @@ def lower_program(name: str, config: ConfigDict, mesh: Mesh) -> Program:
     else:
         arguments = state.sampling_params()
         jitted, rest, flops = _sampling(model, arguments, config, mesh)
-    with jax.set_mesh(mesh):  # tells attention which chips the program is for
+    with jax.set_mesh(mesh):  # by which attention knows its chips
         loop_steps = 1 if name == "train" else config.eval.num_sampling_steps
         return Program(jitted.lower(arguments, *rest), arguments, flops, loop_steps)
 
@@ -69,7 +71,7 @@ def lower_program(name: str, config: ConfigDict, mesh: Mesh) -> Program:
 def _sampling(
     model: EscherNet, params: Any, config: ConfigDict, mesh: Mesh
 ) -> tuple[Any, tuple[Any, ...], float]:
-    """(jitted generation, its arguments after the parameters, its FLOPs)."""
+    """Returns (jitted generation, its arguments after the parameters, its FLOPs)."""
     size, num_targets = config.eval.batch_size, config.eval.num_targets
     counts = max(config.eval.num_references), num_targets
     batch = abstract_batch(mesh, size, counts, config.resolution)
@@ -79,8 +81,8 @@ def _sampling(
         sharding=sharding.target_sharding(mesh),
     )
 
-    def generate_with(network: EscherNet):
-        def generate(params, batch, latents):
+    def generate_with(network: EscherNet) -> Callable[..., jax.Array]:
+        def generate(params: Any, batch: Batch, latents: jax.Array) -> jax.Array:
             return network.generate(
                 params,
                 unit_images(batch.ref_images),

@@ -16,21 +16,21 @@ import sys
 
 from data_prep import zero123
 from data_prep.lib import importing
-from escherjax.data.formats.gso import AXES, find_objects
+from escherjax.data.formats.folders import GSO_AXES, find_gso_objects
 from escherjax.errors import run_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds which of an object's renders are read."""
     renders_help = "which set of every object (default %(default)s)"
-    parser.add_argument("--renders", choices=AXES, default="render_mvs_25", help=renders_help)
+    parser.add_argument("--renders", choices=GSO_AXES, default="render_mvs_25", help=renders_help)
     zero123.add_arguments(parser)
 
 
 def scenes(args: argparse.Namespace) -> importing.Scenes:
     """The objects that have such renders, and what reads one."""
-    found = find_objects(args.source, args.renders)
-    return found, zero123.render_reader(args, AXES[args.renders])
+    found = find_gso_objects(args.source, args.renders)
+    return found, zero123.render_reader(args, GSO_AXES[args.renders])
 
 
 main = importing.command(

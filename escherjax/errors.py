@@ -8,7 +8,11 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -27,6 +31,19 @@ def listed(problems: Sequence[str], most: int = 10) -> str:
     """The first problems in a row, and how many more there are; each is a sentence or more."""
     more = f" ... and {len(problems) - most} more." if len(problems) > most else ""
     return " ".join(problems[:most]) + more
+
+
+def for_each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Results of a function for all items; one UserError lists what it raised for any of them."""
+    results, problems = [], []
+    for item in items:
+        try:
+            results.append(function(item))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(listed(problems))
+    return results
 
 
 def in_words(error: Exception) -> str:

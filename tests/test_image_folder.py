@@ -123,7 +123,7 @@ def test_photos_of_nothing_and_folders_without_photos_are_refused(tmp_path):
         run(image_folder, folder, tmp_path / "out")
     assert not any((tmp_path / "out").iterdir())
     (tmp_path / "none").mkdir()
-    with pytest.raises(UserError, match="no scenes in .*needed folders with photos"):
+    with pytest.raises(UserError, match="no scenes in .*folders with photos"):
         run(image_folder, tmp_path / "none", tmp_path / "out2")
 
 

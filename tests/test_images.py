@@ -104,9 +104,9 @@ def refused():
         "CMYK": (encoded(Image.fromarray(COLORS, "CMYK"), "JPEG"), "of mode 'CMYK'"),
         "animated PNG": (many_frames("PNG"), "an animation of 2 frames"),
         "animated WebP": (many_frames("WEBP"), "an animation of 2 frames"),
-        "bitmap": (encoded(COLORS[..., :3], "BMP"), "needed a whole PNG, JPEG or WebP"),
+        "bitmap": (encoded(COLORS[..., :3], "BMP"), "whole PNG, JPEG or WebP"),
         # a few hundred bytes that ask for gigabytes
-        "bomb": (png(12000, 12000, 8, 2, b""), "12000 x 12000 pixels; needed at most"),
+        "bomb": (png(12000, 12000, 8, 2, b""), "12000 x 12000 pixels"),
         "large bomb": (png(60000, 60000, 8, 2, b""), "3600000000 pixels"),
     }
 
@@ -122,9 +122,9 @@ def test_what_cannot_be_read_right_is_refused_by_name(kind):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_header_alone_tells_size_and_bombs():
     data = encoded(COLORS, exif=tagged(6))
-    assert images.picture_size(io.BytesIO(data), "photo") == (6, 9)
+    assert images.picture_size(data, "photo") == (6, 9)
     with pytest.raises(UserError, match="^photo .*12000 x 12000"):
-        images.picture_size(io.BytesIO(refused()["bomb"][0]), "photo")
+        images.picture_size(refused()["bomb"][0], "photo")
 
 
 def test_photo_with_further_pictures_behind_it_is_the_first():

@@ -190,9 +190,9 @@ def damage(folder, how):
 
 
 DAMAGES = {
-    "cameras.bin": "cameras.bin has 32 bytes; what it lists takes 64",
-    "images.bin": "is no whole COLMAP model",
-    "pictures missing": f"{picture_name(1)} is missing; ",
+    "cameras.bin": "cameras.bin has 32 bytes, but its list takes 64",
+    "images.bin": "is not a whole COLMAP model",
+    "pictures missing": f"{picture_name(1)} not found",
     "picture empty": f"{picture_name(1)} cannot be decoded (it is empty)",
     "picture turned": f"has {HEIGHT} x {WIDTH} pixels, its camera {WIDTH} x {HEIGHT}",
     "NaN focal length": "a camera with parameters [nan",
@@ -210,7 +210,7 @@ def test_unusable_models_are_skipped_with_every_reason(tmp_path):
     assert reasons.keys() == DAMAGES.keys()
     for how, reason in DAMAGES.items():
         assert reason in reasons[how]
-    assert f"{picture_name(3)} is missing" in reasons["pictures missing"]
+    assert f"{picture_name(3)} not found" in reasons["pictures missing"]
 
 
 def test_picture_names_that_leave_the_folder_are_refused(tmp_path):

@@ -6,6 +6,7 @@ from PIL import Image
 
 from data_prep import gso
 from data_prep.inspect.epipolar import check_scene
+from escherjax.data.formats import folders
 from escherjax.errors import UserError
 from tests.helpers.scene_folders import (
     SIZE,
@@ -57,10 +58,10 @@ def test_objects_are_named_and_sorted_from_any_folder_above(rendered, tmp_path):
         "c/render_mvs_25/model": ["c"],
     }
     for start, names in starts.items():
-        found = gso.find_objects(tmp_path / "GSO30" / start, "render_mvs_25")
+        found = folders.find_gso_objects(tmp_path / "GSO30" / start, "render_mvs_25")
         assert [name for name, _ in found] == names
     with pytest.raises(UserError, match="has renders in OBJECT/render_spiral_100/model"):
-        gso.find_objects(tmp_path / "GSO30", "render_spiral_100")
+        folders.find_gso_objects(tmp_path / "GSO30", "render_spiral_100")
 
 
 def test_sets_of_poses_alone_and_incomplete_ones_are_skipped(rendered, tmp_path):

@@ -102,8 +102,8 @@ def test_every_fault_of_a_scene_is_named_and_the_others_are_kept(tmp_path):
     assert [source[i].scene_id for i in range(len(source))] == ["good"]
     reasons = {entry["scene_id"]: entry["reason"] for entry in report["skipped"]}
     for words in (
-        "00000.json is missing",
-        "00001.exr is missing",
+        "00000.json not found",
+        "00001.exr not found",
         "00002.json cannot be read",
         "00003.json has no whole camera_data",
         "00004.json has no whole camera_data",
@@ -114,7 +114,7 @@ def test_every_fault_of_a_scene_is_named_and_the_others_are_kept(tmp_path):
     for words in (
         "00000.exr cannot be read",
         "00001.exr cannot be read",
-        "00002.exr has channels Z; needed R, G and B",
+        "00002.exr must have channels R, G and B, got Z",
         "00003.exr holds NaN or infinity",
         "00004.json: intrinsics are for 192 x 72",
     ):
@@ -123,9 +123,9 @@ def test_every_fault_of_a_scene_is_named_and_the_others_are_kept(tmp_path):
 
 
 def test_folders_without_frames_are_refused(tmp_path):
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="not a directory"):
         run(rtmv, tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(UserError, match="needed folders with 00000.exr and 00000.json"):
+    with pytest.raises(UserError, match="folders with 00000.exr and 00000.json"):
         run(rtmv, tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match="--first-views must be at least 1, got 0"):
         run(rtmv, tmp_path, tmp_path / "out", "--first-views", "0")

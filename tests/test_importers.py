@@ -137,7 +137,7 @@ DAMAGES = {
     "no picture": "view 001 has no picture",
     "truncated picture": "001.png cannot be decoded",
     "no image file": "001.png cannot be decoded",
-    "pose is text": "001.npy is no whole .npy file",
+    "pose is text": "001.npy is not a whole .npy file",
     "empty views": "3 views are empty",
     "mixed sizes": "mixes picture sizes",
     "NaN pose": "pose of view 1 holds NaN",
@@ -165,9 +165,9 @@ def test_import_of_nothing_usable_is_an_error_and_leaves_no_data_set(rendered, t
     with pytest.raises(UserError, match="none of 1 scenes can be used.*has no pose"):
         run(zero123, tmp_path / "one", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
-    with pytest.raises(UserError, match="no scenes in .*needed folders with 000.png"):
+    with pytest.raises(UserError, match="no scenes in .*folders with 000.png"):
         run(zero123, tmp_path / "out", tmp_path / "out2")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="not a directory"):
         run(zero123, tmp_path / "missing", tmp_path / "out2")
 
 
@@ -301,7 +301,7 @@ def test_command_reports_wrong_input_in_one_line_with_exit_code_2(tmp_path):
     command = [sys.executable, "-m", "data_prep.zero123", "--source", "nowhere", "--out", "out"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: --source nowhere is no folder.\n"
+    assert done.stderr == "error: --source nowhere is not a directory.\n"
 
 
 def test_scenes_that_teach_nothing_are_skipped(rendered, tmp_path):

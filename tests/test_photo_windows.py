@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from escherjax import cameras
-from escherjax.data import images, windows
-from escherjax.data.windows import Window
+from escherjax.data import images
+from escherjax.data.photos import windows
+from escherjax.data.photos.windows import Box, Window
 
 POINTS = np.array([[0.2, -0.15, 2.0], [-0.25, 0.1, 1.6], [0.05, 0.3, 2.2]])  # camera coordinates
 K = np.array([[130.0, 0, 68.5], [0, 117.0, 41.25], [0, 0, 1]])  # of oblong pixels, off the middle
@@ -112,7 +113,8 @@ def test_moved_inside_shifts_only_as_far_as_needed():
 
 def test_objects_are_as_large_as_in_training_views_and_in_the_middle():
     share = 0.5 / np.tan(np.radians(25))
-    boxes, sizes = [(10, 20, 50, 40), (30, 10, 60, 90)], [(100, 200), (100, 90)]
+    boxes = [Box(10, 20, 50, 40), Box(30, 10, 60, 90)]
+    sizes = [(100, 200), (100, 90)]
     found = windows.object_windows(boxes, sizes, [1.5, 2.0], 50.0)
     for (left, top, right, bottom), window, radius in zip(boxes, found, [1.5, 2.0], strict=True):
         longer = max(right - left, bottom - top)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from escherjax.data.windows import fov_deg_of
+from escherjax.data.photos.windows import fov_deg_of
 from escherjax.errors import UserError
 from escherjax.evaluate.picture_rules import PictureRules, of_renders
 

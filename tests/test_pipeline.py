@@ -177,7 +177,7 @@ def test_wrong_input_is_refused_with_the_reason(tiny_pipe, tmp_path):
         ((images, mirrored, targets), "mirrored"),
         ((images, cameras, targets[:0]), "a view at least"),
         (([broken, broken], cameras, targets), "broken.png cannot be decoded"),
-        (([tmp_path / "none"] * 2, cameras, targets), "cannot read the image"),
+        (([tmp_path / "none"] * 2, cameras, targets), "image .*none cannot be read"),
         ((str(broken), cameras, targets), "needed a list, also of a single picture"),
         ((Image.new("RGB", (16, 16)), cameras, targets), "needed a list, also of a single picture"),
         (([images[0], images[1, :8]], cameras, targets), "needed one for all"),

@@ -78,6 +78,6 @@ def test_missing_frames_are_named(tmp_path):
     with pytest.raises(UserError, match="scene 'short': the first frames.* needed 0 to 19"):
         make_protocol("rtmv", tmp_path).read("short", 1, SIZE, "6dof")
     (folder / "00004.json").unlink()
-    with pytest.raises(UserError, match=r"00004\.json is missing"):
+    with pytest.raises(UserError, match=r"00004\.json not found"):
         make_protocol("rtmv", tmp_path).read("short", 1, SIZE, "6dof")
     assert [name for name, _ in rtmv.find_scenes(tmp_path)] == ["short"]

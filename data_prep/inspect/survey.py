@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -176,7 +175,7 @@ def _picture_faults(scene: Scene, decode: bool) -> Iterator[Fault]:
             if decode:
                 height, width = images.decode_image(data, name).shape[:2]
             else:
-                height, width = images.picture_size(io.BytesIO(data), name)
+                height, width = images.picture_size(data, name)
         except UserError as error:
             yield Fault("unreadable picture", str(error), view)
         else:

@@ -113,11 +113,11 @@ def _copy(photos: Sequence[Path], folder: Path) -> tuple[dict[tuple, list[str]],
     left_out = {}
     for path in photos:
         try:
-            picture, orientation = images.decode_tagged(path.read_bytes(), str(path))
-        except (UserError, OSError) as error:
+            picture, _ = images.load_picture(path, str(path))
+        except UserError as error:
             left_out[path.name] = str(error)
             continue
-        picture = images.on_background(images.turn_upright(picture, orientation), images.WHITE)
+        picture = images.on_background(picture, images.WHITE)
         exif, key = _lens(path)
         name = f"{path.name}.png"
         Image.fromarray(np.ascontiguousarray(picture)).save(

@@ -298,6 +298,16 @@ def check_poses(c2w: np.ndarray, name: str, tolerance: float = 1e-3) -> None:
         raise UserError(f"{name}: {text}")
 
 
+def intrinsics_faults(K: np.ndarray) -> list[tuple[int, str]]:
+    """The intrinsics that no camera has: (view, text), for K [V, 3, 3], in order of the views."""
+    usable = np.isfinite(K).all((1, 2)) & (K[:, [0, 1], [0, 1]] > 0).all(1)
+    needed = "must be finite with positive focal lengths"
+    return [
+        (view, f"intrinsics of view {view} {needed}, got {K[view].tolist()}.")
+        for view in np.flatnonzero(~usable).tolist()
+    ]
+
+
 def _namespace(*arrays: Array) -> Any:
     """jax.numpy if one of the arrays is JAX's, else numpy."""
     for array in arrays:

@@ -1,4 +1,4 @@
-"""Pictures as uint8 arrays: decoding, background, resize, crop, lens distortion.
+"""Pictures as uint8 arrays: reading, decoding, background, resize, crop, lens distortion.
 
 Pictures are [H, W, 3] RGB or [H, W, 4] RGBA with straight alpha.
 """
@@ -13,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -20,16 +21,75 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from escherjax import cameras
 from escherjax.errors import UserError
 
-# What a lens makes of a decoded picture: the pinhole picture behind it and its K [3, 3]. A picture
-# that needs no change is returned itself.
+# Makes a decoded picture a pinhole one: (picture, its K [3, 3]). A picture that needs no change is
+# returned itself.
 Pinhole = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-# A view before its picture is read: its file, c2w [4, 4] with OpenCV axes, its lens.
-View = tuple[Path, np.ndarray, Pinhole]
+# A picture as people have it: a file, encoded bytes, uint8 [H, W, 3 or 4], or a PIL image.
+Photo = str | Path | bytes | np.ndarray | Image.Image
 
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 FORMATS = ("PNG", "JPEG", "WEBP")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+# What PIL raises for broken files.
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError) + (
+    struct.error,
+    zlib.error,
+)
+
+
+class View(NamedTuple):
+    """A view before its picture is read."""
+
+    file: Path
+    c2w: np.ndarray  # [4, 4], OpenCV axes
+    pinhole: Pinhole  # its lens
+
+
+def load_picture(photo: Photo, name: str) -> tuple[np.ndarray, int]:
+    """Reads a picture from wherever it is and turns it upright.
+
+    Args:
+        photo: see `Photo`.
+        name: what messages call it.
+
+    Returns:
+        (uint8 [H, W, 3], or [H, W, 4] where there is alpha; the EXIF orientation that it was stored
+        with, 1 for upright).
+
+    Raises:
+        UserError: As `decode_image`; also for a file that cannot be read, and another type.
+    """
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[-1] not in (3, 4):
+            raise UserError(
+                f"{name} must be uint8 [H, W, 3] or [H, W, 4], got {photo.dtype} {photo.shape}."
+            )
+        if 0 in photo.shape:
+            raise UserError(f"{name} must have a pixel at least, got {photo.shape[:2]}.")
+        return photo, 1
+    if isinstance(photo, (str, Path)):
+        try:
+            photo = Path(photo).read_bytes()
+        except OSError as error:
+            raise UserError(f"{name} cannot be read ({error}).") from error
+    if not isinstance(photo, (bytes, Image.Image)):
+        raise UserError(
+            f"{name} must be a file, bytes, a uint8 array or a PIL image, got one of type "
+            f"{type(photo).__name__}."
+        )
+    with _opened(photo, name) as image:
+        pixels, orientation = _pixels(image), orientation_of(image)
+    return turn_upright(pixels, orientation), orientation
+
+
+def load_square(photo: Photo, name: str, resolution: int) -> np.ndarray:
+    """The central square of a picture, upright, on white: uint8 [resolution, resolution, 3].
+
+    Arguments and errors as in `load_picture`.
+    """
+    square, _ = square_crop(load_picture(photo, name)[0], np.eye(3))
+    return resize_image(on_background(square, WHITE), resolution, resolution)
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -38,16 +98,18 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     Pixels come as they are stored, whatever an EXIF orientation says: cameras in files refer to
     these. Grey and palette pictures become colours; 16-bit colours keep their upper 8 bits; colour
     profiles are not applied.
-    Raises UserError, starting with `name`, for what is no whole picture, has more than
-    PIL.Image.MAX_IMAGE_PIXELS pixels, several frames, or a mode that is no 8-bit RGB or grey (CMYK,
+    Raises UserError, starting with `name`, for what is not a whole picture, has more than
+    PIL.Image.MAX_IMAGE_PIXELS pixels, several frames, or a mode other than 8-bit RGB or grey (CMYK,
     16-bit grey, float).
     """
-    return _decode(data, name)[0]
+    with _opened(data, name) as image:
+        return _pixels(image)
 
 
 def decode_tagged(data: bytes, name: str) -> tuple[np.ndarray, int]:
     """(what `decode_image` gives, EXIF orientation 1..8; 1 is upright, also where no tag is)."""
-    return _decode(data, name, read_orientation=True)
+    with _opened(data, name) as image:
+        return _pixels(image), orientation_of(image)
 
 
 def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -67,72 +129,64 @@ def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 def orientation_of(image: Image.Image) -> int:
     """EXIF orientation 1..8 of a PIL image; 1 where it has none that is valid."""
-    tag = image.getexif().get(ExifTags.Base.Orientation)
+    tag: Any = image.getexif().get(ExifTags.Base.Orientation)
     return tag if tag in range(1, 9) else 1
 
 
-def picture_size(file: Path | io.BytesIO, name: str) -> tuple[int, int]:
+def picture_size(file: Path | bytes, name: str) -> tuple[int, int]:
     """(height, width) from a picture's header, as stored; errors as in `decode_image`."""
     with _opened(file, name) as image:
         return image.height, image.width
 
 
-def _decode(data: bytes, name: str, read_orientation: bool = False) -> tuple[np.ndarray, int]:
-    with _opened(io.BytesIO(data), name) as image:
-        picture = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
-        return picture, orientation_of(image) if read_orientation else 1
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 
 @contextlib.contextmanager
-def _opened(file: Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
-    """The picture behind its header; UserError for one that we do not read, now or when decoded."""
+def _opened(source: Path | bytes | Image.Image, name: str) -> Iterator[Image.Image]:
+    """The picture behind its header; UserError for an unusable one, now or when it is decoded."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
-            image = Image.open(file, formats=FORMATS)
-        with image:
-            problem = refusal(image)
-            if problem:
-                raise UserError(f"{name} {problem}")
+        with contextlib.ExitStack() as stack:
+            if isinstance(source, Image.Image):
+                image = source
+            else:
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+                file = io.BytesIO(source) if isinstance(source, bytes) else source
+                image = stack.enter_context(Image.open(file, formats=FORMATS))
+            _check_kind(image, name)
             yield image
     except Image.DecompressionBombError as error:
         raise UserError(f"{name} is too large ({error}); shrink it first.") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        EOFError,
-        IndexError,
-        OverflowError,
-        struct.error,
-        zlib.error,
-    ) as error:
-        size = len(file.getbuffer()) if isinstance(file, io.BytesIO) else file.stat().st_size
-        reason = "no picture" if isinstance(error, UnidentifiedImageError) else str(error)
+    except _BROKEN as error:
+        reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
+        if source == b"" or (isinstance(source, Path) and not source.stat().st_size):
+            reason = "it is empty"
         raise UserError(
-            f"{name} cannot be decoded ({reason if size else 'it is empty'}); needed a whole PNG, "
-            "JPEG or WebP file."
+            f"{name} cannot be decoded ({reason}); it must be a whole PNG, JPEG or WebP file."
         ) from error
 
 
-def refusal(image: Image.Image) -> str | None:
-    """Why an opened picture is not read, to be said after its name; None if it is."""
+def _check_kind(image: Image.Image, name: str) -> None:
+    """Raises UserError for an opened picture that is too large, an animation or not 8-bit."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
-        return (
-            f"is too large: {image.width} x {image.height} pixels; needed at most {limit} in all. "
-            "Shrink it first."
+        raise UserError(
+            f"{name} is too large: {image.width} x {image.height} pixels must be at most {limit} "
+            "in all. Shrink it first."
         )
     # A phone's MPO file is a JPEG with more pictures of the same moment behind the first
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        return f"is an animation of {image.n_frames} frames; needed one picture. Choose a frame."
-    if image.mode not in MODES:
-        return (
-            f"is a picture of mode '{image.mode}' (print colours, depth or HDR?); needed 8-bit "
-            "colours. Convert it first."
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise UserError(
+            f"{name} must be one picture, got an animation of {frames} frames. Choose one."
         )
-    return None
+    if image.mode not in MODES:
+        raise UserError(
+            f"{name} must have 8-bit colours, got a picture of mode '{image.mode}' (print colours, "
+            "depth or HDR?). Convert it first."
+        )
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -144,15 +198,10 @@ def encode_png(image: np.ndarray) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class PictureFormat:
-    """How pictures are stored.
+    """How pictures are stored."""
 
-    name: "png", "jpeg" or "webp": every picture is of that format. None: files that need no change
-    keep their bytes, others become PNG.
-    quality: 1 to 100, of JPEG and WebP; a WebP of 100 is lossless.
-    """
-
-    name: str | None = None
-    quality: int = 92
+    name: str | None = None  # png, jpeg or webp; None keeps unchanged files, others become PNG
+    quality: int = 92  # 1 to 100, of JPEG and WebP; a WebP of 100 is lossless
 
     def keeps(self, data: bytes) -> bool:
         """Whether a file that needs no other change can stay as it is."""
@@ -170,7 +219,7 @@ class PictureFormat:
             return encode_png(image)
         if self.name == "jpeg" and image.shape[-1] == 4:
             if (image[..., 3] < 255).any():
-                raise UserError("JPEG cannot hold its transparent pixels; take PNG or WebP.")
+                raise UserError("JPEG cannot hold its transparent pixels; use PNG or WebP.")
             image = np.ascontiguousarray(image[..., :3])
         # WebP's `exact` keeps the colour of transparent pixels
         extra = {"lossless": self.quality == 100, "exact": True} if self.name == "webp" else {}
@@ -248,8 +297,8 @@ def square_crop(
         return image[top : top + side, left : left + side], K
     if image.shape[-1] == 3 or image[..., 3].min() == 255:
         raise UserError(
-            f"zoom {zoom:.3g} looks beyond an opaque picture, and nothing says what is there; "
-            "needed config.data.zoom of 1 or more, or pictures with a transparent background."
+            f"zoom {zoom:.3g} looks beyond an opaque picture: config.data.zoom must be at least 1, "
+            "or pictures must have a transparent background."
         )
     padded = np.zeros((side, side, 4), np.uint8)
     inside = image[max(top, 0) : top + side, max(left, 0) : left + side]
@@ -262,8 +311,11 @@ def undistort(image: np.ndarray, K: np.ndarray, distortion: dict[str, float]) ->
     """The pinhole picture, of the same K, behind one with lens distortion.
 
     distortion: OpenCV's k1, k2, k3, p1, p2, missing ones 0. Bilinear; pixels that the lens did not
-    see repeat the border.
+    see repeat the border. Not cv2.undistort: scenes with distortion are read without the extra that
+    installs OpenCV.
     """
+    from scipy import ndimage
+
     height, width = image.shape[:2]
     v, u = np.mgrid[:height, :width] + 0.5
     x, y = (u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1]
@@ -272,12 +324,8 @@ def undistort(image: np.ndarray, K: np.ndarray, distortion: dict[str, float]) ->
     radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
     source_u = K[0, 0] * (x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)) + K[0, 2] - 0.5
     source_v = K[1, 1] * (y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y) + K[1, 2] - 0.5
-    source_u, source_v = source_u.clip(0, width - 1), source_v.clip(0, height - 1)
-    left = np.minimum(source_u.astype(int), max(width - 2, 0))
-    top = np.minimum(source_v.astype(int), max(height - 2, 0))
-    du, dv = (source_u - left)[..., None], (source_v - top)[..., None]
-    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-    pixels = image.astype(np.float32)
-    upper = pixels[top, left] * (1 - du) + pixels[top, right] * du
-    lower = pixels[bottom, left] * (1 - du) + pixels[bottom, right] * du
-    return np.round(upper * (1 - dv) + lower * dv).astype(np.uint8)
+    planes = [
+        ndimage.map_coordinates(plane, [source_v, source_u], np.float32, order=1, mode="nearest")
+        for plane in np.moveaxis(image, -1, 0)
+    ]
+    return np.round(np.stack(planes, axis=-1)).astype(np.uint8)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from escherjax.cameras import paths
-from escherjax.data.inputs import WARNING
 from escherjax.demo import guard, widgets
 from escherjax.demo.jobs import JobQueue
 from escherjax.demo.limits import safe_label
@@ -133,8 +132,8 @@ class Page:
         self._selected = len(self._session.references) - 1
         self._show_references()
         for note in reference.notes:
-            if note.startswith(WARNING):
-                self.notify("Careful", note.removeprefix(WARNING), "orange")
+            if note.is_warning:
+                self.notify("Careful", note.text, "orange")
 
     def _take_example(self) -> None:
         pictures, c2w = self._example()
@@ -212,7 +211,7 @@ class Page:
         self._pictures.content = widgets.thumbnails(
             [r.image for r in references], labels, REFERENCE_COLOR, selected
         )
-        lines = [note.removeprefix(WARNING) for note in references[selected].notes]
+        lines = [note.text for note in references[selected].notes]
         lines.append("Where was each picture taken from? Drag the orange cameras, or set:")
         self._camera_text.content = "".join(map(widgets.line, lines))
         if self._picture.options != tuple(labels):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,8 @@ import numpy as np
 
 from escherjax.data import images, procedural
 from escherjax.data.formats import transforms
-from escherjax.data.inputs import WARNING, InputViews
-from escherjax.data.photos import Picture
+from escherjax.data.inputs import InputViews, Note
+from escherjax.data.photos.reading import Picture, with_lens
 from escherjax.demo.limits import Limits
 from escherjax.errors import UserError
 from escherjax.reports.sheets import to_uint8
@@ -39,7 +38,7 @@ def read_photo(label: str, data: bytes, limits: Limits) -> Photo:
             f"{label} must have at most {limits.upload_bytes / 2**20:.1f} MB, got "
             f"{len(data) / 2**20:.1f} MB. Shrink it first."
         )
-    height, width = images.picture_size(io.BytesIO(data), label)
+    height, width = images.picture_size(data, label)
     if height * width > limits.picture_pixels:
         raise UserError(
             f"{label} must have at most {limits.picture_pixels / 1e6:.1f} million pixels, got "
@@ -56,7 +55,7 @@ def read_photo(label: str, data: bytes, limits: Limits) -> Photo:
 
 def frame_photos(
     photos: Sequence[tuple[str, Photo, np.ndarray]], resolution: int, fov_deg: float
-) -> list[tuple[np.ndarray, tuple[str, ...]]]:
+) -> list[tuple[np.ndarray, tuple[Note, ...]]]:
     """Frames photos of one object together, as `InputViews.fit` does.
 
     photos: (label, photo, c2w [4, 4]). Returns (uint8 [R, R, 3], notes) of each. Raises UserError
@@ -68,9 +67,9 @@ def frame_photos(
     c2w = np.stack([pose for _, _, pose in photos])
     views = InputViews(c2w, np.arange(len(photos)), dict(enumerate(pictures)), pictures.__getitem__)
     fitted = views.fit(resolution, fov_deg)
-    notes: list[list[str]] = []
+    notes: list[list[Note]] = []
     for note in fitted.notes:  # of each picture one line, then its warnings
-        if note.startswith(WARNING):
+        if note.is_warning:
             notes[-1].append(note)
         else:
             notes.append([note])
@@ -83,10 +82,7 @@ def _upright(label: str, photo: Photo) -> Picture:
         return Picture(label, images.turn_upright(photo.pixels, photo.orientation))
     height, width = photo.size
     pinhole = transforms.pinhole_intrinsics({"w": width, "h": height, **photo.lens}, label)
-    pixels, K = pinhole(photo.pixels)
-    if not (np.isfinite(K).all() and K[0, 0] > 0 and K[1, 1] > 0):
-        raise UserError(f"{label}: focal lengths must be positive, got intrinsics {K.tolist()}.")
-    return Picture(label, pixels, K)
+    return with_lens(Picture(label, photo.pixels), pinhole)
 
 
 def example_views(resolution: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import numpy as np
 from escherjax import cameras
 from escherjax.cameras import PUBLISHED_FOV_DEG, paths
 from escherjax.data.formats import transforms
+from escherjax.data.inputs import Note
 from escherjax.demo import photos
 from escherjax.demo.limits import Limits, safe_label
 from escherjax.demo.photos import Photo
@@ -36,7 +37,7 @@ class Reference:
     label: str
     image: np.ndarray  # uint8 [R, R, 3] as the network sees it
     c2w: np.ndarray  # [4, 4] float32, OpenCV axes
-    notes: tuple[str, ...] = ()  # what was done to the picture, and warnings
+    notes: tuple[Note, ...] = ()  # what was done to the picture, and warnings
     photo: Photo | None = None  # what it is made from; None for one that came framed
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from escherjax import cameras
-from escherjax.data.inputs import WARNING, radius_notes
+from escherjax.data.inputs import radius_notes
 from escherjax.errors import UserError
 from escherjax.evaluate import pictures as case_pictures
 from escherjax.evaluate import saved_views
@@ -116,7 +116,7 @@ def run(
                 name = f"scene {case.scene_id!r}, maybe not the only one: references"
                 far += radius_notes(case.reference_c2w, name, pipe.facts)
                 if far:
-                    log.warning("%s", far[0].removeprefix(WARNING))
+                    log.warning("%s", far[0].text)
                     break
             scores: list[Record] = []
             if cases:

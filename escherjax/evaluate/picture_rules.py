@@ -12,8 +12,9 @@ from PIL import Image
 
 from escherjax import cameras
 from escherjax.cameras import PUBLISHED_FOV_DEG
-from escherjax.data import images, windows
+from escherjax.data import images
 from escherjax.data.formats.folders import ReadPicture, read_picture
+from escherjax.data.photos import windows
 from escherjax.errors import UserError, listed
 
 

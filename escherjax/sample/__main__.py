@@ -140,7 +140,7 @@ def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         "view_parallel": num_devices,
         "weights": weights,
         "scene_scale": scale,
-        "inputs": notes,
+        "inputs": [str(note) for note in notes],
         "plan": dataclasses.asdict(plan),
         "memory_estimate": dataclasses.asdict(memory),
         "min_targets": arguments.min_targets,

@@ -84,7 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_views(arguments: argparse.Namespace) -> InputViews:
     """Reads the pictures and cameras that the arguments name."""
-    from escherjax.data import inputs, named_cameras, windows
+    from escherjax.data import inputs
+    from escherjax.data.photos import windows
 
     windows.check_fov(arguments.training_fov_deg)
     elevation_deg, radius = arguments.elevation_deg, arguments.radius
@@ -92,10 +93,8 @@ def open_views(arguments: argparse.Namespace) -> InputViews:
         arguments.views,
         references=_reference_indices(arguments.references),
         cameras=None if arguments.cameras is None else arguments.cameras.split(","),
-        elevation_deg=(
-            named_cameras.DEFAULT_ELEVATION_DEG if elevation_deg is None else elevation_deg
-        ),
-        radius=named_cameras.DEFAULT_RADIUS if radius is None else radius,
+        elevation_deg=inputs.DEFAULT_ELEVATION_DEG if elevation_deg is None else elevation_deg,
+        radius=inputs.DEFAULT_RADIUS if radius is None else radius,
         photo_fov_deg=arguments.photo_fov_deg,
         masks=arguments.mask,
         matting=arguments.matting,

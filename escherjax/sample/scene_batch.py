@@ -137,23 +137,8 @@ def _read(image: Any, resolution: int) -> np.ndarray:
     """One picture, float32 [R, R, 3] in [0, 1], of a path or a PIL image; arrays as they are."""
     if hasattr(image, "ndim"):
         return np.asarray(image, np.float32)
-    if isinstance(image, (str, Path)):
-        try:
-            data = Path(image).read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read the image {image}: {error}") from error
-        picture, orientation = images_lib.decode_tagged(data, f"the image {image}")
-    elif not hasattr(image, "getbands"):
-        raise UserError(
-            f"a reference image is a {type(image).__name__}; needed an array, path or PIL image."
-        )
-    else:
-        mode = "RGBA" if image.has_transparency_data else "RGB"
-        picture, orientation = np.asarray(image.convert(mode)), images_lib.orientation_of(image)
-    picture = images_lib.turn_upright(picture, orientation)
-    picture, _ = images_lib.square_crop(picture, np.eye(3))
-    flat = images_lib.on_background(picture, images_lib.WHITE)
-    return images_lib.resize_image(flat, resolution, resolution) / np.float32(255)
+    name = f"the image {image}" if isinstance(image, (str, Path)) else "a reference image"
+    return images_lib.load_square(image, name, resolution) / np.float32(255)
 
 
 def _poses_of(cameras: Any, batch: int, role: str, problems: list[str]) -> np.ndarray | None:

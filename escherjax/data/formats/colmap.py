@@ -1,4 +1,4 @@
-"""COLMAP models: cameras and poses read by pycolmap, pictures undistorted by it.
+"""Reads COLMAP models: cameras and poses by pycolmap, pictures undistorted by it.
 
 A scene is a folder with pictures in `images/` and a model (`cameras`, `images`, as .bin or .txt) in
 `sparse/0`, `sparse` or `colmap/sparse/0`. COLMAP stores world-to-camera with OpenCV axes, and pixel
@@ -17,7 +17,7 @@ import numpy as np
 
 from escherjax import cameras
 from escherjax.data import images
-from escherjax.errors import UserError
+from escherjax.errors import UserError, for_each
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
 PINHOLE_MODELS = ("SIMPLE_PINHOLE", "PINHOLE")
@@ -32,20 +32,25 @@ def find_model(folder: Path, names: tuple[str, ...] = MODEL_FOLDERS) -> Path | N
     return next((folder / name for name in names if _model_suffix(folder / name)), None)
 
 
-def read_views(
-    model: Path, pictures: Path, masks: Path | None = None
-) -> list[tuple[Path, np.ndarray, images.Pinhole]]:
+def read_views(model: Path, pictures: Path, masks: Path | None = None) -> list[images.View]:
     """The registered views of a model, sorted by picture name.
 
-    pictures: folder that the model's picture names are relative to. They may be of another size
-    than the model's cameras (`images_4/`), of the same shape.
-    masks: folder with NAME.png or NAME.jpg.png for each picture NAME.jpg, non-zero on the object;
-    it becomes alpha.
-    Returns (picture file, c2w [4, 4] float64 in the model's own world, function that makes the
-    decoded picture a pinhole one of square pixels, with its K) for each view. All pictures of a
-    scene get one size: where cameras differ, the central part that all have.
-    Raises UserError naming every problem: damaged model, missing pictures or masks, pictures of
-    other shapes than their cameras', cameras that are no perspective ones.
+    All pictures of a scene get one size and square pixels: where cameras differ, the central part
+    that all have.
+
+    Args:
+        model: folder of the model.
+        pictures: folder that the model's picture names are relative to. They may be of another size
+            than the model's cameras (`images_4/`), of the same shape.
+        masks: folder with NAME.png or NAME.jpg.png for each picture NAME.jpg, non-zero on the
+            object; it becomes alpha.
+
+    Returns:
+        The views, with c2w [4, 4] float64 in the model's own world.
+
+    Raises:
+        UserError: Names every problem: damaged model, missing pictures or masks, pictures of other
+            shapes than their cameras', cameras that are not perspective.
     """
     reconstruction = _read_model(model)
     registered = sorted(
@@ -54,28 +59,25 @@ def read_views(
     )
     if not registered:
         raise UserError(f"{model} has no registered picture.")
-    problems: list[str] = []
-    found, pinholes = [], {}
-    for image in registered:
-        try:
-            path = _inside(pictures, image.name)
-            mask = find_mask(masks, image.name) if masks else None
-            size = images.picture_size(path, str(path))
-            key = (image.camera_id, size)
-            if key not in pinholes:
-                pinholes[key] = _PinholeCamera(image.camera, size, f"{model}: {image.name}")
-            found.append((path, _c2w(image), pinholes[key], mask))
-        except UserError as error:
-            problems.append(str(error).rstrip("."))
+    pinholes: dict[tuple[int, tuple[int, int]], _PinholeCamera] = {}
+
+    def find_view(image: Any) -> tuple[Path, np.ndarray, _PinholeCamera, Path | None]:
+        path = _inside(pictures, image.name)
+        mask = find_mask(masks, image.name) if masks else None
+        size = images.picture_size(path, str(path))
+        key = (image.camera_id, size)
+        if key not in pinholes:
+            pinholes[key] = _PinholeCamera(image.camera, size, f"{model}: {image.name}")
+        return path, _c2w(image), pinholes[key], mask
+
+    found = for_each(find_view, registered)
     sizes = sorted({size for _, size in pinholes})
     if len(sizes) > 1:
-        problems.append(f"{pictures} mixes picture sizes (height, width) {sizes}; needed one size")
-    if problems:
-        raise UserError("; ".join(dict.fromkeys(problems)) + ".")
+        raise UserError(f"{pictures} mixes picture sizes (height, width) {sizes}; it must be one.")
     height = min(camera.height for camera in pinholes.values())
     width = min(camera.width for camera in pinholes.values())
     return [
-        (path, c2w, functools.partial(camera.apply, height, width, mask))
+        images.View(path, c2w, functools.partial(camera.apply, height, width, mask))
         for path, c2w, camera, mask in found
     ]
 
@@ -92,15 +94,15 @@ class _PinholeCamera:
         if abs(width / height / (camera.width / camera.height) - 1) > SHAPE_TOLERANCE:
             raise UserError(
                 f"{name} has {width} x {height} pixels, its camera {camera.width} x "
-                f"{camera.height}: another shape. Turn or resize the picture"
+                f"{camera.height}: another shape. Turn or resize the picture."
             )
         if not camera.is_perspective():
             raise UserError(
                 f"{name} has a camera of model {camera.model_name}, which no pinhole camera can "
-                "stand for; needed a perspective or fisheye model"
+                "stand for; it must be a perspective or fisheye model."
             )
         if not np.isfinite(camera.params).all() or not camera.mean_focal_length() > 0:
-            raise UserError(f"{name} has a camera with parameters {camera.params.tolist()}")
+            raise UserError(f"{name} has a camera with parameters {camera.params.tolist()}.")
         self._camera = pycolmap.Camera(camera.todict())
         if size != (camera.height, camera.width):
             self._camera.rescale(width, height)
@@ -162,7 +164,7 @@ def _read_model(model: Path) -> Any:
     suffix = _model_suffix(model)
     if suffix is None:
         raise UserError(
-            f"{model} holds no COLMAP model; needed cameras and images, both .bin or both .txt."
+            f"{model} holds no COLMAP model; expected cameras and images, both .bin or both .txt."
         )
     with tempfile.TemporaryDirectory() as temporary:
         for name in ("cameras", "images"):
@@ -174,14 +176,14 @@ def _read_model(model: Path) -> Any:
             expected = _binary_sizes(reconstruction)
         except (ValueError, IndexError, MemoryError, RuntimeError) as error:
             raise UserError(
-                f"{model} is no whole COLMAP model ({type(error).__name__}); copy it again or "
+                f"{model} is not a whole COLMAP model ({type(error).__name__}); copy it again or "
                 "export it anew."
             ) from error
     for name, size in expected.items() if suffix == ".bin" else ():
         actual = (model / f"{name}.bin").stat().st_size
         if actual != size:
             raise UserError(
-                f"{model / name}.bin has {actual} bytes; what it lists takes {size}. Copy it again."
+                f"{model / name}.bin has {actual} bytes, but its list takes {size}. Copy it again."
             )
     return reconstruction
 
@@ -203,10 +205,10 @@ def _inside(folder: Path, name: str) -> Path:
     """folder / name, where the model does not lead out of the folder."""
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts:
-        raise UserError(f"picture name '{name}' leads out of {folder}")
+        raise UserError(f"picture name '{name}' leads out of {folder}.")
     path = folder / name
     if not path.is_file():
-        raise UserError(f"{path} is missing")
+        raise UserError(f"{path} not found.")
     return path
 
 
@@ -215,7 +217,7 @@ def find_mask(folder: Path, name: str) -> Path:
     for candidate in (f"{name}.png", f"{os.path.splitext(name)[0]}.png"):
         if (folder / candidate).is_file():
             return folder / candidate
-    raise UserError(f"{folder} has no mask for {name} ({name}.png or with .png instead)")
+    raise UserError(f"{folder} has no mask for {name} ({name}.png or with .png instead).")
 
 
 def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -223,7 +225,7 @@ def _read_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
     picture = images.decode_image(path.read_bytes(), str(path))
     if picture.shape[:2] != size:
         raise UserError(
-            f"mask {path} has (height, width) {picture.shape[:2]}, its picture {size}; "
-            "needed the same."
+            f"mask {path} has (height, width) {picture.shape[:2]}, its picture {size}; they must "
+            "be equal."
         )
     return np.where(picture[..., :3].any(-1), np.uint8(255), np.uint8(0))

@@ -1,9 +1,12 @@
-"""Scene folders: pictures with their cameras, as renderers and capture tools leave them.
+"""Reads scene folders: pictures with their cameras, as renderers and capture tools leave them.
 
 Three layouts are read: a Zero123 render folder (`000.png`, `000.npy`, ...), a folder with
 `transforms.json` (nerfstudio, instant-ngp) or `transforms_SPLIT.json` (NeRF-synthetic), and a
 COLMAP folder (`images/`, `sparse/0`). Axes and intrinsics are converted here, once; nothing is
 scaled or moved, but for COLMAP's world, which has no up, origin and scale of its own.
+
+EscherNet's renders of Google Scanned Objects are Zero123 folders OBJECT/RENDERS/model, up to three
+sets of renders for each object; a set on a fixed path may hold poses alone.
 """
 
 from __future__ import annotations
@@ -22,10 +25,17 @@ from escherjax import cameras
 from escherjax.data import images
 from escherjax.data.formats import colmap, transforms
 from escherjax.data.shards import Scene, validate_scene
-from escherjax.errors import UserError, listed
+from escherjax.errors import UserError, for_each
 
 # Zero-1-to-3 renders with a 35 mm lens on a 32 mm sensor that spans the longer side.
 ZERO123_FOCAL = 35.0 / 32.0
+
+# Camera axes of the poses in each set of renders of Google Scanned Objects.
+GSO_AXES = {
+    "render_mvs_25": "opengl",  # 25 views about the object, as those trained on
+    "render_sync_36_single": "opencv",  # 12 azimuths at 3 elevations
+    "render_spiral_100": "opencv",
+}
 
 KEPT_OR_PNG = images.PictureFormat()
 
@@ -55,6 +65,23 @@ def find_scene_folders(source: Path, layout: str, split: str = "train") -> list[
     return find_folders(source, is_scene, needed[layout])
 
 
+def find_gso_objects(source: Path, renders: str) -> list[tuple[str, Path]]:
+    """(object name, folder of its renders) at or below `source`, sorted by name.
+
+    renders: a key of GSO_AXES. Raises UserError if no object has such renders.
+    """
+    found = []
+    for name, folder in find_scene_folders(source, "zero123"):
+        # The source's own name stands for what lies above it: an object, or its renders.
+        parts = folder.resolve().parts
+        if parts[-2:] == (renders, "model"):
+            relative = Path(name).parent.parent.as_posix()
+            found.append((parts[-3] if relative == "." else relative, folder))
+    if not found:
+        raise UserError(f"no object in {source} has renders in OBJECT/{renders}/model.")
+    return sorted(found)
+
+
 def find_folders(
     source: Path, is_scene: Callable[[Path, list[str]], bool], needed: str
 ) -> list[tuple[str, Path]]:
@@ -65,7 +92,7 @@ def find_folders(
     """
     source = Path(source)
     if not source.is_dir():
-        raise UserError(f"--source {source} is no folder.")
+        raise UserError(f"--source {source} is not a directory.")
     found, seen = [], set()
     for parent, folders, files in os.walk(source, followlinks=True):
         folders.sort()
@@ -80,7 +107,7 @@ def find_folders(
             name = path.resolve().name if path == source else path.relative_to(source).as_posix()
             found.append((name, path))
     if not found:
-        raise UserError(f"no scenes in {source}; needed {needed}.")
+        raise UserError(f"no scenes in {source}; expected {needed}.")
     return sorted(found)
 
 
@@ -94,13 +121,20 @@ def read_scene_folder(
 ) -> Scene:
     """Reads one scene folder of any of the layouts.
 
-    split: which transforms_SPLIT.json; transforms.json is read where that is missing.
-    resolution: pictures whose shorter side is longer are shrunk to it, and K with them; 0 leaves
-    their size. Every picture is decoded, so that a broken one is found here.
-    A COLMAP world is turned z up, centred and scaled by the defaults of
-    `cameras.normalize_poses`.
-    axes: "opengl" or "opencv", of the poses in .npy files. stored: format of the pictures.
-    Raises UserError naming the scene: missing pose, broken picture, bad camera, no such layout.
+    Every picture is decoded, so that a broken one is found here. A COLMAP world is turned z up,
+    centred and scaled by the defaults of `cameras.normalize_poses`.
+
+    Args:
+        folder: of the scene.
+        scene_id: None for the folder's name.
+        split: which transforms_SPLIT.json; transforms.json is read where that is missing.
+        resolution: pictures whose shorter side is longer are shrunk to it, and K with them; 0
+            leaves their size.
+        axes: "opengl" or "opencv", of the poses in .npy files.
+        stored: format of the pictures.
+
+    Raises:
+        UserError: Names the scene: missing pose, broken picture, bad camera, no such layout.
     """
     folder = Path(folder)
     views, source = find_views(folder, split, axes)
@@ -116,7 +150,7 @@ def find_views(
     Arguments, worlds and errors as in `read_scene_folder`.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; needed a scene folder.")
+        raise UserError(f"{folder} is not a directory; expected a scene folder.")
     files = sorted(os.listdir(folder))
     layout = layout_of(folder, split)
     if layout == "transforms":
@@ -125,13 +159,15 @@ def find_views(
     elif layout == "zero123":
         views = zero123_views(folder, files, axes)
     elif layout == "colmap":
-        views = colmap.read_views(colmap.find_model(folder), folder / "images")
-        c2w, _ = cameras.normalize_poses(np.stack([pose for _, pose, _ in views]))
-        views = [(path, pose, pinhole) for (path, _, pinhole), pose in zip(views, c2w, strict=True)]
+        model = colmap.find_model(folder)
+        assert model is not None  # as the layout is COLMAP's
+        views = colmap.read_views(model, folder / "images")
+        c2w, _ = cameras.normalize_poses(np.stack([view.c2w for view in views]))
+        views = [view._replace(c2w=pose) for view, pose in zip(views, c2w, strict=True)]
     else:
         other = [name for name in files if re.fullmatch(r"transforms_\w+\.json", name)]
         raise UserError(
-            f"{folder} is no scene folder: needed transforms.json, transforms_{split}.json, "
+            f"{folder} is not a scene folder: expected transforms.json, transforms_{split}.json, "
             f"000.png with 000.npy, or images/ with a COLMAP model in sparse/0"
             + (f"; it has {', '.join(other)}: choose that split." if other else ".")
             + _nested_hint(folder, split)
@@ -189,29 +225,18 @@ def assemble_scene(
     Raises UserError naming the scene or every file at fault: broken pictures, mixed sizes, bad
     camera.
     """
-    encoded, c2w, K, sizes, problems = [], [], [], [], []
-    for path, pose, pinhole in views:
-        try:
-            data, size, intrinsics = _read_view(path, pinhole, resolution, stored, read)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        encoded.append(data)
-        c2w.append(pose)
-        K.append(intrinsics)
-        sizes.append(size)
-    if problems:
-        raise UserError(listed(problems))
+    read_views = for_each(lambda view: _read_view(view, resolution, stored, read), views)
+    encoded, sizes, K = zip(*read_views, strict=True)
     if len(set(sizes)) > 1:
         raise UserError(
             f"scene '{scene_id}' mixes picture sizes (height, width) {sorted(set(sizes))}; "
-            "needed one size."
+            "all must be equal."
         )
     scene = Scene(
         scene_id=scene_id,
         source=source,
-        images=encoded,
-        c2w=np.stack(c2w).astype(np.float32),
+        images=list(encoded),
+        c2w=np.stack([c2w for _, c2w, _ in views]).astype(np.float32),
         K=np.stack(K).astype(np.float32),
         height=sizes[0][0],
         width=sizes[0][1],
@@ -251,7 +276,7 @@ def zero123_views(folder: Any, files: Sequence[str], axes: str = "opengl") -> li
         if missing:
             raise UserError(
                 f"{folder}: view {missing[0]:03d} has no {kind} ({len(missing)} such views); "
-                "needed a picture and an .npy for every number."
+                "every number must have a picture and an .npy."
             )
 
     def pinhole(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -260,7 +285,7 @@ def zero123_views(folder: Any, files: Sequence[str], axes: str = "opengl") -> li
         return picture, np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
 
     c2w = read_zero123_poses(folder, files, axes)
-    return [(folder / pictures[number], c2w[number], pinhole) for number in c2w]
+    return [images.View(folder / pictures[number], c2w[number], pinhole) for number in c2w]
 
 
 def read_zero123_poses(
@@ -281,12 +306,12 @@ def read_zero123_poses(
             w2c = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(
-                f"{path} is no whole .npy file of numbers; needed a world-to-camera matrix."
+                f"{path} is not a whole .npy file of numbers; expected a world-to-camera matrix."
             ) from error
         if w2c.shape not in ((3, 4), (4, 4)) or w2c.dtype.kind != "f":
             raise UserError(
-                f"{path} holds {w2c.dtype} {w2c.shape}; needed a float world-to-camera matrix "
-                "(3, 4)."
+                f"{path} must hold a float world-to-camera matrix (3, 4), got {w2c.dtype} "
+                f"{w2c.shape}."
             )
         c2w = cameras.c2w_from_w2c(w2c.astype(np.float64))
         poses[number] = cameras.opencv_from_opengl(c2w) if axes == "opengl" else c2w
@@ -294,13 +319,10 @@ def read_zero123_poses(
 
 
 def _read_view(
-    path: Path,
-    pinhole: images.Pinhole,
-    resolution: int,
-    stored: images.PictureFormat,
-    read: ReadPicture,
+    view: images.View, resolution: int, stored: images.PictureFormat, read: ReadPicture
 ) -> tuple[bytes, tuple[int, int], np.ndarray]:
     """(encoded bytes, (height, width), K) of one view, undistorted and shrunk where needed."""
+    path, _, pinhole = view
     data, picture = read(path)
     changed, K = pinhole(picture)
     height, width = changed.shape[:2]
@@ -315,4 +337,4 @@ def _read_view(
             data = stored.encode(changed)
         except UserError as error:
             raise UserError(f"{path} cannot be stored: {error}") from error
-    return data, changed.shape[:2], K
+    return data, (changed.shape[0], changed.shape[1]), K

@@ -1,4 +1,4 @@
-"""RTMV scenes: folders of 00000.exr (linear colours) with 00000.json (camera).
+"""Reads RTMV scenes: folders of 00000.exr (linear colours) with 00000.json (camera).
 
 A JSON file's camera_data holds cam2world, stored transposed and with OpenGL axes, and intrinsics in
 pixels. Alpha is not read.
@@ -6,7 +6,6 @@ pixels. Alpha is not read.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -15,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from escherjax import cameras
-from escherjax.data.formats.transforms import pinhole_intrinsics
+from escherjax.data.formats.transforms import pinhole_intrinsics, read_json
 from escherjax.data.images import View
-from escherjax.errors import UserError, listed
+from escherjax.errors import UserError, for_each
 
 
 def find_scenes(source: Path) -> list[tuple[str, Path]]:
-    """(scene id, folder) of every scene at or below `source`; see `scenes.find_folders`."""
+    """(scene id, folder) of every scene at or below `source`; see `folders.find_folders`."""
     from escherjax.data.formats.folders import find_folders
 
     return find_folders(
@@ -42,23 +41,16 @@ def read_cameras(folder: Path, first_views: int | None = None) -> list[View]:
         for kind in ("exr", "json")
     }
     stems = sorted(numbers["exr"] | numbers["json"], key=lambda stem: (int(stem), stem))
-    views, problems = [], []
-    for stem in stems[:first_views]:
-        lacks = [kind for kind in numbers if stem not in numbers[kind]]
-        if lacks:
-            problems.append(f"{folder / stem}.{lacks[0]} is missing.")
-            continue
+
+    def read_view(stem: str) -> View:
+        for kind, found in numbers.items():
+            if stem not in found:
+                raise UserError(f"{folder / stem}.{kind} not found.")
         camera_file = folder / f"{stem}.json"
-        try:
-            c2w, intrinsics = _read_camera(camera_file)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        pinhole = pinhole_intrinsics(intrinsics, str(camera_file))
-        views.append((folder / f"{stem}.exr", c2w, pinhole))
-    if problems:
-        raise UserError(listed(problems))
-    return views
+        c2w, intrinsics = _read_camera(camera_file)
+        return View(folder / f"{stem}.exr", c2w, pinhole_intrinsics(intrinsics, str(camera_file)))
+
+    return for_each(read_view, stems[:first_views])
 
 
 def read_exr(path: Path) -> np.ndarray:
@@ -69,9 +61,9 @@ def read_exr(path: Path) -> np.ndarray:
         with OpenEXR.File(str(path), separate_channels=True) as file:
             channels = {name: channel.pixels for name, channel in file.channels().items()}
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); needed a whole EXR file.") from error
+        raise UserError(f"{path} cannot be read ({error}); it must be a whole EXR file.") from error
     if not {"R", "G", "B"} <= channels.keys():
-        raise UserError(f"{path} has channels {', '.join(sorted(channels))}; needed R, G and B.")
+        raise UserError(f"{path} must have channels R, G and B, got {', '.join(sorted(channels))}.")
     linear = np.stack([channels[name] for name in "RGB"], axis=-1).astype(np.float32)
     if not np.isfinite(linear).all():
         raise UserError(f"{path} holds NaN or infinity; mend it or leave its scene out.")
@@ -100,31 +92,19 @@ def _is_frame(name: str, kind: str) -> bool:
 
 def _read_camera(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """(c2w [4, 4] with OpenCV axes, nerfstudio's intrinsics fields) of a frame's JSON file."""
+    content = read_json(path, str(path))
+    names = {"w": "width", "h": "height", "fl_x": "fx", "fl_y": "fy", "cx": "cx", "cy": "cy"}
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}).") from error
-    camera = content.get("camera_data") if isinstance(content, dict) else None
-    camera = camera if isinstance(camera, dict) else {}
-    intrinsics = camera.get("intrinsics")
-    named = intrinsics if isinstance(intrinsics, dict) else {}
-    needed = {
-        "w": camera.get("width"),
-        "h": camera.get("height"),
-        "fl_x": named.get("fx"),
-        "fl_y": named.get("fy"),
-        "cx": named.get("cx"),
-        "cy": named.get("cy"),
-    }
-    try:
-        c2w = np.asarray(camera.get("cam2world"), np.float64)
-        fields = {name: float(value) for name, value in needed.items()}
+        camera = content["camera_data"]
+        values = {**camera["intrinsics"], "width": camera["width"], "height": camera["height"]}
+        c2w = np.asarray(camera["cam2world"], np.float64)
+        fields = {field: float(values[name]) for field, name in names.items()}
         if c2w.shape != (4, 4) or not min(fields["w"], fields["h"]) > 0:
             raise ValueError
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise UserError(
-            f"{path} has no whole camera_data; needed cam2world of 4 rows of 4 numbers, width, "
-            "height, and intrinsics with fx, fy, cx, cy."
+            f"{path} must have camera_data with cam2world of 4 rows of 4 numbers, width, height, "
+            "and intrinsics with fx, fy, cx, cy."
         ) from error
     return cameras.opencv_from_opengl(c2w.T), fields
 

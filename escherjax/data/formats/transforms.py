@@ -1,4 +1,4 @@
-"""transforms.json: cameras of pictures as nerfstudio, instant-ngp and NeRF-synthetic write them.
+"""Reads and writes transforms.json, the cameras of nerfstudio, instant-ngp and NeRF-synthetic.
 
 Its poses are camera-to-world with OpenGL axes; here they become OpenCV's.
 """
@@ -17,14 +17,7 @@ from escherjax.data import images
 from escherjax.errors import UserError
 
 DISTORTION_NAMES = ("k1", "k2", "k3", "p1", "p2")
-PINHOLE_MODELS = (
-    "PINHOLE",
-    "SIMPLE_PINHOLE",
-    "PERSPECTIVE",
-    "OPENCV",
-    "RADIAL",
-    "SIMPLE_RADIAL",
-)
+PINHOLE_MODELS = ["PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "RADIAL", "SIMPLE_RADIAL"]
 
 
 def read_cameras(path: Path) -> np.ndarray:
@@ -32,10 +25,7 @@ def read_cameras(path: Path) -> np.ndarray:
 
     Raises UserError if the file cannot be read or a pose is missing or not rigid.
     """
-    frames = _read_frames(path)[1]
-    c2w = np.stack([pose for _, pose, _ in frames]).astype(np.float32)
-    cameras.check_poses(c2w, str(path))
-    return c2w
+    return np.stack([pose for _, pose, _ in parse_views(path, str(path))])
 
 
 def write_transforms(
@@ -43,8 +33,14 @@ def write_transforms(
 ) -> None:
     """Writes a transforms.json (nerfstudio) for square pictures of `size` pixels.
 
-    c2w: [V, 4, 4] OpenCV axes; K: [V, 3, 3], or [3, 3] of all of them; file_names: relative to the
-    file's folder. Intrinsics that all views share stand at the top, else in each frame.
+    Intrinsics that all views share stand at the top, else in each frame.
+
+    Args:
+        path: of the file.
+        c2w: [V, 4, 4] OpenCV axes.
+        K: [V, 3, 3], or [3, 3] of all of them.
+        size: of the pictures in pixels.
+        file_names: of the pictures, relative to the file's folder.
     """
 
     def lens(K: np.ndarray) -> dict[str, float]:
@@ -70,48 +66,44 @@ def write_transforms(
 
 
 def read_views(path: Path) -> list[images.View]:
-    """Views of a transforms.json, in the file's order: camera-to-world with OpenGL axes."""
-    meta, frames = _read_frames(path)
-    views = []
-    for frame, c2w, where in frames:
-        pinhole = pinhole_intrinsics({**meta, **frame}, where)
-        views.append((_find_picture(path.parent, str(frame["file_path"]), where), c2w, pinhole))
-    return views
+    """Views of a transforms.json, in the file's order."""
+    return [
+        images.View(
+            _find_picture(path.parent, str(fields["file_path"]), where),
+            c2w,
+            pinhole_intrinsics(fields, where),
+        )
+        for fields, c2w, where in _frames(read_json(path, str(path)), str(path))
+    ]
 
 
-def parse_views(data: bytes, name: str) -> list[tuple[str, np.ndarray, dict[str, Any]]]:
+def parse_views(source: Path | bytes, name: str) -> list[tuple[str, np.ndarray, dict[str, Any]]]:
     """(file_path, c2w [4, 4] float32 with OpenCV axes, fields of its lens) of every frame.
 
-    data: bytes of a transforms.json; name: what messages call it. No file is opened; the fields are
-    for `pinhole_intrinsics`. Raises UserError if it cannot be read or a pose is missing or not
-    rigid.
+    source: a transforms.json or its bytes; name: what messages call it. No picture is opened; the
+    fields are for `pinhole_intrinsics`. Raises UserError if it cannot be read or a pose is missing
+    or not rigid.
     """
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} cannot be read ({error}).") from error
-    meta, frames = _frames_of(content, name)
+    frames = _frames(read_json(source, name), name)
     c2w = np.stack([pose for _, pose, _ in frames]).astype(np.float32)
     cameras.check_poses(c2w, name)
     return [
-        (str(fields["file_path"]), pose, {**meta, **fields})
+        (str(fields["file_path"]), pose, fields)
         for (fields, _, _), pose in zip(frames, c2w, strict=True)
     ]
 
 
-def _read_frames(path: Path) -> tuple[dict[str, Any], list[tuple[dict[str, Any], np.ndarray, str]]]:
-    """(top-level fields, (fields, c2w with OpenCV axes, how to name it) of each frame)."""
+def read_json(source: Path | bytes, name: str) -> Any:
+    """Content of a JSON file or its bytes. Raises UserError, naming it, if it cannot be read."""
     try:
-        meta = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}).") from error
-    return _frames_of(meta, str(path))
+        return json.loads(source if isinstance(source, bytes) else source.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{name} cannot be read ({error}).") from error
 
 
-def _frames_of(
-    meta: Any, name: str
-) -> tuple[dict[str, Any], list[tuple[dict[str, Any], np.ndarray, str]]]:
-    listed = meta.get("frames") if isinstance(meta, dict) else None
+def _frames(content: Any, name: str) -> list[tuple[dict[str, Any], np.ndarray, str]]:
+    """(its fields and the shared ones, c2w with OpenCV axes, how to name it) of each frame."""
+    listed = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(listed, list) or not listed:
         raise UserError(f"{name} lists no frames.")
     frames = []
@@ -127,11 +119,11 @@ def _frames_of(
             pose = np.concatenate([pose, [[0.0, 0.0, 0.0, 1.0]]])
         if pose.shape != (4, 4):
             raise UserError(
-                f"{where} ({frame['file_path']}) has no pose: transform_matrix is {pose.shape}; "
-                "needed 4 rows of 4 numbers."
+                f"{where} ({frame['file_path']}) has no pose: transform_matrix must be 4 rows of 4 "
+                f"numbers, got {pose.shape}."
             )
-        frames.append((frame, cameras.opencv_from_opengl(pose), where))
-    return meta, frames
+        frames.append(({**content, **frame}, cameras.opencv_from_opengl(pose), where))
+    return frames
 
 
 def _find_picture(folder: Path, name: str, where: str) -> Path:
@@ -140,14 +132,15 @@ def _find_picture(folder: Path, name: str, where: str) -> Path:
         if path.is_file():
             return path
     suffixes = ", ".join(images.IMAGE_SUFFIXES)
-    raise UserError(f"{where}: {folder / name} is missing (also with {suffixes}).")
+    raise UserError(f"{where}: {folder / name} not found (also with {suffixes}).")
 
 
 def pinhole_intrinsics(fields: dict[str, Any], where: str) -> images.Pinhole:
     """The lens that nerfstudio's or NeRF-synthetic's fields describe.
 
-    Where they state another size `w`, `h` than a picture has, K is scaled to the picture. What is
-    returned raises UserError, starting with `where`, if fields are missing or shapes differ.
+    Where they state another size `w`, `h` than a picture has, K is scaled to the picture. The
+    returned function raises UserError, starting with `where`, if fields are missing or shapes
+    differ.
     """
 
     def pinhole(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +156,8 @@ def _transforms_intrinsics(
     """(K [3, 3] for a picture of this size, lens distortion)."""
     model = fields.get("camera_model", "OPENCV")
     if model not in PINHOLE_MODELS:
-        raise UserError(f"{where}: camera_model '{model}'; needed one of {PINHOLE_MODELS}.")
+        known = ", ".join(PINHOLE_MODELS)
+        raise UserError(f"{where}: camera_model must be one of {known}, got '{model}'.")
     try:
         stated_w, stated_h = float(fields.get("w", width)), float(fields.get("h", height))
         if "fl_x" in fields:
@@ -175,11 +169,11 @@ def _transforms_intrinsics(
             if "camera_angle_y" in fields:
                 fy = 0.5 * stated_h / np.tan(0.5 * float(fields["camera_angle_y"]))
         else:
-            raise UserError(f"{where}: no intrinsics; needed fl_x or camera_angle_x.")
+            raise UserError(f"{where}: no intrinsics; expected fl_x or camera_angle_x.")
         cx, cy = float(fields.get("cx", stated_w / 2)), float(fields.get("cy", stated_h / 2))
         distortion = {n: float(fields[n]) for n in DISTORTION_NAMES if float(fields.get(n, 0))}
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: an intrinsic is no number ({error}).") from error
+        raise UserError(f"{where}: an intrinsic is not a number ({error}).") from error
     scale_x, scale_y = width / stated_w, height / stated_h
     if abs(scale_x / scale_y - 1) > 0.02:
         raise UserError(

@@ -15,8 +15,12 @@ import numpy as np
 
 from escherjax import cameras
 from escherjax.cameras import PUBLISHED_FOV_DEG
-from escherjax.data.formats.folders import read_zero123_poses, zero123_views
-from escherjax.data.formats.gso import AXES, find_objects
+from escherjax.data.formats.folders import (
+    GSO_AXES,
+    find_gso_objects,
+    read_zero123_poses,
+    zero123_views,
+)
 from escherjax.data.images import View
 from escherjax.errors import UserError
 from escherjax.evaluate.picture_rules import PictureRules, of_renders
@@ -51,7 +55,7 @@ def make(source: Source) -> Protocol:
         return _read_unscored(request, folder, rules, *TARGETS[source.name])
 
     return source.protocol(
-        dict(find_objects(Path(source.data_path), REFERENCES)),
+        dict(find_gso_objects(Path(source.data_path), REFERENCES)),
         read_case,
         COUNTS,
         rules={
@@ -91,7 +95,7 @@ def _read_unscored(
         raise UserError(
             f"scene '{request.scene_id}' has no {target_folder}; needed its cameras 000.npy, ..."
         )
-    poses = read_zero123_poses(target_folder, sorted(os.listdir(target_folder)), AXES[renders])
+    poses = read_zero123_poses(target_folder, sorted(os.listdir(target_folder)), GSO_AXES[renders])
     _check_numbers(request.scene_id, target_folder, list(poses), num_targets)
     return Case(
         scene_id=request.scene_id,
@@ -112,7 +116,7 @@ def _read_unscored(
 
 def _reference_views(scene_id: str, folder: Path) -> list[View]:
     """The first 25 views; UserError unless all of them are there."""
-    views = zero123_views(folder, sorted(os.listdir(folder)), AXES[REFERENCES])
+    views = zero123_views(folder, sorted(os.listdir(folder)), GSO_AXES[REFERENCES])
     _check_numbers(scene_id, folder, [int(path.stem) for path, _, _ in views], NUM_VIEWS)
     return views[:NUM_VIEWS]
 

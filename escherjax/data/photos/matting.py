@@ -17,7 +17,7 @@ from escherjax.errors import UserError
 
 DEFAULT_MODEL = "u2net"
 
-# They want prompts, or cut out clothes
+# They need prompts, or cut out clothes
 _OTHER_TASKS = ("sam", "u2net_cloth_seg")
 
 # Picture uint8 [H, W, 3] -> alpha uint8 [H, W].
@@ -25,25 +25,32 @@ Matting = Callable[[np.ndarray], np.ndarray]
 
 
 def open_matting(text: str) -> Matting:
-    """What finds the alpha of an opaque picture.
+    """Opens a model that finds the alpha of an opaque picture.
 
-    text: name of one of rembg's models, or NAME:FILE with that model's ONNX file, which is then
-    not downloaded. Returns a function of a uint8 [H, W, 3] picture, giving uint8 [H, W].
-    Raises UserError where rembg is missing, the model is unknown, its file cannot be had or read.
+    Args:
+        text: name of one of rembg's models, or NAME:FILE with that model's ONNX file, which is then
+            not downloaded.
+
+    Returns:
+        A function of a uint8 [H, W, 3] picture, giving uint8 [H, W].
+
+    Raises:
+        UserError: rembg is missing, the model is unknown, or its file cannot be had or read.
     """
     name, _, file = text.partition(":")
     sessions = _sessions()
     if name not in sessions:
         raise UserError(
-            f"matting model {name!r} is unknown; needed one of {', '.join(sorted(sessions))}, or "
+            f"matting model {name!r} is unknown; known: {', '.join(sorted(sessions))}; or give "
             "NAME:FILE with its ONNX file."
         )
     kind = sessions[name]
     if file:
         path = Path(file).expanduser()
         if not path.is_file():
-            raise UserError(f"matting model {path} is no file; needed the ONNX file of {name}.")
-        kind = type(kind.__name__, (kind,), {"download_models": _always(str(path.resolve()))})
+            raise UserError(f"matting model {path} not found; expected the ONNX file of {name}.")
+        local = classmethod(lambda cls, *args, **kwargs: str(path.resolve()))
+        kind = type(kind.__name__, (kind,), {"download_models": local})
 
     import onnxruntime
 
@@ -51,13 +58,11 @@ def open_matting(text: str) -> Matting:
         session = kind(name, onnxruntime.SessionOptions(), **({"model_path": file} if file else {}))
     except Exception as error:  # of the network, of the file or of ONNX Runtime: no common kind
         reason = str(error).strip().splitlines() or [type(error).__name__]
+        advice = f"Where there is no network, name its file: {name}:FILE."
+        if file:
+            advice = f"Expected the ONNX file of {name}."
         raise UserError(
-            f"matting model {text!r} cannot be opened ({reason[0][:300]}). "
-            + (
-                f"Needed the ONNX file of {name}."
-                if file
-                else f"Where there is no network, name its file: {name}:FILE."
-            )
+            f"matting model {text!r} cannot be opened ({reason[0][:300]}). {advice}"
         ) from error
 
     def find_alpha(picture: np.ndarray) -> np.ndarray:
@@ -65,10 +70,6 @@ def open_matting(text: str) -> Matting:
         return np.asarray(masks[0].convert("L").resize(picture.shape[1::-1]))
 
     return find_alpha
-
-
-def _always(path: str) -> Any:
-    return classmethod(lambda cls, *args, **kwargs: path)
 
 
 def _sessions() -> dict[str, Any]:

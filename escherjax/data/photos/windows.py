@@ -1,4 +1,4 @@
-"""What part of a picture a network is shown: a window on the image plane, resampled with K.
+"""Windows on the image plane: the part of a picture that a network is shown, resampled with K.
 
 Networks that do not see intrinsics know one field of view with the principal point in the middle.
 A window is any rectangle of the image plane, also beyond the picture; what lies there is white. Of
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,6 +29,20 @@ _NEAR_WHITE = 250
 _MAX_CANVAS = 2**24  # pixels; larger windows are cut from a shrunk picture
 
 
+class Box(NamedTuple):
+    """Whole pixels of a picture; right and bottom are one past the last."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def longer(self) -> int:
+        """Its longer side."""
+        return max(self.right - self.left, self.bottom - self.top)
+
+
 @dataclasses.dataclass(frozen=True)
 class Window:
     """A rectangle of the image plane, in pixels of the picture; it may reach beyond it."""
@@ -37,29 +52,28 @@ class Window:
     width: float
     height: float
 
-    def inside(self, height: int, width: int, slack: float = 1e-3) -> bool:
-        """Whether it lies in a picture of this size, but for `slack` pixels."""
-        return (
-            min(self.left, self.top) >= -slack
-            and self.left + self.width <= width + slack
-            and self.top + self.height <= height + slack
-        )
+    @property
+    def edges(self) -> np.ndarray:
+        """[left, top, right, bottom]."""
+        return np.array([self.left, self.top, self.left + self.width, self.top + self.height])
 
-    def holds(self, box: tuple[int, int, int, int], slack: float = 1.0) -> bool:
-        """Whether it holds (left, top, right, bottom), but for `slack` pixels."""
-        left, top, right, bottom = box
-        return (
-            self.left <= left + slack
-            and self.top <= top + slack
-            and self.left + self.width >= right - slack
-            and self.top + self.height >= bottom - slack
-        )
+    def inside(self, height: int, width: int) -> bool:
+        """Whether it lies in a picture of this size, up to rounding."""
+        left, top, right, bottom = self.edges
+        return bool(max(-left, -top, right - width, bottom - height) <= 1e-3)
+
+    def holds(self, box: Box) -> bool:
+        """Whether it holds a box, up to one pixel."""
+        left, top, right, bottom = self.edges - box
+        return bool(max(left, top, -right, -bottom) <= 1)
 
 
 def check_fov(fov_deg: float | None) -> None:
     """Raises UserError for a field of view that no pinhole camera has; None is none."""
     if fov_deg is not None and not 0 < fov_deg < 180:
-        raise UserError(f"the field of view is {fov_deg:g} degrees; needed more than 0, under 180.")
+        raise UserError(
+            f"the field of view is {fov_deg:g} degrees; it must be above 0 and under 180."
+        )
 
 
 def focal_share(fov_deg: float) -> float:
@@ -85,7 +99,7 @@ def fov_window(K: np.ndarray, fov_deg: float) -> Window:
 def moved_inside(window: Window, height: int, width: int) -> Window | None:
     """The window shifted into a picture of this size by as little as needed; None if it is larger.
 
-    K moves with it: its principal point is then not in the middle.
+    Its principal point is then not in the middle.
     """
     if window.width > width + 1e-3 or window.height > height + 1e-3:
         return None
@@ -107,35 +121,35 @@ def enclosing_square(height: int, width: int) -> Window:
 
 
 def object_windows(
-    boxes: Sequence[tuple[int, int, int, int]],
-    sizes: Sequence[tuple[int, int]],
-    radii: Sequence[float],
-    fov_deg: float,
+    boxes: Sequence[Box], sizes: Sequence[tuple[int, int]], radii: Sequence[float], fov_deg: float
 ) -> list[Window]:
     """Squares about an object's boxes in which it is as large as in training views.
 
-    boxes: (left, top, right, bottom) in each picture; sizes: (height, width) of the pictures;
-    radii: distance of each camera from the object. The longer side of a box becomes
-    OBJECT_SIZE / radius times the focal length. Pictures of one size are taken to come from one
-    camera and are scaled alike, by the view in which the object is largest.
+    The longer side of a box becomes OBJECT_SIZE / radius times the focal length. Pictures of one
+    size are taken to come from one camera and are scaled alike, by the view in which the object is
+    largest.
+
+    Args:
+        boxes: of the object in each picture.
+        sizes: (height, width) of the pictures.
+        radii: distance of each camera from the object.
+        fov_deg: field of view of training views.
     """
-    sides = [
-        max(right - left, bottom - top) * radius / (OBJECT_SIZE * focal_share(fov_deg))
-        for (left, top, right, bottom), radius in zip(boxes, radii, strict=True)
-    ]
+    size = OBJECT_SIZE * focal_share(fov_deg)
+    sides = [box.longer * radius / size for box, radius in zip(boxes, radii, strict=True)]
     if len(set(sizes)) == 1:
         sides = [max(sides)] * len(sides)
     return [
-        Window((left + right - side) / 2, (top + bottom - side) / 2, side, side)
-        for (left, top, right, bottom), side in zip(boxes, sides, strict=True)
+        Window((box.left + box.right - side) / 2, (box.top + box.bottom - side) / 2, side, side)
+        for box, side in zip(boxes, sides, strict=True)
     ]
 
 
-def object_box(picture: np.ndarray) -> tuple[int, int, int, int] | None:
-    """(left, top, right, bottom) of what is neither transparent nor white; None if all is.
+def object_box(picture: np.ndarray) -> Box | None:
+    """The box of what is neither transparent nor white; None if all is.
 
-    picture: uint8 [H, W, 3] or [H, W, 4]. Right and bottom are one past the last pixel. Alpha
-    counts from half its largest value on, as matting leaves a haze around objects.
+    picture: uint8 [H, W, 3] or [H, W, 4]. Alpha counts from half its largest value on, as matting
+    leaves a haze around objects.
     """
     if has_alpha(picture):
         alpha = picture[..., 3]
@@ -145,7 +159,7 @@ def object_box(picture: np.ndarray) -> tuple[int, int, int, int] | None:
     rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
     if not len(rows):
         return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    return Box(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
 def has_alpha(picture: np.ndarray) -> bool:
@@ -178,24 +192,17 @@ def resample(
     K = cameras.crop_intrinsics(np.asarray(K, np.float64), window.left, window.top)
     K = cameras.resize_intrinsics(K, resolution / window.width, resolution / window.height)
     picture, window = _of_bounded_size(picture, window)
-    left, top = math.floor(window.left + 1e-6), math.floor(window.top + 1e-6)
-    right = math.ceil(window.left + window.width - 1e-6)
-    bottom = math.ceil(window.top + window.height - 1e-6)
-    height, width = picture.shape[:2]
-    canvas = np.full((bottom - top, right - left, 3), 255, np.uint8)
+    left, top = np.floor(window.edges[:2] + 1e-6).astype(int).tolist()
+    right, bottom = np.ceil(window.edges[2:] - 1e-6).astype(int).tolist()
     inside = picture[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    below, beside = max(-top, 0), max(-left, 0)
-    canvas[below : below + inside.shape[0], beside : beside + inside.shape[1]] = (
-        images.on_background(inside, images.WHITE)
+    y, x = max(-top, 0), max(-left, 0)
+    canvas = np.full((bottom - top, right - left, 3), 255, np.uint8)
+    canvas[y : y + inside.shape[0], x : x + inside.shape[1]] = images.on_background(
+        inside, images.WHITE
     )
-    box = (
-        max(window.left - left, 0.0),
-        max(window.top - top, 0.0),
-        min(window.left - left + window.width, canvas.shape[1]),
-        min(window.top - top + window.height, canvas.shape[0]),
-    )
+    box = (window.edges - [left, top, left, top]).clip(0, [*canvas.shape[1::-1]] * 2)
     resized = Image.fromarray(canvas).resize(
-        (resolution, resolution), Image.Resampling.BILINEAR, box=box
+        (resolution, resolution), Image.Resampling.BILINEAR, box=tuple(box.tolist())
     )
     return np.asarray(resized), K.astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Which window of each picture a network is shown, and what there is to say about it.
+"""Chooses the window of each picture that a network is shown, and says what that changes.
 
 Of a picture with intrinsics it is the one with the training field of view; of a photo of an object
 without them, the one in which the object is as large as in training views.
@@ -13,9 +13,9 @@ import numpy as np
 
 from escherjax import cameras
 from escherjax.cameras import PUBLISHED_FOV_DEG
-from escherjax.data import windows
-from escherjax.data.photos import Picture
-from escherjax.data.windows import Window
+from escherjax.data.photos import windows
+from escherjax.data.photos.reading import Picture
+from escherjax.data.photos.windows import Box, Window
 from escherjax.errors import UserError
 
 _SAME = 0.02  # of a window's side: differences up to this are worth no warning
@@ -23,12 +23,12 @@ _SAME = 0.02  # of a window's side: differences up to this are worth no warning
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """What is shown of a picture: a window, K [3, 3] in the picture's pixels, words about it."""
+    """What is shown of a picture."""
 
     window: Window
-    K: np.ndarray
-    step: str
-    warnings: tuple[str, ...] = ()
+    K: np.ndarray  # [3, 3] in the picture's pixels
+    step: str  # what was done, in words
+    warnings: tuple[str, ...] = ()  # what may be wrong with it
 
 
 def frame_pictures(
@@ -44,29 +44,29 @@ def frame_pictures(
         for row, picture in enumerate(pictures)
         if recenter and picture.K is None and windows.has_clear_background(picture.pixels)
     }
-    sizes = [pictures[row].pixels.shape[:2] for row in boxes]
     centred = windows.object_windows(
-        list(boxes.values()), sizes, [radii[row] for row in boxes], known_fov
+        list(boxes.values()),
+        [pictures[row].size for row in boxes],
+        [radii[row] for row in boxes],
+        known_fov,
     )
-    window_of = dict(zip(boxes, centred, strict=True))
-    frames = []
-    for row, picture in enumerate(pictures):
-        if picture.K is not None:
-            frames.append(_match_fov(picture, picture.K, fov_deg))
-        elif row in window_of:
-            left, top, right, bottom = boxes[row]
-            window = window_of[row]
-            share = max(right - left, bottom - top) / window.width
-            step = f"object centred, its box made {share:.0%} of the frame"
-            frames.append(_assumed(window, known_fov, step, _cut_object(picture, window)))
-        else:
-            frames.append(_without_object(picture, known_fov))
-    return frames
+    frames = {}
+    for (row, box), window in zip(boxes.items(), centred, strict=True):
+        step = f"object centred, its box made {box.longer / window.width:.0%} of the frame"
+        frames[row] = _assumed(window, known_fov, step, _cut_object(pictures[row], window))
+    return [
+        frames[row]
+        if row in frames
+        else _without_object(picture, known_fov)
+        if picture.K is None
+        else _match_fov(picture, picture.K, fov_deg)
+        for row, picture in enumerate(pictures)
+    ]
 
 
 def _match_fov(picture: Picture, K: np.ndarray, fov_deg: float | None) -> Frame:
     """A picture with intrinsics, shown with the field of view asked for where that is possible."""
-    height, width = picture.pixels.shape[:2]
+    height, width = picture.size
     square = windows.central_square(height, width)
     own = windows.fov_deg_of(K[0, 0], square.width)
     cut = "" if height == width else "cut to the central square; "
@@ -82,31 +82,30 @@ def _match_fov(picture: Picture, K: np.ndarray, fov_deg: float | None) -> Frame:
     moved = windows.moved_inside(window, height, width)
     if moved is not None:
         return Frame(moved, K, f"{change}, cut")
-    warnings: tuple[str, ...] = ()
-    if _differences(window, square) > _SAME:
-        warnings = (
-            f"has a field of view of {own:.1f} degrees and the network was trained with "
-            f"{fov_deg:.1f}; white can be added only around an object before white or nothing. "
-            "Give masks or a matting model, if it shows one.",
-        )
-    return Frame(square, K, f"{cut}field of view {own:.1f} degrees kept", warnings)
+    step = f"{cut}field of view {own:.1f} degrees kept"
+    if _differences(window, square) <= _SAME:
+        return Frame(square, K, step)
+    warning = (
+        f"has a field of view of {own:.1f} degrees and the network was trained with {fov_deg:.1f}; "
+        "white can be added only around an object before white or nothing. Give masks or a matting "
+        "model, if it shows one."
+    )
+    return Frame(square, K, step, (warning,))
 
 
 def _without_object(picture: Picture, fov_deg: float) -> Frame:
     """A photo without intrinsics that is not moved, shown as if it had this field of view."""
-    height, width = picture.pixels.shape[:2]
+    height, width = picture.size
+    step = "field of view taken to be that of training"
     if windows.has_clear_background(picture.pixels):
-        window = windows.enclosing_square(height, width)
-        step = "field of view taken to be that of training"
         padded = "" if height == width else "padded with white to a square; "
-        return _assumed(window, fov_deg, padded + step)
+        return _assumed(windows.enclosing_square(height, width), fov_deg, padded + step)
     warning = (
         "has a background that is neither white nor transparent; the published networks know "
         "objects before white. Remove it with a matting model or a mask."
     )
-    window = windows.central_square(height, width)
     cut = "" if height == width else "cut to the central square; "
-    return _assumed(window, fov_deg, f"{cut}field of view taken to be that of training", (warning,))
+    return _assumed(windows.central_square(height, width), fov_deg, cut + step, (warning,))
 
 
 def _assumed(window: Window, fov_deg: float, step: str, warnings: tuple[str, ...] = ()) -> Frame:
@@ -116,22 +115,15 @@ def _assumed(window: Window, fov_deg: float, step: str, warnings: tuple[str, ...
 
 
 def _cut_object(picture: Picture, window: Window) -> tuple[str, ...]:
-    """Words about an object that is not whole in a window."""
+    """A warning about an object that is not whole in a window."""
     box = windows.object_box(picture.pixels)
     if box is None:
         return ()
-    height, width = picture.pixels.shape[:2]
     if not window.holds(box):
         return ("shows an object that the training field of view cuts off.",)
-    touched = [
-        side
-        for side, at_edge in zip(
-            ("left", "top", "right", "bottom"),
-            (box[0] == 0, box[1] == 0, box[2] == width, box[3] == height),
-            strict=True,
-        )
-        if at_edge
-    ]
+    height, width = picture.size
+    ends = zip(Box._fields, box, (0, 0, width, height), strict=True)
+    touched = [side for side, edge, end in ends if edge == end]
     if touched and not window.inside(height, width):
         return (f"shows an object that ends at its {', '.join(touched)} edge; white follows it.",)
     return ()
@@ -139,12 +131,11 @@ def _cut_object(picture: Picture, window: Window) -> tuple[str, ...]:
 
 def _differences(a: Window, b: Window) -> float:
     """The largest distance of their edges, in sides of the second."""
-    ours, others = (np.array([x.left, x.top, x.left + x.width, x.top + x.height]) for x in (a, b))
-    return float(np.abs(ours - others).max() / b.width)
+    return float(np.abs(a.edges - b.edges).max() / b.width)
 
 
-def _photo_box(picture: Picture) -> tuple[int, int, int, int]:
+def _photo_box(picture: Picture) -> Box:
     box = windows.object_box(picture.pixels)
     if box is None:
-        raise UserError(f"{picture.name} is white everywhere; needed a picture of an object.")
+        raise UserError(f"{picture.name} is white everywhere; it must show an object.")
     return box

@@ -105,10 +105,10 @@ def test_every_fault_of_a_scene_is_named_and_the_others_are_kept(tmp_path):
         "00000.json not found",
         "00001.exr not found",
         "00002.json cannot be read",
-        "00003.json has no whole camera_data",
-        "00004.json has no whole camera_data",
-        "00005.json has no whole camera_data",
-        "00006.json has no whole camera_data",
+        "00003.json must have camera_data",
+        "00004.json must have camera_data",
+        "00005.json must have camera_data",
+        "00006.json must have camera_data",
     ):
         assert words in reasons["cameras"]
     for words in (

@@ -157,7 +157,7 @@ def _transforms_intrinsics(
     model = fields.get("camera_model", "OPENCV")
     if model not in PINHOLE_MODELS:
         known = ", ".join(PINHOLE_MODELS)
-        raise UserError(f"{where}: camera_model must be one of {known}, got '{model}'.")
+        raise UserError(f"{where}: camera_model '{model}' is unknown; known: {known}.")
     try:
         stated_w, stated_h = float(fields.get("w", width)), float(fields.get("h", height))
         if "fl_x" in fields:

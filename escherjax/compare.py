@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import html
 import json
 import math
 import sys
@@ -26,9 +25,11 @@ import numpy as np
 from escherjax import files
 from escherjax.errors import UserError, run_command
 from escherjax.reports import page, summary
-from escherjax.reports.charts import Series, chart, legend
+from escherjax.reports.page import Cell, Series, Table
 from escherjax.reports.results import CONSISTENCY, CONSISTENCY_VALUES, SAMPLES
 from escherjax.reports.summary import interval, paired_interval
+
+_COLORS = (0, 2, 3, 4, 5, 1)  # of curves; see page.Series
 
 # Settings that must agree for figures to mean the same; a name stands for all below it.
 _MEANING = (
@@ -162,158 +163,118 @@ def _is_below(name: str, fields: Sequence[str]) -> bool:
     return any(name == field or name.startswith(field + ".") for field in fields)
 
 
-_STYLES = ("s0", "s2", "s3", "s4", "s5", "s1")
-
-
 def as_text(found: Comparison) -> str:
-    """The runs, and means and differences as a table; * marks intervals that leave out 0."""
-    first, *others = found.letters
-    lines = [f"{letter}  {path}" for letter, path in zip(found.letters, found.paths, strict=True)]
-    heads = ["metric", "N", "scenes", *found.letters, *(f"{o} - {first}" for o in others)]
-    cells = [
-        [
-            page.TITLES[row.metric],
-            row.count,
-            str(len(row.scenes)),
-            *(page.number(row.metric, mean["mean"]) for mean in row.means),
-            *(_difference_text(row, difference) for difference in row.differences),
-        ]
-        for row in found.rows
-    ]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (heads, *cells)]
-    return "\n".join([*lines, "", *table, "", "* a 95% interval over scenes that leaves out 0"])
+    """The runs, and means and differences as a table."""
+    runs = zip(found.letters, found.paths, strict=True)
+    lines = [f"{letter}  {path}" for letter, path in runs]
+    note = "* a 95% interval over scenes that leaves out 0"
+    return "\n".join([*lines, "", *_results_table(found).as_text(), "", note])
 
 
 def write(path: Path, found: Comparison) -> None:
     """Writes the page, whole or not at all."""
     titles = [summary.describe(content) for content in found.summaries]
-    first, *others = found.letters
     runs = [
-        (f"<b>{letter}</b>", html.escape(str(place)), html.escape(about))
+        (letter, str(place), about)
         for letter, place, (_, about) in zip(found.letters, found.paths, titles, strict=True)
     ]
-    heads = ["", "references", "scenes", *found.letters, *(f"{o} − {first}" for o in others)]
-    rows, styles, last = [], [], ""
-    for row in found.rows:
-        rows.append(
-            [
-                page.heading(row.metric) if row.metric != last else "",
-                row.count,
-                str(len(row.scenes)),
-                *(page.estimate(row.metric, mean) for mean in row.means),
-                *(_difference_cell(row, difference) for difference in row.differences),
-            ]
-        )
-        styles.append("group" if row.metric != last else "")
-        last = row.metric
-    changes = [
-        (html.escape(name), *(html.escape(value) for value in values))
-        for name, values in found.changes
-    ]
+    changes = [(name, *values) for name, values in found.changes]
+    first = found.letters[0]
     note = (
         f"Differences to {first} are paired, scene by scene, over the scenes that all runs have. "
-        "Green is better and red is worse where the 95% interval leaves out 0; grey is open."
+        "Green is better and red is worse where the 95% interval leaves out 0 (*); grey is open."
     )
     page.write(
         path,
         f"{titles[0][0]} · {len(runs)} evaluations",
         f"differences to {first}, {found.paths[0]}",
         [
-            page.section("Evaluations", page.table(("", "folder", "what"), runs, "facts")),
-            page.section("Results", page.table(heads, rows, "plain", styles), note=note),
-            _curves(found),
+            page.section("Evaluations", Table(("", "folder", "what"), runs, "facts")),
+            page.section("Results", _results_table(found), note=note),
             page.section(
-                "Settings that differ", page.table(("field", *found.letters), changes, "facts")
+                "Against the number of references",
+                page.charts(_curves(found), "number of references", log_x=True),
+                note="Bands are 95% intervals of each run's own mean.",
+            ),
+            page.section(
+                "Settings that differ", Table(("field", *found.letters), changes, "facts")
             ),
             _per_scene(found),
         ],
     )
 
 
-def _curves(found: Comparison) -> str:
-    figures, used = [], []
-    for metric in dict.fromkeys(row.metric for row in found.rows):
-        rows = [row for row in found.rows if row.metric == metric]
-        used = [
+def _results_table(found: Comparison) -> Table:
+    first, *others = found.letters
+    heads = ["metric", "N", "scenes", *found.letters, *(f"{other} - {first}" for other in others)]
+    rows: list[tuple[str | Cell, ...]] = [
+        (
+            page.heading(row.metric),
+            row.count,
+            str(len(row.scenes)),
+            *(page.estimate(row.metric, mean) for mean in row.means),
+            *(_difference(row.metric, difference) for difference in row.differences),
+        )
+        for row in found.rows
+    ]
+    return Table(heads, rows, "grouped estimates plain")
+
+
+def _difference(metric: str, difference: Estimate) -> Cell:
+    text = page.estimate(metric, difference, sign=True)
+    if not is_clear(difference):
+        return Cell(text, "open")
+    rises = (difference["mean"] or 0.0) > 0
+    better = rises != (metric in page.LOWER_IS_BETTER)
+    return Cell(text + " *", "better" if better else "worse")
+
+
+def _curves(found: Comparison) -> dict[str, list[Series]]:
+    rows_of: dict[str, list[Row]] = {}
+    for row in found.rows:
+        rows_of.setdefault(row.metric, []).append(row)
+    return {
+        metric: [
             Series(
                 f"{letter}  {found.paths[run].name}",
-                _STYLES[run % len(_STYLES)],
-                [_point(row.count, row.means[run]) for row in rows],
+                [(float(row.count), *_bounds(row.means[run])) for row in rows],
+                _COLORS[run % len(_COLORS)],
             )
             for run, letter in enumerate(found.letters)
         ]
-        drawn = chart(
-            f"{metric} against the number of references",
-            used,
-            "number of references",
-            page.UNITS.get(metric, ""),
-            log_x=True,
-        )
-        figures.append(f"<figure><figcaption>{page.heading(metric)}</figcaption>{drawn}</figure>")
-    return page.section(
-        "Against the number of references",
-        f'<div class="charts">{"".join(figures)}</div>',
-        legend(used),
-        note="Bands are 95% intervals of each run's own mean.",
-    )
+        for metric, rows in rows_of.items()
+    }
 
 
-def _per_scene(found: Comparison) -> str:
-    """One table for each run but the first: its differences, sortable."""
-    scenes = sorted({scene for row in found.rows for scene in row.scenes})[: page.MAX_ROWS]
+def _bounds(mean: Estimate) -> tuple[float | None, float | None, float | None]:
+    return mean["mean"], mean["low"], mean["high"]
+
+
+def _per_scene(found: Comparison) -> page.Part:
+    """A tab for each run but the first, of its differences."""
+    scenes = {scene for row in found.rows for scene in row.scenes}
     places = [{scene: i for i, scene in enumerate(row.scenes)} for row in found.rows]
-    heads = ["scene", *(f"{page.heading(row.metric)} N={row.count}" for row in found.rows)]
+
+    def difference(row: Row, run: int, index: int | None) -> str:
+        known = None if index is None else float(row.values[run][index] - row.values[0][index])
+        return page.number(row.metric, known, sign=True)
+
     first, *others = found.letters
-    tabs, panes = [], []
-    for run, letter in enumerate(others, 1):
-        rows = [
-            [html.escape(scene)]
-            + [
-                page.number(
-                    row.metric,
-                    float(row.values[run][at[scene]] - row.values[0][at[scene]])
-                    if scene in at
-                    else None,
-                    sign=True,
-                )
+    tabs = {
+        f"{letter} - {first}": {
+            scene: [
+                difference(row, run, at.get(scene))
                 for row, at in zip(found.rows, places, strict=True)
             ]
             for scene in scenes
-        ]
-        pane, pressed = f"scenes_{letter}", "true" if run == 1 else "false"
-        tabs.append(
-            f'<button type="button" aria-pressed="{pressed}" data-pane="{pane}">'
-            f"{letter} − {first}</button>"
-        )
-        hidden = "" if run == 1 else " hidden"
-        panes.append(f'<div id="{pane}"{hidden}>{page.table(heads, rows, "sortable plain")}</div>')
-    find = '<input class="find" type="search" placeholder="find a scene" aria-label="find a scene">'
-    return page.section(
-        "Scene by scene",
-        f'<div class="tabs">{"".join(tabs)}{find}</div>',
-        *panes,
-        note="Differences of each scene's mean. A click on a column's head sorts by it.",
+        }
+        for run, letter in enumerate(others, 1)
+    }
+    return page.scene_by_scene(
+        [f"{page.heading(row.metric)} N={row.count}" for row in found.rows],
+        tabs,
+        "Differences of each scene's mean. A click on a column's head sorts by it.",
     )
-
-
-def _point(count: str, mean: Estimate) -> tuple[float, float, float | None, float | None]:
-    assert mean["mean"] is not None  # values are finite
-    return float(count), mean["mean"], mean["low"], mean["high"]
-
-
-def _difference_text(row: Row, difference: Estimate) -> str:
-    mean, low, high = (page.number(row.metric, difference[k], True) for k in difference)
-    return f"{mean} [{low}, {high}]" + (" *" if is_clear(difference) else "")
-
-
-def _difference_cell(row: Row, difference: Estimate) -> str:
-    cell = page.estimate(row.metric, difference, sign=True)
-    if not is_clear(difference):
-        return f'<span class="faint">{cell}</span>'
-    rises = (difference["mean"] or 0.0) > 0
-    better = rises != (row.metric in page.LOWER_IS_BETTER)
-    return f'<span class="{"better" if better else "worse"}">{cell}</span>'
 
 
 def main(argv: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from escherjax.data import images
 from escherjax.data.formats.folders import read_scene_folder
 from escherjax.errors import UserError
-from escherjax.evaluate import report, saved_views
+from escherjax.evaluate import pictures, report
 from escherjax.evaluate.protocol import Case, Conventions
 from escherjax.evaluate.scoring import CaseScorer
 from escherjax.metrics import epipolar, view_consistency
@@ -56,8 +56,8 @@ def test_scored_views_are_measured_beside_the_true_ones_of_their_cameras(scorer,
     drawn = case.truth[[0, 1, 2, 5, 4, 3]]  # two views on each other's places
     row = scorer.consistency(case, drawn, case.target_K)
     c2w, lenses = case.target_c2w[1:], case.target_K[1:]
-    for method, pictures in (("samples", drawn), ("true_views", case.truth)):
-        found = view_consistency(pictures[1:], c2w, lenses, nearest_pairs(c2w))
+    for method, shown in (("samples", drawn), ("true_views", case.truth)):
+        found = view_consistency(shown[1:], c2w, lenses, nearest_pairs(c2w))
         np.testing.assert_allclose(
             [row[method][name] for name in ("tsed", "distance", "track_error")],
             [found.tsed, found.median_distance, found.median_track_error],
@@ -130,7 +130,7 @@ def test_scenes_without_a_value_count_in_no_mean_and_are_told(tmp_path):
     summary.write(tmp_path, content)  # refuses what JSON does not have
     text = report.write(tmp_path, content).read_text()
     assert page.estimate("tsed", found["samples"]["1"]["tsed"]) in text
-    assert '<b>4.00</b> <span class="faint">(1 scene)</span>' in text and "true views" in text
+    assert "4.00 of 1 scene" in text and "true views" in text
     lines = report.as_text(content).splitlines()[-3:]
     assert [line.split()[:3] for line in lines] == [
         ["1", "samples", "2"],
@@ -175,11 +175,11 @@ def test_saved_views_are_a_scene_folder_inside_the_evaluation(case, tmp_path, sc
         np.zeros(0, int),
     )
     name, out = CaseName(scene_id, 1), tmp_path / "out"
-    assert not saved_views.is_complete(out, name)
-    saved_views.save(out, named, case.truth, case.target_K)
-    assert saved_views.is_complete(out, name)
-    assert not saved_views.is_complete(out, CaseName(scene_id, 2))
-    place = saved_views.folder_of(out, name)
+    assert not pictures.has_views(out, name)
+    pictures.save_views(out, named, case.truth, case.target_K)
+    assert pictures.has_views(out, name)
+    assert not pictures.has_views(out, CaseName(scene_id, 2))
+    place = pictures.views_folder(out, name)
     assert (out / "views").resolve() in place.resolve().parents
     assert folder is None or place == out / folder
     scene = read_scene_folder(place)

@@ -1,5 +1,6 @@
 """Evaluations side by side: paired differences, by hand; and what is not compared."""
 
+import json
 import re
 
 import numpy as np
@@ -10,7 +11,7 @@ from escherjax.errors import UserError
 from escherjax.evaluate import pictures, report
 from escherjax.evaluate.protocol import Case, Conventions
 from escherjax.evaluate.scoring import CaseScorer
-from escherjax.reports import charts, results, summary
+from escherjax.reports import page, results, summary
 from escherjax.reports.summary import paired_interval
 
 
@@ -93,7 +94,7 @@ def test_a_clear_difference_is_marked(tmp_path, capsys):
     better[("a", 1)] = (12, 14)
     one, other = write_run(tmp_path / "one", A), write_run(tmp_path / "other", better)
     compare.main([str(one), str(other)])
-    assert re.search(r"PSNR +1 .*\+1\.\d\d \[.*\] \*", capsys.readouterr().out)
+    assert re.search(r"PSNR dB +1 .*\+1\.\d\d \[.*\] \*", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,9 @@ def test_consistency_is_paired_over_the_scenes_where_all_runs_know_it(tmp_path, 
     assert found["tsed"].scenes == ["a", "b", "c"] and found["distance"].scenes == ["a", "b"]
     assert found["distance"].differences[0]["mean"] == -0.75
     compare.main([str(one), str(other), "--out", str(tmp_path / "page.html")])
-    assert re.search(r"distance +1 +2 +1\.50 +0\.75 +-0\.75", capsys.readouterr().out)
+    assert re.search(
+        r"distance px +1 +2 +1\.50 \[.*\] +0\.75 \[.*\] +-0\.75", capsys.readouterr().out
+    )
     assert "-0.75" in (tmp_path / "page.html").read_text()
     strict = write_consistency(tmp_path / "strict", {"a": 1.0}, min_matches=30)
     with pytest.raises(UserError, match="consistency.min_matches: A 10, B 30"):
@@ -187,7 +190,7 @@ def test_names_cannot_break_the_page(tmp_path):
     runs = [write_run(tmp_path / name, values) for name in ("one", "other")]
     compare.main([*map(str, runs), "--out", str(tmp_path / "page.html")])
     text = (tmp_path / "page.html").read_text()
-    assert scene not in text and "&lt;script&gt;alert" in text
+    assert scene not in text and "\\u003cscript>alert(1)\\u003c/script>" in text
 
 
 def test_one_scene_has_no_interval(tmp_path):
@@ -210,24 +213,36 @@ def test_one_scene_has_no_interval(tmp_path):
     summary.write(tmp_path, content)  # JSON without NaN
 
 
+@pytest.fixture(scope="module")
+def script():
+    """Calls a function of the page's script in V8."""
+    racer = pytest.importorskip("py_mini_racer")
+    context = racer.MiniRacer()
+    context.eval(page.script())
+    return context
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (12.3, 27.8), (-0.02, 0.01), (5, 5), (0, 0)])
-def test_ticks_are_round_and_hold_the_values_between_them(low, high):
-    ticks = charts.ticks(low, high)
+def test_ticks_are_round_and_hold_the_values_between_them(script, low, high):
+    ticks = script.call("ticks", low, high)
     assert ticks[0] <= low and high <= ticks[-1] and 2 <= len(ticks) <= 8
     steps = np.diff(ticks)
     np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
     assert f"{steps[0]:.1e}"[:3] in ("1.0", "2.0", "2.5", "5.0")
 
 
-def test_a_chart_puts_larger_values_higher_and_later_points_to_the_right():
-    points = [(1.0, 10.0, 9.0, 11.0), (2.0, 20.0, 19.0, 21.0), (5.0, 30.0, 29.0, 31.0)]
-    text = charts.chart("test", [charts.Series("a", "s0", points)], "x", "y", log_x=True)
-    circles = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', text)
-    xs, ys = np.array(circles, float).T
+def test_a_chart_puts_larger_values_higher_and_later_points_to_the_right(script):
+    points = [(1.0, 10.0, 9.0, 11.0), (2.0, 20.0, 19.0, 21.0), (5.0, 30.0, 29.0, None)]
+    series = json.dumps([{"points": points}])
+    places = script.eval(
+        f"(() => {{ const {{ u, v, xTicks }} = chartLayout({series}, true);"
+        "return JSON.stringify([[1, 2, 5].map(u), [10, 20, 30].map(v), xTicks]); })()"
+    )
+    xs, ys, ticks = map(np.array, json.loads(places))
     assert (np.diff(xs) > 0).all() and (np.diff(ys) < 0).all()
-    np.testing.assert_allclose(
-        (xs[1] - xs[0]) / (xs[2] - xs[0]), np.log(2) / np.log(5), atol=0.01
-    )  # coordinates have one decimal
+    np.testing.assert_allclose((xs[1] - xs[0]) / (xs[2] - xs[0]), np.log(2) / np.log(5))
+    np.testing.assert_allclose(np.diff(ys)[0], np.diff(ys)[1])
+    assert ticks.tolist() == [1, 2, 5]
 
 
 def test_the_papers_figures_stand_beside_faithful_ones_alone(tmp_path):

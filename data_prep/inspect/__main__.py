@@ -142,8 +142,7 @@ def main(argv: Sequence[str]) -> None:
             lists["bad records"].append(f"record {index}, scene {scene.scene_id!r}: {error}")
             print(f"not drawn: {lists['bad records'][-1]}")
     title = f"{args.shards} {args.split}"
-    page = inspect_page.render(title, rows, total.histograms(), lists, shown)
-    args.out.write_text(page, encoding="utf-8")
+    inspect_page.write(args.out, title, rows, total.histograms(), lists, shown)
     print(args.out)
 
 

@@ -1,14 +1,11 @@
-"""One HTML page about a data set: inspect_page.html, filled in. It needs no network."""
+"""The page about a data set: statistics, findings, and scenes with thumbnails and cameras."""
 
 from __future__ import annotations
 
 import base64
-import html
-import importlib.resources
 import io
-import json
-import string
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,32 @@ from PIL import Image
 from data_prep.inspect.epipolar import Agreement
 from escherjax.data import images
 from escherjax.data.shards import Scene
+from escherjax.reports import page
 
+_KEY = {
+    "kind": "note",
+    "texts": [
+        ("Axes of the world: ", ""),
+        ("x", "x"),
+        (", ", ""),
+        ("y", "y"),
+        (", ", ""),
+        ("z up", "z"),
+        ("; the grid is the plane z = 0. Of each camera: ", ""),
+        ("its picture's outline", "outline"),
+        (", the ", ""),
+        ("direction it looks in", "forward"),
+        (" and ", ""),
+        ("its up", "up"),
+        (
+            ". Drag to turn, double click to look from the start again; after a click on a plot "
+            "the wheel zooms. Point at a camera or a thumbnail to find the other. Below each "
+            "thumbnail: number of the view and, where it was measured, its median epipolar "
+            "distance (?: too few matches).",
+            "",
+        ),
+    ],
+}
 THUMBNAIL = 96  # pixels of the longer side
 LINES_SHOWN = 10_000
 
@@ -76,50 +98,40 @@ def thumbnail(data: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def render(
+def write(
+    path: Path,
     title: str,
     rows: Sequence[tuple[str, str]],
     histograms: Sequence[tuple[str, Sequence[tuple[float, float, int]]]],
     lists: Mapping[str, Sequence[str]],
     scenes: Sequence[Mapping[str, Any]],
-) -> str:
-    """The page: statistics as (name, value) rows, histograms as (from, to, count) bins, lists of
-    findings, and scenes as `scene_data` gives them. All text is escaped."""
-    template = importlib.resources.files("data_prep.inspect").joinpath("page.html").read_text()
-    # "</script>" in a name would end the script
-    data = json.dumps(list(scenes), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    return string.Template(template).substitute(
-        title=html.escape(title),
-        rows="".join(
-            f"<tr><th>{html.escape(name).replace('  ', '&emsp;')}</th>"
-            f"<td>{html.escape(value)}</td></tr>"
-            for name, value in rows
-        ),
-        histograms="".join(_histogram(*entry) for entry in histograms if entry[1]),
-        lists="".join(_list(*entry) for entry in lists.items() if entry[1]),
-        scenes=data,
-    )
+) -> None:
+    """Writes the page.
 
-
-def _histogram(title: str, bins: Sequence[tuple[float, float, int]]) -> str:
-    most = max(count for _, _, count in bins)
-    rows = "".join(
-        f"<tr><th>{low:.3f} - {high:.3f}</th>"
-        f'<td><i style="width:{130 * count / most:.0f}px"></i>{count}</td></tr>'
-        for low, high, count in bins
-    )
-    return f'<table class="bars"><caption>{html.escape(title)} (views)</caption>{rows}</table>'
-
-
-def _list(title: str, lines: Sequence[str]) -> str:
-    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines[:LINES_SHOWN])
-    if len(lines) > LINES_SHOWN:
-        items += f"<li>... and {len(lines) - LINES_SHOWN} more</li>"
-    is_open = " open" if len(lines) <= 20 else ""
-    return (
-        f'<details class="findings"{is_open}><summary>{html.escape(title)}: {len(lines)}</summary>'
-        f"<ul>{items}</ul></details>"
-    )
+    Args:
+      path: the page's file.
+      title: of the page.
+      rows: statistics by name.
+      histograms: (title, (from, to, number of views) of each bin).
+      lists: findings by title.
+      scenes: as `scene_data` gives them.
+    """
+    bars = [
+        {"kind": "bars", "title": f"{name} (views)", "bins": bins}
+        for name, bins in histograms
+        if bins
+    ]
+    found = [
+        page.lines(f"{name}: {len(lines)}", lines, LINES_SHOWN, is_open=len(lines) <= 20)
+        for name, lines in lists.items()
+        if lines
+    ]
+    sections = [
+        page.section("", page.Table(("statistic", "value"), rows, "facts"), *bars),
+        page.section("", *found),
+        page.section("Scenes", _KEY, {"kind": "cameras", "scenes": list(scenes)}),
+    ]
+    page.write(path, title, "", sections)
 
 
 def _rounded(values: np.ndarray) -> list[float]:

@@ -24,8 +24,7 @@ from tqdm import tqdm
 from escherjax import cameras
 from escherjax.data.inputs import radius_notes
 from escherjax.errors import UserError
-from escherjax.evaluate import pictures as case_pictures
-from escherjax.evaluate import saved_views
+from escherjax.evaluate import pictures
 from escherjax.evaluate.cases import sample_cases
 from escherjax.evaluate.protocol import Case, Protocol
 from escherjax.evaluate.scoring import CaseScorer
@@ -152,10 +151,10 @@ class _Files:
         return self._stack.enter_context(contextlib.closing(RecordFile(path, read)))
 
     def lacking(self, name: CaseName) -> set[str]:
-        """Kinds of records, and `saved_views.FOLDER`, that a case lacks."""
+        """Kinds of records, and `pictures.VIEWS`, that a case lacks."""
         kinds = {kind for kind, known in self._known.items() if name not in known}
-        if self._job.save_views and not saved_views.is_complete(self._job.out, name):
-            kinds.add(saved_views.FOLDER)
+        if self._job.save_views and not pictures.has_views(self._job.out, name):
+            kinds.add(pictures.VIEWS)
         return kinds
 
     def append(self, scores: list[Record], consistency: list[Record]) -> None:
@@ -212,14 +211,14 @@ def _score_batch(
         lacking = files.lacking(CaseName(case.scene_id, case.num_references))
         views = job.protocol.conventions.to_uint8(views)
         K = target_intrinsics(case, pipe)
-        if saved_views.FOLDER in lacking:
-            saved_views.save(job.out, case, views, K)
+        if pictures.VIEWS in lacking:
+            pictures.save_views(job.out, case, views, K)
         if results.CONSISTENCY in lacking:
             consistency.append(scorer.consistency(case, views, K))
         if results.PER_VIEW in lacking:
             scores = scorer.scores(case, views)
             if case.scene_id in job.shown:
-                case_pictures.save(job.out, case, views, scores)
+                pictures.save(job.out, case, views, scores)
             rows += scores
     files.append(rows, consistency)
     return rows

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from escherjax.devices.stopping import Stop
-from escherjax.evaluate import curve_report, run, settings
+from escherjax.evaluate import report, run, settings
 from escherjax.evaluate.run import Request
 from escherjax.evaluate.scoring import CaseScorer
-from escherjax.reports import results, summary
+from escherjax.reports import page, results, summary
+from escherjax.reports.page import Cell, Series, Table
+from escherjax.reports.results import NEAREST, SAMPLES
 from escherjax.sample.pipeline import Pipeline
 from escherjax.weights import integrity, runs
 
 FILE_NAME = "follow.jsonl"
+_MAX_COUNTS = 5  # curves that colours tell apart, beside the baseline's
 _STEP_FOLDER = settings.STEP_PREFIX + "{:08d}"
 
 log = logging.getLogger("escherjax.evaluate")
@@ -108,7 +111,7 @@ class _Follower:
         ]
         results.write_rows(self._request.out / FILE_NAME, rows)
         if rows:
-            curve_report.write(self._request.out, rows, settings.read(self._request.out))
+            write_page(self._request.out, rows, settings.read(self._request.out))
         return bool(rows)
 
 
@@ -122,3 +125,55 @@ def curve_row(folder: Path) -> dict[str, Any]:
         "num_skipped": content["num_skipped"],
         **({"consistency": content["consistency"]["results"]} if "consistency" in content else {}),
     }
+
+
+def write_page(out: Path, rows: list[dict[str, Any]], settings: dict[str, Any]) -> Path:
+    """Writes `out/report.html`, figures against the step; rows: of follow.jsonl, by step."""
+    last = rows[-1]["results"][SAMPLES]
+    names = [name for name in settings["metrics"] if name in next(iter(last.values()))]
+    counts = list(last)[:_MAX_COUNTS]
+    baseline = f"nearest reference, copied (N = {counts[-1]})"
+    of_metrics = {
+        name: [
+            *(
+                # colour 1 is the baseline's
+                Series(f"N = {count}", _points(rows, SAMPLES, count, name), index + (index > 0))
+                for index, count in enumerate(counts)
+            ),
+            Series(baseline, _points(rows, NEAREST, counts[-1], name), 1),
+        ]
+        for name in names
+    }
+    columns = [(name, count) for name in names for count in last]
+    table = Table(
+        ("step", *(f"{page.heading(name)} N={count}" for name, count in columns)),
+        [
+            (
+                Cell(f"{row['step']:,}", address=f"{row['folder']}/{report.FILE_NAME}"),
+                *(page.estimate(name, row["results"][SAMPLES][n][name]) for name, n in columns),
+            )
+            for row in rows
+        ],
+        "plain estimates",
+    )
+    path = out / report.FILE_NAME
+    page.write(
+        path,
+        f"{settings['protocol']['protocol']} · {settings['protocol']['mode']} · over training",
+        f"{len(rows)} checkpoints, the last of step {rows[-1]['step']:,}",
+        [
+            page.section("Against the step", page.charts(of_metrics, "step", log_x=False))
+            if names
+            else None,
+            page.section("Step by step", table),
+            page.section("How this was computed", page.facts("Protocol and sampling", settings)),
+        ],
+    )
+    return path
+
+
+def _points(
+    rows: list[dict[str, Any]], method: str, count: str, name: str
+) -> list[tuple[float, Any, Any, Any]]:
+    found = [(row["step"], row["results"][method][count][name]) for row in rows]
+    return [(float(step), of["mean"], of["low"], of["high"]) for step, of in found]

@@ -47,8 +47,9 @@ def lower_program(name: str, config: ConfigDict, mesh: Mesh) -> Program:
     """
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     state = abstract_state(model, optimizer, mesh, config)
+    arguments: Any = state
+    jitted: Any
     if name == "train":
-        arguments = state
         batch = abstract_batch(
             mesh,
             config.batch_size,

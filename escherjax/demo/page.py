@@ -273,8 +273,9 @@ class Page:
             return
         before = spherical_of(session.targets().c2w[index, :3, 3])
         azimuth, elevation, _ = spherical_of(position)
-        turned = path.start_azimuth_deg + azimuth - before[0]
-        lifted = float(np.clip(path.elevation_deg + elevation - before[1], *ELEVATION_RANGE_DEG))
+        turned = (path.start_azimuth_deg or 0.0) + azimuth - before[0]
+        lifted = (path.elevation_deg or 0.0) + elevation - before[1]
+        lifted = float(np.clip(lifted, *ELEVATION_RANGE_DEG))
         session.set_path(start_azimuth_deg=turned, elevation_deg=lifted)
         for name in ("start_azimuth_deg", "elevation_deg"):
             self._path[name].value = round(getattr(session.path, name))

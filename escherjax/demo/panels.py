@@ -244,9 +244,13 @@ class ResultPanel:
         self._play.label = "Stop"
         threading.Thread(target=self._run, args=(self._stop_playing,), daemon=True).start()
 
+    def _advance(self) -> None:
+        if self._views is not None:
+            self.select((self._view.value + 1) % len(self._views))
+
     def _run(self, stop: threading.Event) -> None:
-        """Steps through the views until told to stop."""
-        step = self._wrap(lambda _: self.select((self._view.value + 1) % len(self._views)))
+        """Steps through the views until `stop` is set."""
+        step = self._wrap(lambda _: self._advance())
         tick = _Tick(self._client)
         while not stop.wait(_FRAME_SEC):
             step(tick)

@@ -54,8 +54,8 @@ class SceneView:
         edges = [(a, b) for a in corners for b in corners if np.isclose(np.abs(a - b).sum(), 1)]
         front = [[[0.5, 0, -0.54], [0.95, 0, -0.54]]]
         for name, segments, thickness in (("/object", edges, 0.006), ("/front", front, 0.012)):
-            segments = np.array(segments, np.float32)
-            scene.add_line_segments(name, segments, _LINE_COLOR, thickness=thickness)
+            points = np.array(segments, np.float32)
+            scene.add_line_segments(name, points, _LINE_COLOR, thickness=thickness)
         scene.add_label("/front/name", "front", position=(1.0, 0.0, -0.54))
 
     def show_references(

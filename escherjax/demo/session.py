@@ -173,7 +173,7 @@ class Session:
         if problems:
             raise UserError(listed(problems))
         azimuth, elevation, radius = checked_spherical(
-            path.start_azimuth_deg, path.elevation_deg, path.radius
+            path.start_azimuth_deg or 0.0, path.elevation_deg or 0.0, path.radius or 0.0
         )
         self.path_name = name
         self.path = dataclasses.replace(

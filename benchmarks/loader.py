@@ -7,6 +7,12 @@ pixels); without it, scenes are rendered. From them come folders and shards of b
 temporary place. All contenders give batches of 256-pixel views; each runs on the same --cores,
 in turns with the others, --repeats times, files cached by the system. Ours gives uint8, to be
 converted on the device; PyTorch gives normalised float32, as its training code expects.
+
+    python -m benchmarks.loader --workers 0,4,14 --shards SHARDS
+
+times only our loader, with these numbers of processes (0: threads, one a core), beside a thread
+that hands a step to the device every 20 ms and lets go of its old state of 4,000 arrays, as
+training does: the views fed, and what the steps take.
 """
 
 from __future__ import annotations
@@ -15,7 +21,6 @@ import argparse
 import dataclasses
 import importlib.metadata
 import io
-import json
 import os
 import platform
 import statistics
@@ -26,6 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import harness
 from escherjax.errors import UserError, run_command
 
 VIEWS_PER_SCENE = 12
@@ -37,11 +43,7 @@ QUALITY = 95
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = harness.argument_parser(__doc__)
     parser.add_argument("--source", type=Path, help="Zero-1-to-3 render folders")
     parser.add_argument("--cores", type=int, default=1, help="cores that every contender gets")
     parser.add_argument("--scenes", type=int, default=32, help="scenes, of 12 views each")
@@ -53,7 +55,18 @@ def main(argv: Sequence[str]) -> int:
         help="also shards with moments of the targets, which are not decoded",
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="of every repeat")
+    parser.add_argument("--workers", help="numbers of reading processes, such as 0,4,14")
+    parser.add_argument("--shards", type=Path, help="with --workers: a data set that is there")
+    parser.add_argument("--step-ms", type=float, default=20.0, help="with --workers")
+    parser.add_argument("--leaves", type=int, default=4000, help="with --workers: arrays of state")
     arguments = parser.parse_args(argv)
+    if arguments.workers:
+        from benchmarks.loader_beside_training import measure_beside
+
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = arguments.shards or write_shards(Path(temporary) / "shards", arguments)
+            measure_beside(arguments, folder, RESOLUTION)
+        return 0
     available = sorted(os.sched_getaffinity(0))
     if not 1 <= arguments.cores <= len(available):
         raise UserError(f"--cores {arguments.cores}: this process may use {len(available)}.")
@@ -70,14 +83,22 @@ def main(argv: Sequence[str]) -> int:
         for _ in range(arguments.repeats):
             for name, place in contenders.items():
                 rates[name].append(measure(place, config, arguments))
-                print(f"{name}: {rates[name][-1]['wall']:.0f} views/s", file=sys.stderr)
+                harness.note(f"{name}: {rates[name][-1]['wall']:.0f} views/s")
         sizes = {
             name: sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
             // (arguments.scenes * VIEWS_PER_SCENE)
             for name, place in contenders.items()
         }
-    print(json.dumps(report(rates, sizes, arguments), indent=2))
+    harness.print_result("loader", report(rates, sizes, arguments))
     return 0
+
+
+def write_shards(folder: Path, arguments: argparse.Namespace) -> Path:
+    """Writes shards of PNG pictures; returns `folder`."""
+    from escherjax.data.shards import write_scenes
+
+    write_scenes(folder, read_scenes(arguments, RESOLUTION))
+    return folder
 
 
 def write_inputs(root: Path, arguments: argparse.Namespace) -> dict[str, Path]:
@@ -240,9 +261,8 @@ def report(
             row[f"times_pytorch_{size}"] = round(row[clock]["median"] / base, 2)
     packages = ("grain", "array-record", "pillow", "numpy", "torch")
     return {
-        "benchmark": "loader",
         "source": str(arguments.source or "procedural"),
-        "cpu": cpu_name(),
+        "cpu": harness.cpu_name(),
         "cores": arguments.cores,
         "batch": arguments.batch,
         "views_per_scene": 6,
@@ -256,14 +276,6 @@ def report(
         },
         "contenders": rows,
     }
-
-
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python -m benchmarks.train_step --config configs/6dof.py --config.batch_size=32
 
 Without `--config.data.source=SHARDS` the batch is random and already on the device, so that data
-loading is not in the time; with it, batches come from the loader, and the share of time spent
-waiting for them is given. The VAE encoding of the targets is inside, unless
-`--config.data.latents=True`. Parameters are random: speed does not depend on them.
+loading is not in the time; with it, batches come from the loader, and the same step with one batch
+that stays on the device ("resident") is timed behind it. The VAE encoding of the targets is inside,
+unless `--config.data.latents=True`. Parameters are random: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -69,18 +69,20 @@ def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]
     loss = float(metrics["loss"])
     first_step_sec = time.perf_counter() - started
     harness.note(f"first step after {first_step_sec:.1f} s, loss {loss:.4f}")
-    state, times, waits = _time_steps(step, state, batches, num_steps + WARM_UP)
-    times, waits = times[WARM_UP:], waits[WARM_UP:]
-    median = statistics.median(times)
+    state, times = _time_steps(step, state, batches, num_steps)
+    median = statistics.median(times["step"])
     peak = chips.peak_flops()
     result = {
         **harness.machine(),
         "batch_size": config.batch_size,
-        **harness.spread(times, "step_ms"),
-        "timed_steps": len(times),
+        **harness.spread(times["step"], "step_ms"),
+        **harness.spread(times["call"], "call_ms"),
+        **harness.spread(times["drop"], "drop_ms"),
+        "timed_steps": num_steps,
         "scenes_per_sec": config.batch_size / median,
         "target_views_per_sec": config.batch_size * config.num_targets / median,
-        "data_wait_frac": sum(waits) / sum(times),
+        "data_wait_frac": sum(times["wait"]) / sum(times["step"]),
+        "host_bound_frac": sum(times["idle"]) / sum(times["step"]),
         "model_tflop_per_step": flops / 1e12,
         "model_tflop_per_sec": flops / 1e12 / median,
         "mfu": flops / median / peak if peak else None,
@@ -88,9 +90,13 @@ def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]
         "init_sec": init_sec,
         "first_step_sec": first_step_sec,
     }
+    batch = next(batches)
+    if config.data.source:
+        state, times = _time_steps(step, state, itertools.repeat(batch), num_steps)
+        result |= harness.spread(times["step"], "resident_step_ms")
+        result["times_resident"] = median / statistics.median(times["step"])
     if not kernels:
         return result
-    batch = next(batches)
 
     def step_once() -> Any:
         nonlocal state
@@ -102,29 +108,43 @@ def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]
 
 def _time_steps(
     step: Callable[..., Any], state: TrainState, batches: Batches, count: int
-) -> tuple[TrainState, list[float], list[float]]:
-    """(state, seconds from each step's end to the next's, of these until the batch was there).
+) -> tuple[TrainState, dict[str, list[float]]]:
+    """(state, seconds of each step after the warm-up, by what they went to).
 
-    As in training, a step is dispatched before the one before it is done: handing thousands of
-    arrays to several devices takes milliseconds, which are not in the time. The first interval is
-    thus too short.
+    "step": from each step's end to the next's. Of these, "wait": until the batch was there;
+    "call": handing the step to the device; "drop": letting the old state's arrays go; "idle": the
+    device had nothing to do. As in training, a step is handed over before the one before it is
+    done: handing thousands of arrays to several devices takes milliseconds, which are not in the
+    time.
     """
     import jax
 
-    times, waits = [], []
-    pending: Any = None
+    from escherjax.train.perf import IdleTime
+
+    times: dict[str, list[float]] = {name: [] for name in ("step", "wait", "call", "drop", "idle")}
+    idle, pending = IdleTime(), None
     ended = time.perf_counter()
-    for _ in range(count):
-        waiting = time.perf_counter()
+    for _ in range(WARM_UP + count):
+        idle.seconds, started = 0.0, time.perf_counter()
         batch = next(batches)
-        waits.append(time.perf_counter() - waiting)
-        state, metrics = step(state, batch)
+        got = time.perf_counter()
+        idle.handing_over()
+        new_state, metrics = step(state, batch)
+        called = time.perf_counter()
+        state = new_state
+        del new_state
+        dropped = time.perf_counter()
+        idle.handed_over(metrics["loss"])
         jax.block_until_ready(pending)
         pending = metrics
-        times.append(time.perf_counter() - ended)
-        ended += times[-1]
+        now = time.perf_counter()
+        spent = (now - ended, got - started, called - got, dropped - called, idle.seconds)
+        for name, seconds in zip(times, spent, strict=True):
+            times[name].append(seconds)
+        ended = now
     jax.block_until_ready(pending)
-    return state, times, waits
+    idle.close()
+    return state, {name: values[WARM_UP:] for name, values in times.items()}
 
 
 def _loaded_batches(config: ConfigDict, mesh: Any) -> Batches:

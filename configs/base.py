@@ -150,7 +150,13 @@ FIELDS = group(
         on_bad_record=field(
             "stop", "stop: refuse to go on; skip: leave the scene out, count it", adjustable=True
         ),
-        num_threads=field(16, "on each host; each makes whole batches", at_least=1, resumable=True),
+        num_workers=field(
+            -1,
+            "processes that read shards, on each host; -1: cores - 2, at most 16; 0: threads",
+            at_least=-1,
+            resumable=True,
+        ),
+        num_threads=field(16, "that read without processes", at_least=1, resumable=True),
         prefetch=field(16, "batches made ahead, on each host", at_least=0, resumable=True),
         num_scenes=field(1024, "procedural only", at_least=1),
         num_views=field(12, "procedural only: views rendered of each scene", at_least=1),

@@ -87,6 +87,23 @@ def test_sixteen_bit_colours_keep_their_upper_byte():
     np.testing.assert_array_equal(decoded, samples >> 8)
 
 
+def test_pngs_have_the_same_pixels_whichever_library_decodes_them(monkeypatch):
+    pytest.importorskip("pyspng")
+    rng = np.random.default_rng(2)
+    smooth = np.add.outer(np.arange(40), np.arange(50))[..., None] * [1, 2, 3, 4] % 256
+    pictures = [rng.integers(0, 256, (40, 50, 4)), smooth, np.where(smooth % 3, smooth, 0)]
+    opaque = [Image.fromarray(picture[..., :3].astype(np.uint8)) for picture in pictures]
+    data = [encoded(Image.fromarray(picture.astype(np.uint8))) for picture in pictures]
+    data += [encoded(picture, compress_level=level) for picture in opaque for level in (0, 9)]
+    data += [encoded(picture, transparency=(0, 0, 0)) for picture in opaque]
+    decoded = [images.decode_image(picture, "photo") for picture in data]
+    monkeypatch.setattr(images, "_decode_png", None)
+    for picture, pixels in zip(data, decoded, strict=True):
+        by_pillow = images.decode_image(picture, "photo")
+        assert by_pillow.dtype == pixels.dtype
+        np.testing.assert_array_equal(by_pillow, pixels)
+
+
 def many_frames(kind):
     frames = [Image.fromarray(COLORS[..., :3]), Image.fromarray(255 - COLORS[..., :3])]
     return encoded(frames[0], kind, save_all=True, append_images=frames[1:])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from escherjax import cameras
-from escherjax.data import images, loader, procedural
+from escherjax.data import images, loader, mixture, procedural, workers
 from escherjax.data import rows as drawing
 from escherjax.data import shards as records
 from escherjax.errors import UserError
@@ -102,6 +102,39 @@ def test_run_continues_on_another_number_of_hosts(source):
     late = take(source, config(), 2, start_step=3, process_index=1, process_count=2)
     whole = take(source, config(), 5)[3:]
     assert_same_batches(late, [{k: v[2:] for k, v in batch.items()} for batch in whole])
+
+
+@pytest.mark.parametrize("shares", [1, 3])
+def test_any_batch_can_be_made_by_itself_wherever_it_is_made(source, shards, shares):
+    """What a reading process is sent gives, for any number, what the threads give."""
+    settings = config(num_references=(1, 2), background="random", zoom=(1.0, 1.3))
+    for index in range(shares):
+        share = {"process_index": index, "process_count": shares}
+        made = loader.host_batches(shards, settings, 6, **share)
+        whole = take(shards, settings, 5, global_batch=6, **share)
+        for number in (4, 0, 3):
+            batch = made(number)
+            assert batch.pop("error").tolist() == [None] * (6 // shares)
+            assert_same_batches([batch], [whole[number]])
+
+
+def test_processes_give_the_batches_of_threads(source, shards):
+    """Any start, any share of hosts, a source in memory beside one of files."""
+    mixed = mixture.Mixture({"files": shards, "memory": source})
+    options = {"start_step": 3, "process_index": 1, "process_count": 2}
+    settings = config(num_references=(1, 2))
+    taken = take(mixed, settings, 6, num_workers=2, **options)
+    assert_same_batches(take(mixed, settings, 6, **options), taken)
+
+
+def test_a_bad_record_read_by_a_process_is_named(shards):
+    with pytest.raises(UserError, match="bad record 'procedural-0-.* has 6 views; a row needs"):
+        take(shards, config(num_references=4, with_replacement=False), 1, num_workers=1)
+
+
+def test_sources_in_memory_are_read_by_threads(source, monkeypatch):
+    monkeypatch.setattr(workers, "WorkerPool", None)
+    take(source, config(), 1, num_workers=2)
 
 
 def test_every_scene_comes_once_an_epoch_in_another_order(source):

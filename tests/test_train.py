@@ -85,6 +85,7 @@ def test_work_directory_holds_what_is_promised(unbroken):
         "steps_per_sec",
         "target_views_per_sec",
         "data_wait_frac",
+        "host_bound_frac",
         "grad_norm_image_encoder",
         "grad_norm_unet/mid_block",
     }

@@ -21,6 +21,11 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from escherjax import cameras
 from escherjax.errors import UserError
 
+try:
+    from pyspng import load as _decode_png
+except ImportError:
+    _decode_png = None
+
 # Makes a decoded picture a pinhole one: (picture, its K [3, 3]). A picture that needs no change is
 # returned itself.
 Pinhole = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -30,6 +35,7 @@ Photo = str | Path | bytes | np.ndarray | Image.Image
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 FORMATS = ("PNG", "JPEG", "WEBP")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_PLAIN_PNG = {"RGB": b"\x08\x02", "RGBA": b"\x08\x06"}  # bit depth and colour type in the header
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 # What PIL raises for broken files.
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError) + (
@@ -97,19 +103,19 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
     Pixels come as they are stored, whatever an EXIF orientation says: cameras in files refer to
     these. Grey and palette pictures become colours; 16-bit colours keep their upper 8 bits; colour
-    profiles are not applied.
+    profiles are not applied. Where pyspng is installed it decodes PNG, nearly twice as fast.
     Raises UserError, starting with `name`, for what is not a whole picture, has more than
     PIL.Image.MAX_IMAGE_PIXELS pixels, several frames, or a mode other than 8-bit RGB or grey (CMYK,
     16-bit grey, float).
     """
     with _opened(data, name) as image:
-        return _pixels(image)
+        return _pixels(image, data)
 
 
 def decode_tagged(data: bytes, name: str) -> tuple[np.ndarray, int]:
     """(what `decode_image` gives, EXIF orientation 1..8; 1 is upright, also where no tag is)."""
     with _opened(data, name) as image:
-        return _pixels(image), orientation_of(image)
+        return _pixels(image, data), orientation_of(image)
 
 
 def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -139,8 +145,13 @@ def picture_size(file: Path | bytes, name: str) -> tuple[int, int]:
         return image.height, image.width
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
-    return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+def _pixels(image: Image.Image, data: bytes = b"") -> np.ndarray:
+    """Pixels of an opened picture. data: its bytes, where it comes from some."""
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    if _decode_png and image.format == "PNG" and data[24:26] == _PLAIN_PNG[mode]:
+        with contextlib.suppress(RuntimeError, ValueError):  # Pillow then says what is wrong
+            return _decode_png(data)
+    return np.asarray(image.convert(mode))
 
 
 @contextlib.contextmanager
@@ -236,14 +247,14 @@ def on_background(images: np.ndarray, color: tuple[int, int, int]) -> np.ndarray
     if images.shape[-1] == 3:
         return images
     alpha = images[..., 3].astype(np.uint16)
-    rest = 255 - alpha
+    behind = {ground: (255 - alpha) * np.uint16(ground) + np.uint16(128) for ground in set(color)}
     flat = np.empty((*images.shape[:-1], 3), np.uint8)
     for channel, ground in enumerate(color):  # planes: numpy is slow where the last axis is short
         mixed = images[..., channel].astype(np.uint16)
         mixed *= alpha
-        mixed += rest * np.uint16(ground) + np.uint16(128)
+        mixed += behind[ground]
         mixed += mixed >> 8  # with the next line: exact rounded division by 255, within 16 bits
-        flat[..., channel] = mixed >> 8
+        np.right_shift(mixed, 8, out=flat[..., channel], casting="unsafe")
     return flat
 
 
@@ -286,12 +297,12 @@ def square_crop(
     height, width = image.shape[:2]
     shorter = min(height, width)
     side = max(1, round(shorter / zoom))
+    if (height, width) == (side, side):
+        return image, K
     left, top = (
         int(np.clip((size - side) // 2 + round(part * shorter), *sorted((0, size - side))))
         for size, part in ((width, shift[0]), (height, shift[1]))
     )
-    if (height, width) == (side, side):
-        return image, K
     K = cameras.crop_intrinsics(K, left, top)
     if side <= shorter:
         return image[top : top + side, left : left + side], K

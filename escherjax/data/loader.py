@@ -10,27 +10,17 @@ run continues at any step on any number of hosts.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from typing import Any
 
 import grain.python as grain
 import numpy as np
 
-from escherjax.data import mixture
+from escherjax.data import mixture, workers
 from escherjax.data.batch import Batch
 from escherjax.data.loader_config import LoaderConfig
-from escherjax.data.rows import DrawRow, SceneSource
+from escherjax.data.rows import DrawRow, HostBatches, SceneSource, row_bytes
 from escherjax.errors import UserError
-
-
-def _stack_rows(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    objects = ("scene_ids", "error")
-    return {
-        name: np.array([row[name] for row in rows], object)
-        if name in objects
-        else np.stack([row[name] for row in rows])
-        for name in rows[0]
-    }
 
 
 class BatchIterator:
@@ -60,8 +50,12 @@ class BatchIterator:
                 self.bad_records.append((scene_id, reason))
         return Batch(**batch)
 
+    def process_ids(self) -> list[int]:
+        """Of the reading processes; [] where threads read."""
+        return self._iterator.process_ids() if hasattr(self._iterator, "process_ids") else []
+
     def close(self) -> None:
-        """Stops the reading threads."""
+        """Stops the reading threads or processes."""
         close = getattr(self._iterator, "close", None)
         if close is not None:
             close()
@@ -76,11 +70,14 @@ def make_loader(
     start_step: int = 0,
     num_threads: int | None = None,
     prefetch: int | None = None,
+    num_workers: int = 0,
 ) -> BatchIterator:
     """Batches of `source` from step `start_step` on, without end.
 
-    num_threads: each makes whole batches; by default one for each core, at most 16. prefetch:
-    finished batches that may wait, at least num_threads; memory is prefetch times a batch.
+    num_workers: processes that read and decode, each making whole batches; -1:
+    `workers.default_workers`. Batches do not depend on it. 0, and sources that lie in memory:
+    threads. num_threads: by default one for each core, at most 16. prefetch: batches that may
+    wait, at least num_workers or num_threads; memory is prefetch times a batch.
 
     Each batch holds global_batch / process_count scenes, and the most references and the targets
     of its step's bucket as N and M.
@@ -104,20 +101,34 @@ def make_loader(
             raise UserError(f"{name} has no scenes.")
         if hasattr(part, "num_views"):
             config.check_views(part.num_views, f"every scene of {name}")
+    batches = host_batches(source, config, global_batch, process_index, process_count)
+    if num_workers and getattr(source, "reads_files", False):
+        count = workers.default_workers() if num_workers < 0 else num_workers
+        if count:
+            rows = global_batch // process_count
+            most = rows * max(row_bytes(config, bucket) for bucket in config.all_buckets)
+            pool = workers.WorkerPool(batches, start_step, count, prefetch or 0, most)
+            return BatchIterator(pool, config.on_bad_record)
     threads = min(16, os.cpu_count() or 1) if num_threads is None else num_threads
     waiting = threads if prefetch is None else max(prefetch, threads)
+    numbers = grain.MapDataset.range(start_step, sys.maxsize).map(batches)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=waiting)
+    return BatchIterator(iter(numbers.to_iter_dataset(options)), config.on_bad_record)
 
+
+def host_batches(
+    source: SceneSource,
+    config: LoaderConfig,
+    global_batch: int,
+    process_index: int,
+    process_count: int,
+) -> HostBatches:
+    """The batches of `make_loader`, as dicts, each by its number."""
     # Scene numbers rather than scenes run through Grain, so that a read error stays with its row.
     rows = mixture.endless_order(source, config.seed, config.shuffle)
     rows = rows.map_with_index(lambda row, index: (row // global_batch, int(index)))
     rows = rows.random_map(DrawRow(source, config), seed=_draw_seed(config))
-    # Without drop_remainder Grain miscounts the batches of an endless data set.
-    local = rows.batch(global_batch // process_count, drop_remainder=True, batch_fn=_stack_rows)
-    local = local[process_index::process_count]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=waiting)
-    iterator = iter(local.to_iter_dataset(options))
-    iterator.set_state({"next_index": start_step})
-    return BatchIterator(iterator, config.on_bad_record)
+    return HostBatches(rows, global_batch // process_count, process_index, process_count)
 
 
 def _draw_seed(config: LoaderConfig) -> int:

@@ -32,6 +32,7 @@ class Mixture:
         self.names, self.sources = list(sources), list(sources.values())
         self.bounds = np.cumsum([0, *map(len, self.sources)]).tolist()
         self.weights = tuple(weights) or tuple(map(len, self.sources))
+        self.reads_files = any(getattr(part, "reads_files", False) for part in self.sources)
 
     def __len__(self) -> int:
         return self.bounds[-1]

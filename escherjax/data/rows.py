@@ -1,4 +1,4 @@
-"""One row of a batch: which views of a scene are drawn, how they are cropped, and their pictures.
+"""Rows of a batch: which views of a scene are drawn, how they are cropped, and their pictures.
 
 A row is drawn from a generator of its own and from the number of its step, nothing else. Only the
 views drawn are decoded.
@@ -14,13 +14,17 @@ import numpy as np
 
 from escherjax import cameras
 from escherjax.data import images, mixture
-from escherjax.data.loader_config import LoaderConfig
+from escherjax.data.loader_config import Bucket, LoaderConfig
 from escherjax.data.shards import Scene
+from escherjax.data.workers import Allocate
 from escherjax.errors import UserError
 
 
 class SceneSource(Protocol):
-    """What batches are made from: `open_shards(...)`, a `ProceduralSource`, a list of scenes."""
+    """What batches are made from: `open_shards(...)`, a `ProceduralSource`, a list of scenes.
+
+    One whose attribute `reads_files` is true can be pickled, and is read by processes.
+    """
 
     def __len__(self) -> int: ...
 
@@ -125,11 +129,8 @@ class DrawRow(grain.RandomMapTransform):
                 K = square_intrinsics(scene, views, config.resolution)
             error = None
         except UserError as problem:
-            error, size = str(problem), config.resolution
-            pictures = np.zeros((high if config.moments_shape else count, size, size, 3), np.uint8)
-            moments = np.zeros((bucket.num_targets, *config.moments_shape), ml_dtypes.bfloat16)
-            c2w = np.broadcast_to(np.eye(4, dtype=np.float32), (count, 4, 4))
-            K = np.broadcast_to(np.eye(3, dtype=np.float32), (count, 3, 3))
+            error = str(problem)
+            pictures, moments, c2w, K = _blank(config, bucket)
         row = {"scene_index": np.int32(index), "num_references": np.int32(num_references)}
         for name, array in (("images", pictures), ("c2w", c2w), ("K", K)):
             row[f"ref_{name}"], row[f"target_{name}"] = array[:high], array[high:]
@@ -137,6 +138,23 @@ class DrawRow(grain.RandomMapTransform):
             row["target_moments"] = moments
             del row["target_images"]
         return row | {"valid": np.float32(error is None), "scene_ids": scene_id, "error": error}
+
+
+def _blank(config: LoaderConfig, bucket: Bucket) -> tuple[np.ndarray, ...]:
+    """(pictures, moments, c2w, K) of a row whose record is bad."""
+    count, size = bucket.num_references + bucket.num_targets, config.resolution
+    decoded = bucket.num_references if config.moments_shape else count
+    return (
+        np.zeros((decoded, size, size, 3), np.uint8),
+        np.zeros((bucket.num_targets, *config.moments_shape), ml_dtypes.bfloat16),
+        np.broadcast_to(np.eye(4, dtype=np.float32), (count, 4, 4)),
+        np.broadcast_to(np.eye(3, dtype=np.float32), (count, 3, 3)),
+    )
+
+
+def row_bytes(config: LoaderConfig, bucket: Bucket) -> int:
+    """No fewer than the arrays of a row take, with room to align each."""
+    return sum(array.nbytes for array in _blank(config, bucket)) + 1024
 
 
 def _target_moments(scene: Scene, views: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -148,3 +166,29 @@ def _target_moments(scene: Scene, views: np.ndarray, shape: tuple[int, ...]) -> 
             "data_prep.latents."
         )
     return scene.moments[views]
+
+
+class HostBatches:
+    """This host's part of batch number n, for any n; see `loader.make_loader`."""
+
+    def __init__(self, rows: grain.MapDataset, size: int, process_index: int, process_count: int):
+        self._rows, self._size = rows, size
+        self._process_index, self._process_count = process_index, process_count
+
+    def __call__(self, number: int, allocate: Allocate = np.empty) -> dict[str, np.ndarray]:
+        first = (number * self._process_count + self._process_index) * self._size
+        rows = [self._rows[row] for row in range(first, first + self._size)]
+        return _stack_rows(rows, allocate)
+
+
+def _stack_rows(rows: list[dict[str, Any]], allocate: Allocate) -> dict[str, np.ndarray]:
+    """The arrays of a batch, each row one item of the first axis."""
+    batch = {}
+    for name, first in rows[0].items():
+        column = [row[name] for row in rows]
+        if name in ("scene_ids", "error"):
+            batch[name] = np.array(column, object)
+        else:
+            room = allocate((len(rows), *np.shape(first)), first.dtype)
+            batch[name] = np.stack(column, out=room)
+    return batch

@@ -283,6 +283,8 @@ def check_unique(scene_ids: Sequence[str]) -> None:
 class ShardSource:
     """Random access to the scenes of one split; see `open_shards`. Safe to use from threads."""
 
+    reads_files = True
+
     def __init__(self, folder: str, split: str, records: Any, shard_lengths: Sequence[int]):
         self.folder, self.split, self._records = folder, split, records
         self._shard_lengths = shard_lengths

@@ -126,6 +126,7 @@ def _run(config: ConfigDict, workdir: Path, stop: Stop) -> int:
                 arrays = batch.on_mesh(mesh)
                 if counts in compiled:
                     watchdog.note(f"computing update {step + 1}")
+                    watch.dispatching()
                     state, metrics = train_step(state, arrays)
                 else:
                     if stop.requested():  # compiling can take longer than a scheduler waits

@@ -1,11 +1,13 @@
-"""How much arithmetic a step is, and what share of the chip's peak it reaches."""
+"""How much arithmetic a step is, and how long the device waits for the host."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import resource
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,37 @@ def host_memory() -> dict[str, float]:
     except OSError:
         return {}
     return {"host_memory_gib": pages * resource.getpagesize() / 2**30}
+
+
+class IdleTime:
+    """How long the device had nothing to do between steps: `seconds`, added up.
+
+    A thread notes when each step ends, and the next one's hand-over is set against that. Exact to
+    some milliseconds a step; what the device waits for within a hand-over is not counted.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._ended: Future[float] | None = None
+        self._thread = ThreadPoolExecutor(1, "idle-time")
+
+    def handing_over(self) -> None:
+        """A step is about to be given to the device."""
+        if self._ended is not None and self._ended.done() and not self._ended.exception():
+            self.seconds += time.perf_counter() - self._ended.result()
+
+    def handed_over(self, output: jax.Array) -> None:
+        """The device computes `output` of the step given to it."""
+        self._ended = self._thread.submit(_end_of, output)
+
+    def forget(self) -> None:
+        """What was given to the device so far does not count: it was left idle on purpose."""
+        self._ended = None
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False)
+
+
+def _end_of(output: jax.Array) -> float:
+    output.block_until_ready()
+    return time.perf_counter()

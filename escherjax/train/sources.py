@@ -106,6 +106,7 @@ def training_batches(
         start_step=position,
         num_threads=config.data.num_threads,
         prefetch=config.data.prefetch,
+        num_workers=config.data.num_workers,
     )
 
 

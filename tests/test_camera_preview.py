@@ -15,12 +15,12 @@ def color_at(picture, place):
 
 
 def is_near(color, wanted):
-    return np.abs(color.astype(int) - wanted).max() < 12  # shrunk from twice the size
+    return np.abs(color.astype(int) - wanted).max() < 12  # smooth edges
 
 
 def test_one_reference_and_a_hundred_targets_are_marked_where_they_stand():
     targets = paths.archimedean(100, 1.8)
-    picture = preview.draw_preview(REFERENCE, targets, ["7"], is_path=True)
+    picture = preview.render_preview(REFERENCE, targets, ["7"], is_path=True)
     panels = preview.layout(np.concatenate([REFERENCE, targets]))
     assert len(panels) == 3
     for number, panel in enumerate(panels):
@@ -59,7 +59,7 @@ def test_a_line_joins_the_targets_of_a_path_and_closes_loops():
     above = preview.layout(np.concatenate([REFERENCE, targets]))[2]
 
     def has_line(first, second, **settings):
-        picture = preview.draw_preview(REFERENCE, targets, ["0"], **settings)
+        picture = preview.render_preview(REFERENCE, targets, ["0"], **settings)
         middle = (targets[first, :3, 3] + targets[second, :3, 3]) / 2
         return bool((color_at(picture, above.place(middle)) < 250).any())
 

@@ -1,4 +1,4 @@
-"""A picture of where cameras stand: from two sides and from above, drawn with Pillow alone.
+"""Plots where cameras stand: from two sides and from above.
 
 References are orange and carry their numbers, targets are blue, a line joins the targets of a path.
 The dashed cube about the origin has sides of length 1, the size of the objects that networks are
@@ -10,52 +10,60 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from escherjax import cameras
 from escherjax.reports import sheets
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Color = tuple[int, int, int]
 
 PANEL = 440  # pixels a side
 _HEADER = 58
 _MARGIN = 36
-_SHARPNESS = 2  # drawn larger, then shrunk, so that lines are smooth
+_DPI = 100
 # (title, azimuth, elevation) of where one looks from, degrees.
 _SIDES = (
     ("seen from azimuth 30°", 30, 20),
     ("seen from azimuth 120°", 120, 20),
     ("seen from above", -90, 90),
 )
-_AXES = (("x", (196, 40, 40)), ("y", (34, 139, 58)), ("z", (40, 70, 200)))
-_FAINT, _BOX, _INK = (228, 228, 228), (120, 120, 120), (40, 40, 40)
-_HALF_FOV = np.tan(np.radians(49.13 / 2))  # of the frusta, that of the published networks
+_AXES: tuple[tuple[str, Color], ...] = (
+    ("x", (196, 40, 40)),
+    ("y", (34, 139, 58)),
+    ("z", (40, 70, 200)),
+)
+_FAINT, _BOX = (228, 228, 228), (120, 120, 120)
+_HALF_FOV = np.tan(np.radians(cameras.PUBLISHED_FOV_DEG / 2))  # of the frusta
 _CUBE = np.array(list(itertools.product((-0.5, 0.5), repeat=3)))
-_CUBE_EDGES = [
-    (a, b) for a, b in itertools.combinations(range(8), 2) if np.abs(_CUBE[a] - _CUBE[b]).sum() == 1
-]
+_CUBE_EDGES = [pair for pair in itertools.combinations(_CUBE, 2) if np.ptp(pair, axis=0).sum() == 1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One parallel projection: where world points lie on the whole picture.
-
-    right, up, out: unit vectors, `out` towards the viewer; middle: [3], shown at `center`
-    (u, v); scale: pixels of a unit of length.
-    """
+    """One parallel projection: where world points lie on the whole picture."""
 
     title: str
-    right: np.ndarray
+    right: np.ndarray  # [3] unit vectors of the viewer
     up: np.ndarray
-    out: np.ndarray
-    middle: np.ndarray
-    center: tuple[float, float]
-    scale: float
+    out: np.ndarray  # towards the viewer
+    middle: np.ndarray  # [2], what `project` gives in the middle of the panel
+    scale: float  # pixels of a unit of length
+    left: int  # pixels to the left of the panel
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """World points [..., 3] on the panel's plane: [..., 2] to the right and up."""
+        return np.stack([points @ self.right, points @ self.up], axis=-1)
 
     def place(self, points: np.ndarray) -> np.ndarray:
         """Pixels [..., 2] as (u, v) of world points [..., 3]."""
-        moved = points - self.middle
-        pixels = self.scale * np.stack([moved @ self.right, -(moved @ self.up)], axis=-1)
-        return pixels + np.asarray(self.center)
+        moved = (self.project(points) - self.middle) * [self.scale, -self.scale]
+        return moved + [self.left + PANEL / 2, _HEADER + PANEL / 2]
 
 
 def save_preview(
@@ -68,15 +76,20 @@ def save_preview(
 ) -> None:
     """Writes the picture as a PNG.
 
-    reference_c2w: [N, 4, 4]; target_c2w: [M, 4, 4]; reference_names: N, one for each reference.
-    is_path: targets follow each other and a line joins them; closed: also last and first.
+    Args:
+        path: of the file.
+        reference_c2w: [N, 4, 4].
+        target_c2w: [M, 4, 4].
+        reference_names: N, one for each reference.
+        is_path: whether targets follow each other, and a line joins them.
+        closed: whether the line also joins last and first.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = draw_preview(reference_c2w, target_c2w, reference_names, is_path, closed)
-    Image.fromarray(drawn).save(path, format="PNG", optimize=True)
+    picture = render_preview(reference_c2w, target_c2w, reference_names, is_path, closed)
+    Image.fromarray(picture).save(path, format="PNG", optimize=True)
 
 
-def draw_preview(
+def render_preview(
     reference_c2w: np.ndarray,
     target_c2w: np.ndarray,
     reference_names: list[str],
@@ -84,127 +97,89 @@ def draw_preview(
     closed: bool = False,
 ) -> np.ndarray:
     """The picture as uint8 [H, W, 3]; arguments as in `save_preview`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
     references, targets = np.asarray(reference_c2w, float), np.asarray(target_c2w, float)
     panels = layout(np.concatenate([references, targets]))
-    size = (PANEL * len(panels), PANEL + _HEADER)
-    image = Image.new("RGB", (size[0] * _SHARPNESS, size[1] * _SHARPNESS), "white")
-    pen = _Pen(ImageDraw.Draw(image))
+    width, height = PANEL * len(panels), PANEL + _HEADER
+    figure = Figure((width / _DPI, height / _DPI), dpi=_DPI)
+    canvas = FigureCanvasAgg(figure)
     for panel in panels:
-        _draw_world(pen, panel, np.concatenate([references, targets]))
+        axes = figure.add_axes((panel.left / width, 0, PANEL / width, PANEL / height))
+        axes.set_axis_off()
+        edges = panel.middle + np.array([[-1], [1]]) * PANEL / 2 / panel.scale
+        axes.set(xlim=edges[:, 0], ylim=edges[:, 1])
+        figure.text((panel.left + 12) / width, 1 - 48 / height, panel.title, color=_rgb(_BOX))
+        if panel.left:
+            axes.axvline(edges[0, 0], color=_rgb(_FAINT))
+        _plot_world(axes, panel, np.concatenate([references, targets]))
         if is_path:
-            _draw_path(pen, panel, targets, closed)
-        _draw_cameras(pen, panel, references, targets, is_path)
-    for panel in panels:  # names stand above everything
-        _draw_names(pen, panel, references, targets, reference_names, is_path, closed)
-    _draw_header(pen, panels, references, targets)
-    return np.asarray(image.resize(size, Image.Resampling.BOX))
+            line = np.concatenate([targets, targets[:1]]) if closed else targets
+            axes.plot(*panel.project(line[:, :3, 3]).T, color=_rgb(sheets.SAMPLE, 0.45), lw=1)
+        _plot_cameras(axes, panel, references, targets, is_path)
+        _name_cameras(axes, panel, references, reference_names, sheets.REFERENCE, 14)
+        if is_path and len(targets) > 1:
+            # Two say which way the path leads; the last of a loop stands beside the first. Their
+            # names are further out, as a path may begin at a reference.
+            ends = [0, max(1, len(targets) // 4) if closed else len(targets) - 1]
+            _name_cameras(axes, panel, targets[ends], map(str, ends), sheets.SAMPLE, 28)
+    marks = [
+        Line2D([], [], color=_rgb(color), marker="o", ls="", label=_describe(views, word))
+        for views, color, word in (
+            (references, sheets.REFERENCE, "reference"),
+            (targets, sheets.SAMPLE, "target"),
+        )
+    ]
+    cube = "a cube of side 1 about the origin; z is up"
+    marks.append(Line2D([], [], color=_rgb(_BOX), ls="--", lw=1, label=cube))
+    figure.legend(handles=marks, loc="upper left", ncols=3, frameon=False, borderaxespad=0)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def layout(c2w: np.ndarray) -> list[Panel]:
     """The three projections at one scale, which hold cameras [V, 4, 4], the circle and the cube."""
     points = np.concatenate([c2w[:, :3, 3], _level_circle(c2w), _CUBE])
-    sides = []
+    panels: list[Panel] = []
     for title, azimuth_deg, elevation_deg in _SIDES:
         azimuth, elevation = np.radians([azimuth_deg, elevation_deg])
+        right = np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
         level = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
         out = np.cos(elevation) * level + np.sin(elevation) * np.array([0.0, 0.0, 1.0])
-        right = np.array([-np.sin(azimuth), np.cos(azimuth), 0.0])
-        up = np.cross(out, right)
-        low, high = (f(points @ np.stack([right, up], axis=1), axis=0) for f in (np.min, np.max))
-        sides.append((title, right, up, out, low, high))
-    largest = max((high - low).max() for *_, low, high in sides)
-    scale = (PANEL - 2 * _MARGIN) / largest
-    panels = []
-    for number, (title, right, up, out, low, high) in enumerate(sides):
-        middle = (low + high) / 2
-        panels.append(
-            Panel(
-                title,
-                right,
-                up,
-                out,
-                middle[0] * right + middle[1] * up,
-                (PANEL * (number + 0.5), _HEADER + PANEL / 2),
-                float(scale),
-            )
-        )
-    return panels
+        left = PANEL * len(panels)
+        panels.append(Panel(title, right, np.cross(out, right), out, np.zeros(2), 1.0, left))
+    placed = [panel.project(points) for panel in panels]
+    scale = float((PANEL - 2 * _MARGIN) / max(np.ptp(each, axis=0).max() for each in placed))
+    return [
+        dataclasses.replace(panel, middle=(each.min(0) + each.max(0)) / 2, scale=scale)
+        for panel, each in zip(panels, placed, strict=True)
+    ]
 
 
-class _Pen:
-    """Draws in pixels of the finished picture on one that is `_SHARPNESS` times as large."""
-
-    def __init__(self, drawing: ImageDraw.ImageDraw):
-        self._drawing = drawing
-
-    def line(self, points: np.ndarray, color: tuple[int, ...], width: float = 1.0) -> None:
-        self._drawing.line(
-            [tuple(p) for p in np.asarray(points) * _SHARPNESS],
-            fill=color,
-            width=max(1, round(width * _SHARPNESS)),
-            joint="curve",
-        )
-
-    def polygon(self, points: np.ndarray, color: tuple[int, ...]) -> None:
-        self._drawing.polygon([tuple(p) for p in np.asarray(points) * _SHARPNESS], fill=color)
-
-    def dot(self, place: np.ndarray, radius: float, color: tuple[int, ...]) -> None:
-        u, v = np.asarray(place) * _SHARPNESS
-        reach = radius * _SHARPNESS
-        self._drawing.ellipse((u - reach, v - reach, u + reach, v + reach), fill=color)
-
-    def text(
-        self,
-        place: tuple[float, float],
-        text: str,
-        color: tuple[int, ...] = _INK,
-        size: int = 13,
-        anchor: str = "lm",
-    ) -> float:
-        """Writes and returns the width; a white rim keeps text legible on lines."""
-        font = ImageFont.load_default(size * _SHARPNESS)
-        u, v = (float(x) * _SHARPNESS for x in place)
-        self._drawing.text(
-            (u, v),
-            text,
-            fill=color,
-            font=font,
-            anchor=anchor,
-            stroke_width=2 * _SHARPNESS,
-            stroke_fill="white",
-        )
-        return self._drawing.textlength(text, font=font) / _SHARPNESS
-
-
-def _draw_world(pen: _Pen, panel: Panel, c2w: np.ndarray) -> None:
+def _plot_world(axes: Axes, panel: Panel, c2w: np.ndarray) -> None:
     """The level circle, the cube and the axes."""
-    reach = _reach(c2w)
-    pen.line(panel.place(_level_circle(c2w)), _FAINT)
-    for a, b in _CUBE_EDGES:
-        ends = np.linspace(_CUBE[a], _CUBE[b], 12)
-        for start in range(0, 12, 2):
-            pen.line(panel.place(ends[start : start + 2]), _BOX)
+    from matplotlib.collections import LineCollection
+
+    axes.plot(*panel.project(_level_circle(c2w)).T, color=_rgb(_FAINT), lw=0.7)
+    edges = [panel.project(np.array(edge)) for edge in _CUBE_EDGES]
+    dashed = LineCollection(edges, colors=[_rgb(_BOX)], linestyles=[(0, (6, 6))], linewidths=0.7)
+    axes.add_collection(dashed)
     for axis, (name, color) in zip(np.eye(3), _AXES, strict=True):
-        end = panel.place(0.45 * reach * axis)
-        if np.linalg.norm(end - panel.place(np.zeros(3))) < 2:
-            continue  # it points at the viewer
-        pen.line(np.stack([panel.place(np.zeros(3)), end]), color, 1.5)
-        pen.text(tuple(panel.place(0.53 * reach * axis)), name, color, anchor="mm")
+        ends = panel.project(0.45 * _reach(c2w) * np.array([0 * axis, axis]))
+        if np.ptp(ends, axis=0).max() * panel.scale > 2:  # else it points at the viewer
+            axes.plot(*ends.T, color=_rgb(color), lw=1)
+            _write(axes, ends[1] * 0.53 / 0.45, name, color)
 
 
-def _draw_path(pen: _Pen, panel: Panel, targets: np.ndarray, closed: bool) -> None:
-    positions = targets[:, :3, 3]
-    if closed:
-        positions = np.concatenate([positions, positions[:1]])
-    pen.line(panel.place(positions), _pale(sheets.SAMPLE, 0.45), 1.5)
-
-
-def _draw_cameras(
-    pen: _Pen, panel: Panel, references: np.ndarray, targets: np.ndarray, is_path: bool
+def _plot_cameras(
+    axes: Axes, panel: Panel, references: np.ndarray, targets: np.ndarray, is_path: bool
 ) -> None:
     """Frusta and dots, the far ones first and paler; references above targets."""
-    reach = _reach(targets)
-    spacing = np.inf
+    from matplotlib.collections import LineCollection, PolyCollection
+
+    reach, spacing = _reach(targets), np.inf
     if is_path and len(targets) > 1:
         steps = np.linalg.norm(np.diff(targets[:, :3, 3], axis=0), axis=-1)
         spacing = float(np.median(steps))
@@ -212,84 +187,61 @@ def _draw_cameras(
         spacing = 3 * reach / np.sqrt(len(targets))
     length = float(np.clip(1.2 * spacing, 0.05 * reach, 0.13 * reach))
     depth = np.concatenate([targets, references])[:, :3, 3] @ panel.out
-    near, far = depth.max(), depth.min()
-    for cameras, color, size, dot in (
-        (targets, sheets.SAMPLE, length, 2.5),
-        (references, sheets.REFERENCE, 0.2 * reach, 5.0),
+    for order, (views, color, size, dot) in enumerate(
+        ((targets, sheets.SAMPLE, length, 2.5), (references, sheets.REFERENCE, 0.2 * reach, 5.0)),
+        start=3,
     ):
-        order = np.argsort(cameras[:, :3, 3] @ panel.out)
-        for c2w in cameras[order]:
-            away = (near - c2w[:3, 3] @ panel.out) / max(near - far, 1e-9)
-            shade = _pale(color, 0.6 * float(away))
-            _draw_frustum(pen, panel, c2w, size, shade)
-        for c2w in cameras[order]:
-            pen.dot(panel.place(c2w[:3, 3]), dot, color)
+        views = views[np.argsort(views[:, :3, 3] @ panel.out)]
+        away = (depth.max() - views[:, :3, 3] @ panel.out) / max(np.ptp(depth), 1e-9)
+        shades = [_rgb(color, 0.6 * float(share)) for share in away]
+        lines, roofs = zip(*(_frustum(panel, c2w, size) for c2w in views), strict=True)
+        axes.add_collection(LineCollection(lines, colors=shades, linewidths=0.7, zorder=order))
+        axes.add_collection(PolyCollection(roofs, facecolors=shades, zorder=order))
+        x, y = panel.project(views[:, :3, 3]).T
+        area = (2 * dot * 72 / _DPI) ** 2  # in points
+        axes.scatter(x, y, area, color=_rgb(color), linewidths=0, zorder=order)
 
 
-def _draw_frustum(
-    pen: _Pen, panel: Panel, c2w: np.ndarray, length: float, color: tuple[int, ...]
-) -> None:
+def _frustum(panel: Panel, c2w: np.ndarray, length: float) -> tuple[np.ndarray, np.ndarray]:
+    """One line along all edges, and the triangle on the side that is up."""
     half = length * _HALF_FOV
-    corners = np.array([[-half, -half], [half, -half], [half, half], [-half, half]])
-    base = np.concatenate([corners, np.full((4, 1), length)], axis=1)
-    roof = np.array(
-        [[-0.6 * half, -half, length], [0.6 * half, -half, length], [0.0, -1.7 * half, length]]
-    )
-    world = np.concatenate([base, roof, np.zeros((1, 3))]) @ c2w[:3, :3].T + c2w[:3, 3]
-    placed = panel.place(world)
-    pen.line(placed[[0, 1, 2, 3, 0]], color)
-    for corner in range(4):
-        pen.line(placed[[7, corner]], color)
-    pen.polygon(placed[4:7], color)  # the side that is up
+    corners = half * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    roof = half * np.array([[-0.6, -1], [0.6, -1], [0, -1.7]])
+    flat = np.concatenate([corners, roof])
+    points = np.concatenate([flat, np.full((7, 1), length)], axis=1) @ c2w[:3, :3].T + c2w[:3, 3]
+    placed = panel.project(np.concatenate([points, c2w[None, :3, 3]]))
+    return placed[[0, 1, 2, 3, 0, 7, 1, 2, 7, 3]], placed[4:7]
 
 
-def _draw_names(
-    pen: _Pen,
+def _name_cameras(
+    axes: Axes,
     panel: Panel,
-    references: np.ndarray,
-    targets: np.ndarray,
-    reference_names: list[str],
-    is_path: bool,
-    closed: bool,
+    c2w: np.ndarray,
+    names: list[str] | map[str],
+    color: Color,
+    distance: float,
 ) -> None:
-    named = [
-        (c2w, name, sheets.REFERENCE, 14)
-        for c2w, name in zip(references, reference_names, strict=True)
-    ]
-    if is_path and len(targets) > 1:
-        # Two say which way the path leads; the last of a loop stands beside the first.
-        numbers = (0, max(1, len(targets) // 4) if closed else len(targets) - 1)
-        # Further out, as a path may begin at a reference.
-        named += [(targets[number], str(number), sheets.SAMPLE, 28) for number in numbers]
-    middle = panel.place(np.zeros(3))
-    for c2w, name, color, distance in named:
-        place = panel.place(c2w[:3, 3])
-        away = place - middle
-        away = away / max(float(np.linalg.norm(away)), 1e-9) if away.any() else np.array([0.0, -1])
-        pen.text(tuple(place + distance * away), name, color, anchor="mm")
+    """Names beside cameras, so many pixels further from the origin."""
+    for position, name in zip(c2w[:, :3, 3], names, strict=True):
+        away = panel.project(position)
+        away = away / np.linalg.norm(away) if np.linalg.norm(away) > 1e-9 else np.array([0.0, 1.0])
+        _write(axes, panel.project(position) + distance / panel.scale * away, name, color)
 
 
-def _draw_header(
-    pen: _Pen, panels: list[Panel], references: np.ndarray, targets: np.ndarray
-) -> None:
-    left = 12.0
-    for cameras, color, word in (
-        (references, sheets.REFERENCE, "reference"),
-        (targets, sheets.SAMPLE, "target"),
-    ):
-        pen.dot(np.array([left + 5, 16]), 5, color)
-        distance = np.linalg.norm(cameras[:, :3, 3], axis=-1)
-        low, high = f"{distance.min():.2f}", f"{distance.max():.2f}"
-        span = low if low == high else f"{low} to {high}"
-        plural = "s" if len(cameras) > 1 else ""
-        text = f"{len(cameras)} {word}{plural}, {span} from the origin"
-        left += 16 + pen.text((left + 15, 16), text) + 22
-    pen.text((left, 16), "dashed: a cube of side 1 about the origin; z is up", _BOX)
-    for number, panel in enumerate(panels):
-        pen.text((PANEL * number + 12, 44), panel.title, _BOX)
-        if number:
-            edge = float(PANEL * number)
-            pen.line(np.array([[edge, 36], [edge, _HEADER + PANEL]]), _FAINT)
+def _write(axes: Axes, place: np.ndarray, text: str, color: Color) -> None:
+    """Text about a place, above everything; a white rim keeps it legible on lines."""
+    from matplotlib.patheffects import withStroke
+
+    rim = [withStroke(linewidth=3, foreground="white")]
+    style: dict[str, Any] = {"ha": "center", "va": "center", "path_effects": rim, "zorder": 9}
+    axes.text(place[0], place[1], text, color=_rgb(color), **style)
+
+
+def _describe(c2w: np.ndarray, word: str) -> str:
+    """How many cameras there are, and how far from the origin."""
+    distance = np.linalg.norm(c2w[:, :3, 3], axis=-1)
+    span = " to ".join(dict.fromkeys([f"{distance.min():.2f}", f"{distance.max():.2f}"]))
+    return f"{len(c2w)} {word}{'s' if len(c2w) > 1 else ''}, {span} from the origin"
 
 
 def _reach(c2w: np.ndarray) -> float:
@@ -303,6 +255,7 @@ def _level_circle(c2w: np.ndarray) -> np.ndarray:
     return _reach(c2w) * np.stack([np.cos(turn), np.sin(turn), np.zeros_like(turn)], axis=-1)
 
 
-def _pale(color: tuple[int, int, int], share: float) -> tuple[int, ...]:
-    """The colour mixed with white, by `share` of white."""
-    return tuple(round(value + share * (255 - value)) for value in color)
+def _rgb(color: Color, white: float = 0.0) -> tuple[float, float, float]:
+    """The colour as matplotlib takes it, mixed with a share of white."""
+    red, green, blue = (value / 255 * (1 - white) + white for value in color)
+    return red, green, blue

@@ -1,4 +1,4 @@
-"""Pictures for people: contact sheets of references, targets and samples."""
+"""Pictures for people: contact sheets of views, animations, one curve, enlarged middles."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from escherjax import cameras
 from escherjax.errors import UserError
+from escherjax.files import whole_file
 
 REFERENCE, TARGET, SAMPLE = (214, 96, 31), (110, 110, 110), (31, 105, 196)
 _GAP, _FRAME = 6, 3
@@ -100,37 +101,16 @@ def _save_video(ffmpeg: str, path: Path, images: np.ndarray, frames_per_sec: int
     could be caught holding locks. Without a `preexec_fn` Python does not fork.
     """
     height, width = images.shape[1:3]
-    command = [
-        ffmpeg,
-        "-y",
-        "-v",
-        "error",
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-s",
-        f"{width}x{height}",
-        "-r",
-        str(frames_per_sec),
-        "-i",
-        "-",
-        "-vcodec",
-        "libx264",
-        "-crf",
-        "10",
-        "-pix_fmt",
-        "yuv420p",
-        "-vf",
-        "scale=trunc(iw/2+0.5)*2:trunc(ih/2+0.5)*2",  # yuv420p has even sides only
-        str(path),
-    ]
+    source = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {frames_per_sec} -i -"
+    even = "scale=trunc(iw/2+0.5)*2:trunc(ih/2+0.5)*2"  # yuv420p has even sides only
+    result = f"-vcodec libx264 -crf 10 -pix_fmt yuv420p -vf {even}"
+    command = [ffmpeg, *f"-y -v error {source} {result}".split(), str(path)]
     done = subprocess.run(command, input=images.tobytes(), capture_output=True, check=False)
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()[-500:]
+        reason = done.stderr.decode(errors="replace").strip()[-500:]
         raise UserError(
-            f"{path} could not be written by {ffmpeg}: {said or f'exit code {done.returncode}'}. "
-            "Needed an ffmpeg with libx264; IMAGEIO_FFMPEG_EXE names another one."
+            f"{path} could not be written by {ffmpeg}: {reason or f'exit code {done.returncode}'}. "
+            "It must be an ffmpeg with libx264; IMAGEIO_FFMPEG_EXE names another one."
         )
 
 
@@ -139,34 +119,18 @@ def line_chart(path: Path, x: np.ndarray, y: np.ndarray, x_name: str, y_name: st
 
     The values are light; their mean over a twentieth of the points about each is dark.
     """
-    width, height, left, bottom, margin = 640, 360, 70, 40, 20
+    from matplotlib.figure import Figure
+
     reach = max(1, len(y) // 20)
     smooth = [y[max(0, i - reach) : i + reach + 1].mean() for i in range(len(y))]
-    y, smooth = np.log10(np.maximum(y, 1e-12)), np.log10(np.maximum(smooth, 1e-12))
-    low, high = float(y.min()) - 0.05, float(y.max()) + 0.05
-
-    def place(step: float, value: float) -> tuple[float, float]:
-        right = left + (step - x[0]) / max(x[-1] - x[0], 1) * (width - left - margin)
-        down = margin + (high - value) / (high - low) * (height - bottom - margin)
-        return right, down
-
-    image = Image.new("RGB", (width, height), "white")
-    drawing, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    for tick in np.linspace(low, high, 5):
-        start, end = place(x[0], tick), place(x[-1], tick)
-        drawing.line([start, end], fill=(225, 225, 225))
-        drawing.text((8, start[1] - 8), f"{10**tick:.3g}", fill="black", font=font)
-    for tick in np.linspace(x[0], x[-1], 5):
-        position, text = place(tick, low), f"{tick:.0f}"
-        half = drawing.textlength(text, font=font) / 2
-        drawing.text((position[0] - half, position[1] + 4), text, fill="black", font=font)
-    for values, color, thickness in ((y, (190, 210, 235), 1), (smooth, SAMPLE, 3)):
-        drawing.line(
-            [place(*point) for point in zip(x, values, strict=True)], fill=color, width=thickness
-        )
-    drawing.text((left, 2), y_name, fill="black", font=font)
-    drawing.text((width - 60, height - 18), x_name, fill="black", font=font)
-    _save(path, np.asarray(image))
+    figure = Figure((6.4, 3.6), dpi=100, layout="constrained")
+    axes = figure.add_subplot(xlabel=x_name, title=y_name, yscale="log")
+    axes.grid(color="0.9")
+    for values, color, width in ((y, "#bed2eb", 1), (smooth, "#1f69c4", 2.5)):
+        axes.plot(x, np.maximum(values, 1e-12), color=color, linewidth=width)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png")
 
 
 def save_images(folder: Path, images: np.ndarray) -> list[Path]:
@@ -209,13 +173,9 @@ def _strip(images: np.ndarray, color: tuple[int, int, int], zoom: int) -> np.nda
     """[V, H, W, 3] side by side, each in a frame of `color`."""
     tiles = []
     for image in images:
-        large = np.repeat(np.repeat(image, zoom, axis=0), zoom, axis=1)
-        height, width = large.shape[:2]
-        tile = np.empty((height + 2 * _FRAME, width + 2 * _FRAME + _GAP, 3), np.uint8)
-        tile[:] = 255
-        tile[:, : width + 2 * _FRAME] = color
-        tile[_FRAME:-_FRAME, _FRAME : _FRAME + width] = large
-        tiles.append(tile)
+        large = Image.fromarray(np.repeat(np.repeat(image, zoom, axis=0), zoom, axis=1))
+        framed = np.asarray(ImageOps.expand(large, _FRAME, color))
+        tiles.append(np.pad(framed, ((0, 0), (0, _GAP), (0, 0)), constant_values=255))
     return np.concatenate(tiles, axis=1)
 
 
@@ -256,8 +216,7 @@ def _with_legend(sheet: np.ndarray, legend: list[tuple[str, tuple[int, int, int]
 
 
 def _save(path: Path, image: np.ndarray) -> None:
-    """Writes a PNG whole: under a temporary name first."""
+    """Writes a PNG whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    Image.fromarray(image).save(partial, format="PNG")
-    partial.replace(path)
+    with whole_file(path) as file:
+        Image.fromarray(image).save(file, format="PNG")

@@ -4,8 +4,12 @@ VENV := $(or $(VIRTUAL_ENV),.venv)
 RUN := $(VENV)/bin/python
 DEMO_DIR ?= runs/demo
 
-# Files of tests that take seconds and need neither PyTorch nor a network: `make test-fast`.
-FAST := $(addprefix tests/test_,$(addsuffix .py,FASTLIST))
+# Tests that take seconds and need neither PyTorch nor a compiled network.
+FAST := structure cameras cape trajectories camera_preview bootstrap facts published records scenes \
+	archives evaluation_records compare picture_rules photo_windows inputs matting targets \
+	view_plans nerf_folder sample_outputs random_views protocol_gso protocol_nerf protocol_rtmv \
+	protocol_spiral import_co3d import_formats import_gso import_re10k web_jobs web_session \
+	watchdog weight_fuzz
 
 .PHONY: demo test test-fast test-all lint format clean
 
@@ -39,7 +43,7 @@ test: $(VENV)/.escherjax-test  ## the tests, offline, on CPU
 	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-fast: $(VENV)/.escherjax-dev  ## the tests that take seconds; PyTorch is not needed
-	$(RUN) -m pytest -n 2 --dist loadfile $(FAST)
+	$(RUN) -m pytest -n 2 --dist loadfile $(FAST:%=tests/test_%.py)
 
 test-all: $(VENV)/.escherjax-test  ## every test, also those that take minutes
 	$(RUN) -m pytest -n 2 --dist loadfile -m ""

@@ -5,7 +5,10 @@ says that some module of a imports one of b, at its top or inside a function.
 """
 
 import ast
+import tomllib
 from pathlib import Path
+
+import escherjax
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -44,6 +47,9 @@ PRIVATE_REACHES = {
     "escherjax/demo/guard.py": "viser",
     "escherjax/devices/hosts.py": "jax",
 }
+
+# Public names that begin with an underscore all the same: of `os` and of named tuples.
+DOCUMENTED = {"_exit", "_replace", "_asdict", "_fields"}
 
 # Arrows and files that still break the rule. Entries leave as soon as they are mended.
 PENDING_ARROWS: set[tuple[str, str]] = set()
@@ -216,3 +222,12 @@ def test_floors_are_counted_along_the_longest_way_and_circles_are_found():
 def test_a_private_name_is_seen_and_ones_own_is_not():
     text = "from jax._src import core\nself._x\nserver._socket\nx.__doc__\nimport a._b"
     assert sorted(private_reaches(text)) == ["a._b", "jax._src.core", "server._socket"]
+
+
+def test_the_front_door_has_the_version_and_the_names_that_users_import():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert escherjax.__version__ == project["version"]
+    assert set(escherjax.__all__) == {"Pipeline", "__version__", "load", "read_inputs"}
+    modules = {module_name(path): text for path, text in sources("escherjax").items()}
+    for name, home in escherjax._HOME.items():
+        assert f"class {name}" in modules[home] or f"def {name}(" in modules[home]

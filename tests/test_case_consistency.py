@@ -144,11 +144,11 @@ def test_lines_cut_off_or_damaged_are_left_out_and_named(tmp_path):
     path = tmp_path / "consistency.jsonl"
     lines = results.as_lines([row_of("a", (1.0, 1.0)), row_of("b", (1.0, 1.0))])
     path.write_text(lines.replace('"scene": "a"', '"scene": 1') + '{"scene": "c"')
-    found = results.read_consistency(path)
+    found = results.read_records(path)
     assert results.case_names(found.records) == {("b", 1)}
     assert found.problems == ["line 3 is half written.", "line 1 is damaged."]
     (tmp_path / "consistency.1.jsonl").write_text(results.as_lines([row_of("b", (0.0, 0.0))]))
-    (row,) = results.read_all_consistency(tmp_path)
+    (row,) = results.read_all(tmp_path, results.CONSISTENCY)
     assert row["samples"]["tsed"] == 0.0  # of the first file by name
 
 

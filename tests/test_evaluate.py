@@ -16,6 +16,7 @@ from escherjax.errors import EXIT_PREEMPTED, UserError
 from escherjax.evaluate import __main__ as evaluate
 from escherjax.evaluate import cases as sampling
 from escherjax.evaluate import follow, run
+from escherjax.evaluate.protocol import Source
 from escherjax.evaluate.scoring import CaseScorer
 from escherjax.metrics import psnr
 from escherjax.reports import results
@@ -56,17 +57,14 @@ def pipe(weights):
 
 @pytest.fixture
 def request_for(data):
-    def make(out, **changes):
-        drawing = sampling.Sampling(num_steps=2, guidance_scale=1.0)
+    def make(out, references=COUNTS, folder=data, **changes):
         given = {
-            "protocol": "heldout",
-            "data": str(data),
-            "references": COUNTS,
-            "sampling": drawing,
+            "sampling": sampling.Sampling(num_steps=2, guidance_scale=1.0),
             "metrics": METRICS,
             "batch_size": 1,
         }
-        return run.Request(out=out, **{**given, **changes})
+        source = Source("heldout", folder, reference_counts=references)
+        return sampling.Request(source, out, **{**given, **changes})
 
     return make
 
@@ -76,7 +74,7 @@ def evaluated(pipe, weights):
     """Evaluates a request with the shared network; the result of `run.evaluate_pipeline`."""
 
     def go(request, stop=None, pipe=pipe):
-        protocol = request.open_protocol()
+        protocol = request.source.open()
         scorer = CaseScorer(request.metrics, protocol.conventions)
         return run.evaluate_pipeline(request, protocol, scorer, pipe, weights, stop or Stop())
 
@@ -157,7 +155,7 @@ def test_every_view_is_scored_and_means_are_means_of_scenes(finished, data):
 
 
 def test_the_baseline_copies_the_reference_whose_camera_is_nearest(finished, request_for, tmp_path):
-    protocol = request_for(tmp_path).open_protocol()
+    protocol = request_for(tmp_path).source.open()
     rows = [json.loads(line) for line in (finished / "per_view.jsonl").read_text().splitlines()]
     used = set()
     for scene in SCENES:
@@ -268,7 +266,7 @@ def test_eight_devices_and_larger_batches_equal_one(pipe, weights, request_for, 
     """Scenes over two groups of devices, views over the four of each, a batch that is not full."""
     request = request_for(tmp_path / "out", batch_size=2, view_devices=4)
     assert request.scene_devices() == 2
-    protocol = request.open_protocol()
+    protocol = request.source.open()
     cases = [protocol.read(scene, 2, SIDE, "6dof") for scene in SCENES]
     settings = sampling.Sampling(num_steps=2, guidance_scale=1.0)
     alone = [sampling.sample_cases(pipe, [case], settings, 1)[0] for case in cases]
@@ -284,7 +282,7 @@ def test_eight_devices_and_larger_batches_equal_one(pipe, weights, request_for, 
 
 @pytest.mark.slow
 def test_cases_of_unequal_numbers_of_targets_share_a_batch(pipe, request_for, tmp_path):
-    protocol = request_for(tmp_path).open_protocol()
+    protocol = request_for(tmp_path).source.open()
     cases = [protocol.read(scene, 2, SIDE, "6dof") for scene in SCENES[:2]]
     cases[0] = dataclasses.replace(cases[0], target_c2w=cases[0].target_c2w[:1])
     settings = sampling.Sampling(num_steps=2, guidance_scale=1.0)
@@ -328,7 +326,7 @@ def test_a_scene_that_cannot_be_read_is_named_and_counted(
     shutil.copytree(data, broken)
     (broken / "box" / "002.png").write_bytes(b"no picture")
     out = tmp_path / "out"
-    assert evaluated(request_for(out, data=str(broken), references=(2,)))
+    assert evaluated(request_for(out, folder=broken, references=(2,)))
     summary = json.loads((out / "summary.json").read_text())
     assert summary["num_skipped"] == 1 and summary["skipped"][0]["scene"] == "box"
     assert "002.png" in summary["skipped"][0]["reason"] and "'box'" in caplog.text
@@ -336,14 +334,14 @@ def test_a_scene_that_cannot_be_read_is_named_and_counted(
     assert "1 case could not be used" in (out / "report.html").read_text()
     # Mended, it is tried again
     shutil.copy(data / "box" / "002.png", broken / "box" / "002.png")
-    assert evaluated(request_for(out, data=str(broken), references=(2,)))
+    assert evaluated(request_for(out, folder=broken, references=(2,)))
     assert json.loads((out / "summary.json").read_text())["num_skipped"] == 0
 
 
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (["--data", "nowhere"], "nowhere is no folder"),
+        (["--data", "nowhere"], "nowhere is not a directory"),
         (["--metrics", "psnr,beauty"], "psnr, ssim, lpips.*beauty"),
         (["--references", "1,9"], "no scene could be evaluated.*has 5 views"),
         (["--references", "0"], "at least 1"),
@@ -449,9 +447,8 @@ def test_other_settings_do_not_join_the_curve(followed, workdir, data):
 
 
 def test_a_checkpoint_deleted_before_it_is_read_is_skipped(workdir, data, tmp_path, caplog):
-    request = run.Request(
-        "heldout", str(data), tmp_path / "out", references=(1,), metrics=("psnr",)
-    )
+    source = Source("heldout", data, reference_counts=(1,))
+    request = sampling.Request(source, tmp_path / "out", metrics=("psnr",))
     follower = follow._Follower(request, workdir, Stop())
     assert not follower.evaluate(77)
     assert "77 was deleted before it could be read; skipped" in caplog.text

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from escherjax.data.read_ahead import map_ahead
 from escherjax.errors import UserError
 from escherjax.evaluate import __main__ as evaluate
 from escherjax.evaluate import cases as sampling
-from escherjax.evaluate import engine, settings
 from escherjax.evaluate import pictures as case_pictures
+from escherjax.evaluate import run
 from escherjax.evaluate.protocol import Case
 from escherjax.reports import results, summary
 from escherjax.weights import identity
@@ -25,12 +26,11 @@ def test_two_writers_of_one_file_are_refused(tmp_path):
 
 
 def test_reading_ahead_keeps_the_order_and_does_not_run_away(tmp_path):
-    batches = [[results.CaseName(str(i), 1)] for i in range(20)]
-    read = []
-    for position, (batch, found) in enumerate(
-        engine.read_ahead(batches, lambda name: read.append(name) or name, num_ahead=2)
+    items, read = list(range(20)), []
+    for position, (item, found) in enumerate(
+        map_ahead(lambda item: read.append(item) or -item, items, workers=4, num_ahead=2)
     ):
-        assert batch == found == batches[position]
+        assert (item, found) == (items[position], -items[position])
         assert len(read) <= position + 4
 
 
@@ -75,7 +75,7 @@ def test_of_a_case_in_two_files_one_counts(tmp_path):
 def test_settings_differ_field_by_field_wherever_data_and_weights_lie():
     one = {"weights": {"path": "/a", "hash": "1"}, "metrics": ["psnr"], "seed": 0}
     other = {"weights": {"path": "/b", "hash": "2"}, "metrics": ["psnr"], "eta": 0.5}
-    assert summary.differences(one, other, settings.ELSEWHERE) == [
+    assert summary.differences(one, other, run.ELSEWHERE) == [
         ("weights.hash", '"1"', '"2"'),
         ("seed", "0", "(not set)"),
         ("eta", "(not set)", "0.5"),
@@ -104,14 +104,14 @@ def test_processes_that_start_together_agree_on_the_settings(tmp_path):
     """Another process of the job is just writing the file, under the name it has until whole."""
     out = tmp_path / "out"
     out.mkdir()
-    (out / f"{settings.FILE_NAME}.0123abcd.tmp").touch()
-    settings.start_or_continue(out, {"seed": 0})
-    settings.start_or_continue(out, {"seed": 0})
+    (out / f"{run.SETTINGS}.0123abcd.tmp").touch()
+    run.start_or_continue(out, {"seed": 0})
+    run.start_or_continue(out, {"seed": 0})
     with pytest.raises(UserError, match="seed: 1 was 0"):
-        settings.start_or_continue(out, {"seed": 1})
+        run.start_or_continue(out, {"seed": 1})
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="not an empty folder"):
-        settings.start_or_continue(tmp_path / "file", {"seed": 0})
+        run.start_or_continue(tmp_path / "file", {"seed": 0})
 
 
 def test_noise_belongs_to_the_seed_the_scene_and_the_number_of_references():

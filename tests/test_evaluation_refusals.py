@@ -7,7 +7,8 @@ import pytest
 from escherjax.devices.stopping import Stop
 from escherjax.errors import UserError
 from escherjax.evaluate import __main__ as evaluate
-from escherjax.evaluate import cases, run, settings
+from escherjax.evaluate import cases, run
+from escherjax.evaluate.protocol import Source
 from escherjax.evaluate.scoring import CaseScorer
 from escherjax.reports import results
 from escherjax.sample import loading
@@ -97,17 +98,15 @@ def test_a_followed_run_that_scored_nothing_blocks_no_other(workdir, data, tmp_p
 def test_of_two_that_start_together_with_other_settings_one_scores(workdir, data, tmp_path):
     """The other wrote its settings while this one drew its first views."""
     out, weights = tmp_path / "out", workdir / "checkpoints" / "4"
-    request = run.Request(
-        "heldout",
-        str(data),
+    request = cases.Request(
+        Source("heldout", data, reference_counts=(1,)),
         out,
-        references=(1,),
         metrics=("psnr",),
         sampling=cases.Sampling(num_steps=1, guidance_scale=1.0),
         batch_size=1,
         shard=(0, 2),
     )
-    protocol = request.open_protocol()
+    protocol = request.source.open()
     scorer = CaseScorer(request.metrics, protocol.conventions)
     with pytest.raises(UserError, match="other settings"):
         run.evaluate_pipeline(
@@ -117,9 +116,9 @@ def test_of_two_that_start_together_with_other_settings_one_scores(workdir, data
             loading.load(weights),
             weights,
             Stop(),
-            lambda: settings.start_or_continue(out, {"metrics": ["ssim"]}),
+            lambda: run.start_or_continue(out, {"metrics": ["ssim"]}),
         )
-    assert settings.read(out) == {"metrics": ["ssim"]} and results.read_all(out) == []
+    assert run.read_settings(out) == {"metrics": ["ssim"]} and results.read_all(out) == []
 
 
 def test_a_folder_of_something_else_is_not_taken(tmp_path):
@@ -129,10 +128,10 @@ def test_a_folder_of_something_else_is_not_taken(tmp_path):
         path.write_text(content)
         out = tmp_path / name.replace("/", "-")
         with pytest.raises(UserError, match="not an evaluation to continue"):
-            settings.check(out, {"seed": 0})
+            run.check(out, {"seed": 0})
         path.write_text("")
         if path.name == "per_view.jsonl":
-            settings.check(out, {"seed": 0})
+            run.check(out, {"seed": 0})
 
 
 def test_what_was_skipped_is_forgotten_but_for_other_shards_of_the_job(tmp_path):

@@ -9,13 +9,11 @@ one file that needs no network; scenes with faults or warnings come first on it.
 from __future__ import annotations
 
 import argparse
-import collections
-import concurrent.futures
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from escherjax.errors import UserError, run_command
 
@@ -90,6 +88,7 @@ def main(argv: Sequence[str]) -> None:
     from data_prep.inspect import epipolar, survey
     from data_prep.inspect import page as inspect_page
     from escherjax.data import shards
+    from escherjax.data.read_ahead import map_ahead
 
     if args.epipolar:
         epipolar.load_opencv()  # before the long reading
@@ -110,13 +109,13 @@ def main(argv: Sequence[str]) -> None:
     total, agreements, usable = survey.Survey(), {}, []
     bar = tqdm(total=count, desc=f"{args.shards} {args.split}", unit="scene", mininterval=1)
     with bar:
-        for finding, agreement in map_in_threads(look, places, args.workers):
+        for _, (finding, agreement) in map_ahead(look, places, args.workers, 2 * args.workers):
             bar.update()
             total.add(finding)
             if not finding.faults:
                 usable.append(finding.index)
             if agreement is not None:
-                agreements[finding.index] = (finding.scene_id, agreement)
+                agreements[finding.index] = (str(finding.scene_id), agreement)
 
     rows, lists = total.table(), findings_as_text(total, source.shard_of)
     if args.epipolar:
@@ -144,20 +143,6 @@ def main(argv: Sequence[str]) -> None:
     title = f"{args.shards} {args.split}"
     inspect_page.write(args.out, title, rows, total.histograms(), lists, shown)
     print(args.out)
-
-
-def map_in_threads(
-    function: Callable[[int], Any], places: Iterable[int], workers: int
-) -> Iterator[Any]:
-    """Results in order of `places`; at most 2 * workers wait, so memory stays bounded."""
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        waiting: collections.deque = collections.deque()
-        for place in places:
-            waiting.append(pool.submit(function, place))
-            if len(waiting) >= 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def choose_scenes(usable: Sequence[int], noted: Sequence[int], number: int) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 
@@ -105,13 +106,17 @@ def neighbour_pairs(c2w: np.ndarray) -> list[tuple[int, int]]:
     if views <= ALL_PAIRS_UP_TO:
         return list(itertools.combinations(range(views), 2))
     nearest = np.argsort(camera_distances(c2w), axis=1)[:, :NEIGHBOURS]
-    pairs = {tuple(sorted((view, int(other)))) for view in range(views) for other in nearest[view]}
+    pairs = {
+        (min(view, other), max(view, other))
+        for view in range(views)
+        for other in nearest[view].tolist()
+    }
     pairs |= {(view, view + step) for step in (1, 2) for view in range(views - step)}
     return sorted(pairs)
 
 
 def verified_matches(
-    cv2, matcher, first: Features, second: Features
+    cv2: Any, matcher: Any, first: Features, second: Features
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pixels [P, 2] of both views of the matches that fit one epipolar geometry, whichever it is.
 
@@ -127,9 +132,10 @@ def verified_matches(
     _, agree = cv2.findFundamentalMat(*pixels, cv2.FM_RANSAC, RANSAC_PIXELS, 0.999)
     if agree is None or 2 * np.count_nonzero(agree) < len(good):
         return nothing
-    return tuple(points[agree[:, 0] > 0] for points in pixels)
+    fits = agree[:, 0] > 0
+    return pixels[0][fits], pixels[1][fits]
 
 
-def _features(cv2, data: bytes) -> Features:
+def _features(cv2: Any, data: bytes) -> Features:
     """Features of one encoded picture, over white."""
     return sift(cv2, images.on_background(images.decode_image(data, "picture"), images.WHITE))

@@ -25,6 +25,9 @@ from escherjax.errors import EXIT_OK, EXIT_PREEMPTED, UserError, listed, run_com
 from escherjax.models.diffusion import sampling
 from escherjax.models.diffusion.sampling import Sampling
 
+# Flags that only one protocol takes; fields of evaluate.protocol.Source.
+SOURCE_FLAGS = ("index_path", "split", "num_targets", "fov_deg", "max_radius")
+
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
@@ -33,27 +36,31 @@ def main(argv: Sequence[str]) -> int:
     with stop_signals() as stop:
         # After parsing, so that --help answers at once.
         from escherjax.devices import startup
-        from escherjax.evaluate import follow, run
+        from escherjax.evaluate import cases, follow, run
+        from escherjax.evaluate.protocol import Source
 
         if arguments.merge:
             return _finish(run.merge(arguments.out), arguments.out, stop)
         startup.initialize()
-        request = run.Request(
-            protocol=arguments.protocol,
-            data=arguments.data,
+        source = Source(
+            arguments.protocol,
+            arguments.data,
+            arguments.mode,
+            arguments.references,
+            arguments.limit,
+            **{name: getattr(arguments, name) for name in SOURCE_FLAGS},
+        )
+        request = cases.Request(
+            source=source,
             out=arguments.out,
-            mode=arguments.mode,
-            references=arguments.references,
             metrics=tuple(arguments.metrics.split(",")),
-            limit=arguments.limit,
-            options={name: getattr(arguments, name) for name in run.PROTOCOL_OPTIONS},
             sampling=Sampling.from_arguments(arguments),
             dtype=arguments.dtype,
             cape=arguments.cape,
             params=arguments.params,
             batch_size=arguments.batch_size,
             view_devices=arguments.view_parallel,
-            shard=arguments.shard or run.default_shard(),
+            shard=arguments.shard or cases.default_shard(),
             report_scenes=arguments.report_scenes,
             save_views=arguments.save_views,
         )

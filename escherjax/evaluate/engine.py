@@ -1,34 +1,24 @@
-"""Evaluates one set of weights: reads cases ahead, draws their views, scores and records them.
-
-Cases, (scene, N), are numbered N by N in the protocol's order; of n processes, process i takes
-every n-th from the i-th on. They are batched in that order, whether or not some are done already,
-so that a job which was killed and started again computes what it would have computed.
-"""
+"""Evaluates one set of weights: reads cases ahead, samples their views, scores and records them."""
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import contextlib
-import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from escherjax import cameras
 from escherjax.data.inputs import radius_notes
+from escherjax.data.read_ahead import map_ahead
 from escherjax.errors import UserError
 from escherjax.evaluate import pictures
-from escherjax.evaluate.cases import sample_cases
+from escherjax.evaluate.cases import Request, sample_cases
 from escherjax.evaluate.protocol import Case, Protocol
 from escherjax.evaluate.scoring import CaseScorer
-from escherjax.models.diffusion.sampling import Sampling
 from escherjax.reports import results
 from escherjax.reports.results import CaseName, Record, RecordFile
 from escherjax.sample.pipeline import Pipeline
@@ -38,68 +28,47 @@ _LOG_EVERY_SECONDS = 30.0  # where there is no terminal for a progress bar
 log = logging.getLogger("escherjax.evaluate")
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What is to be evaluated, and which part of it by this process.
-
-    scene_ids: in the protocol's order; shard: (index, count); batch_size: cases drawn at a time;
-    shown: scenes whose pictures are kept for the report; save_views: whether all views are kept,
-    in files of their own.
-    """
-
-    protocol: Protocol
-    scene_ids: Sequence[str]
-    reference_counts: Sequence[int]
-    sampling: Sampling
-    out: Path
-    batch_size: int = 1
-    shard: tuple[int, int] = (0, 1)
-    shown: frozenset[str] = frozenset()
-    save_views: bool = False
-
-    def cases(self) -> list[CaseName]:
-        return [CaseName(scene, n) for n in self.reference_counts for scene in self.scene_ids]
-
-    def batches(self) -> list[list[CaseName]]:
-        """This process's cases, in batches of one N each."""
-        mine = self.cases()[self.shard[0] :: self.shard[1]]
-        by_count = collections.defaultdict(list)
-        for name in mine:
-            by_count[name.num_references].append(name)
-        return [
-            names[start : start + self.batch_size]
-            for names in by_count.values()
-            for start in range(0, len(names), self.batch_size)
-        ]
-
-
 def run(
     pipe: Pipeline,
     scorer: CaseScorer,
-    job: Job,
+    protocol: Protocol,
+    request: Request,
     stopped: Callable[[], bool],
     start: Callable[[], None],
 ) -> bool:
-    """Does this process's part of a job, or what is left of it; False if stopped before its end.
+    """Does this process's part of a request, or what is left of it.
 
-    stopped: asked after each batch. start: called once, before the first record is written; what it
-    raises ends the job. Records go to `records.PER_VIEW`, and before them what else is
-    asked for; what a case lacks of it, scored or not, is made up for. Cases that cannot be read go
-    to `records.SKIPPED`, named and counted. The first scene whose cameras stand far from those of
-    training is named in a warning.
+    Records go to `results.PER_VIEW`, and before them what else is asked for; what a case lacks of
+    it, scored or not, is made up for. Cases that cannot be read go to `results.SKIPPED`, named and
+    counted. The first scene whose cameras stand far from those of training is named in a warning.
+
+    Args:
+      pipe: the weights.
+      scorer: scores the views.
+      protocol: which the request's source opened.
+      request: what to do.
+      stopped: asked after each batch.
+      start: called once, before the first record is written; what it raises ends the run.
+
+    Returns:
+      Whether the part is done; False if stopped before its end.
     """
-    files = _Files(job, scorer)
-    skipped_path = results.shard_file(job.out, results.SKIPPED, job.shard)
-    results.forget_skipped(job.out, job.shard)  # tried again
-    batches = job.batches()
+
+    def read_batch(names: list[CaseName]) -> list[Case | str]:
+        return [read_case(protocol, pipe, name) for name in names]
+
+    files = _Files(request, scorer)
+    skipped_path = results.shard_file(request.out, results.SKIPPED, request.shard)
+    results.forget_skipped(request.out, request.shard)  # tried again
+    batches = request.batches(protocol)
+    shown = request.shown(protocol)
     left = [batch for batch in batches if any(map(files.lacking, batch))]
     total = sum(map(len, batches))
     progress = _Progress(total, total - sum(map(len, left)))
     skipped: list[Record] = []
-    far: list[str] = []
-    started = False
+    started = is_far = False
     try:
-        for batch, read in read_ahead(left, lambda name: read_case(job.protocol, pipe, name)):
+        for batch, read in map_ahead(read_batch, left, workers=4, num_ahead=2):
             cases = [case for case in read if isinstance(case, Case)]
             new = [
                 {"scene": name.scene_id, "num_references": name.num_references, "reason": problem}
@@ -111,19 +80,17 @@ def run(
                 results.write_rows(skipped_path, skipped)
                 for row in new:
                     log.warning("skipped scene %r with N = %d: %s", *row.values())
-            for case in cases if not far else []:
-                name = f"scene {case.scene_id!r}, maybe not the only one: references"
-                far += radius_notes(case.reference_c2w, name, pipe.facts)
-                if far:
-                    log.warning("%s", far[0].text)
-                    break
+            is_far = is_far or _warn_of_far_cameras(cases, pipe)
             scores: list[Record] = []
             if cases:
-                drawn = sample_cases(pipe, cases, job.sampling, job.batch_size)
+                views = sample_cases(pipe, cases, request.sampling, request.num_cases_at_once())
                 if not started:
                     start()
                     started = True
-                scores = _score_batch(pipe, scorer, job, cases, drawn, files)
+                for case, of_case in zip(cases, views, strict=True):
+                    of_case = protocol.conventions.to_uint8(of_case)
+                    K = target_intrinsics(case, pipe)
+                    scores += files.complete(case, of_case, K, case.scene_id in shown)
             progress.advance(len(batch), scores)
             if stopped():
                 return batch is left[-1]
@@ -136,32 +103,41 @@ def run(
 class _Files:
     """What is on the disk of each case, and what is lacking."""
 
-    def __init__(self, job: Job, scorer: CaseScorer):
-        self._job, self._stack = job, contextlib.ExitStack()
-        self._scores = self._open(results.PER_VIEW, results.read_records)
-        self._known = {results.PER_VIEW: results.case_names(results.read_all(job.out))}
-        self._consistency = None
-        if scorer.has_consistency:
-            self._consistency = self._open(results.CONSISTENCY, results.read_consistency)
-            rows = results.read_all_consistency(job.out)
-            self._known[results.CONSISTENCY] = results.case_names(rows)
+    def __init__(self, request: Request, scorer: CaseScorer):
+        self._request, self._scorer, self._stack = request, scorer, contextlib.ExitStack()
+        kinds = [results.PER_VIEW] + [results.CONSISTENCY] * scorer.has_consistency
+        self._files = {kind: self._open(kind) for kind in kinds}
+        self._known = {
+            kind: results.case_names(results.read_all(request.out, kind)) for kind in kinds
+        }
 
-    def _open(self, kind: str, read: Callable[[Path], results.Contents]) -> RecordFile:
-        path = results.shard_file(self._job.out, kind, self._job.shard)
-        return self._stack.enter_context(contextlib.closing(RecordFile(path, read)))
+    def _open(self, kind: str) -> RecordFile:
+        path = results.shard_file(self._request.out, kind, self._request.shard)
+        return self._stack.enter_context(contextlib.closing(RecordFile(path)))
 
     def lacking(self, name: CaseName) -> set[str]:
         """Kinds of records, and `pictures.VIEWS`, that a case lacks."""
         kinds = {kind for kind, known in self._known.items() if name not in known}
-        if self._job.save_views and not pictures.has_views(self._job.out, name):
+        if self._request.save_views and not pictures.has_views(self._request.out, name):
             kinds.add(pictures.VIEWS)
         return kinds
 
-    def append(self, scores: list[Record], consistency: list[Record]) -> None:
-        if consistency and self._consistency is not None:
-            self._consistency.append(consistency)
-        if scores:
-            self._scores.append(scores)
+    def complete(
+        self, case: Case, views: np.ndarray, K: np.ndarray, is_shown: bool
+    ) -> list[Record]:
+        """Writes what a case with these views lacks, its scores last; returns new scores."""
+        lacking = self.lacking(CaseName(case.scene_id, case.num_references))
+        out, scores = self._request.out, []
+        if pictures.VIEWS in lacking:
+            pictures.save_views(out, case, views, K)
+        if results.CONSISTENCY in lacking:
+            self._files[results.CONSISTENCY].append([self._scorer.consistency(case, views, K)])
+        if results.PER_VIEW in lacking:
+            scores = self._scorer.scores(case, views)
+            if is_shown:
+                pictures.save(out, case, views, scores)
+            self._files[results.PER_VIEW].append(scores)
+        return scores
 
     def close(self) -> None:
         self._stack.close()
@@ -175,53 +151,14 @@ def read_case(protocol: Protocol, pipe: Pipeline, name: CaseName) -> Case | str:
         return str(error)
 
 
-def read_ahead(
-    batches: Sequence[list[CaseName]], read: Callable[[CaseName], Any], num_ahead: int = 2
-) -> Iterator[tuple[list[CaseName], list[Any]]]:
-    """(batch, what `read` gives for each of it) in order; threads are `num_ahead` batches ahead."""
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        waiting: collections.deque = collections.deque()
-        try:
-            for batch in batches:
-                waiting.append((batch, [pool.submit(read, name) for name in batch]))
-                if len(waiting) > num_ahead:
-                    batch, futures = waiting.popleft()
-                    yield batch, [future.result() for future in futures]
-            while waiting:
-                batch, futures = waiting.popleft()
-                yield batch, [future.result() for future in futures]
-        finally:
-            for _, futures in waiting:
-                for future in futures:
-                    future.cancel()
-
-
-def _score_batch(
-    pipe: Pipeline,
-    scorer: CaseScorer,
-    job: Job,
-    cases: list[Case],
-    drawn: list[np.ndarray],
-    files: _Files,
-) -> list[Record]:
-    """Writes what cases, of which these views were drawn, lack, and returns the new scores."""
-    rows: list[Record] = []
-    consistency: list[Record] = []
-    for case, views in zip(cases, drawn, strict=True):
-        lacking = files.lacking(CaseName(case.scene_id, case.num_references))
-        views = job.protocol.conventions.to_uint8(views)
-        K = target_intrinsics(case, pipe)
-        if pictures.VIEWS in lacking:
-            pictures.save_views(job.out, case, views, K)
-        if results.CONSISTENCY in lacking:
-            consistency.append(scorer.consistency(case, views, K))
-        if results.PER_VIEW in lacking:
-            scores = scorer.scores(case, views)
-            if case.scene_id in job.shown:
-                pictures.save(job.out, case, views, scores)
-            rows += scores
-    files.append(rows, consistency)
-    return rows
+def _warn_of_far_cameras(cases: Sequence[Case], pipe: Pipeline) -> bool:
+    """Whether references of a case stand far from the cameras of training; warns of the first."""
+    for case in cases:
+        name = f"scene {case.scene_id!r}, maybe not the only one: references"
+        for note in radius_notes(case.reference_c2w, name, pipe.facts)[:1]:
+            log.warning("%s", note.text)
+            return True
+    return False
 
 
 def target_intrinsics(case: Case, pipe: Pipeline) -> np.ndarray:
@@ -252,9 +189,9 @@ class _Progress:
     def advance(self, count: int, scores: list[Record]) -> None:
         self._count += count
         self._bar.update(count)
-        drawn = [row for row in scores if row["method"] == results.SAMPLES]
-        if drawn and "psnr" in drawn[0]:
-            psnr = np.mean([row["psnr"] for row in drawn])
+        sampled = [row for row in scores if row["method"] == results.SAMPLES]
+        if sampled and "psnr" in sampled[0]:
+            psnr = np.mean([row["psnr"] for row in sampled])
             self._bar.set_postfix(psnr=f"{psnr:.2f}", refresh=False)
         now = time.perf_counter()
         if self._bar.disable and (now - self._logged > _LOG_EVERY_SECONDS):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from escherjax.devices.stopping import Stop
-from escherjax.evaluate import report, run, settings
-from escherjax.evaluate.run import Request
+from escherjax.evaluate import report, run
+from escherjax.evaluate.cases import Request
 from escherjax.evaluate.scoring import CaseScorer
 from escherjax.reports import page, results, summary
 from escherjax.reports.page import Cell, Series, Table
@@ -23,7 +23,7 @@ from escherjax.weights import integrity, runs
 
 FILE_NAME = "follow.jsonl"
 _MAX_COUNTS = 5  # curves that colours tell apart, beside the baseline's
-_STEP_FOLDER = settings.STEP_PREFIX + "{:08d}"
+_STEP_FOLDER = run.STEP_PREFIX + "{:08d}"
 
 log = logging.getLogger("escherjax.evaluate")
 
@@ -65,12 +65,12 @@ class _Follower:
 
     def __init__(self, request: Request, workdir: Path, stop: Stop):
         self._request, self._workdir, self._stop = request, workdir, stop
-        self._protocol = request.open_protocol()
+        self._protocol = request.source.open()
         self._scorer = CaseScorer(request.metrics, self._protocol.conventions)
         self._pipe: Pipeline | None = None
         # Of all steps alike, so that no curve joins figures of different settings.
         self._settings = run.describe(request, self._protocol)
-        settings.check(request.out, self._settings)
+        run.check(request.out, self._settings)
 
     def evaluate(self, step: int) -> bool:
         """Whether the checkpoint of `step` is now evaluated, in whole."""
@@ -92,7 +92,7 @@ class _Follower:
                 self._pipe,
                 folder,
                 self._stop,
-                lambda: settings.start_or_continue(self._request.out, self._settings),
+                lambda: run.start_or_continue(self._request.out, self._settings),
             )
         except Exception as error:  # Orbax raises what it likes when files vanish under it
             if folder.is_dir() and not integrity.find_problems(folder, sizes_only=True):
@@ -105,13 +105,11 @@ class _Follower:
         """Writes follow.jsonl and the report over steps from the summaries there are."""
         rows = [
             curve_row(path.parent)
-            for path in sorted(
-                self._request.out.glob(f"{settings.STEP_PREFIX}*/{summary.FILE_NAME}")
-            )
+            for path in sorted(self._request.out.glob(f"{run.STEP_PREFIX}*/{summary.FILE_NAME}"))
         ]
         results.write_rows(self._request.out / FILE_NAME, rows)
         if rows:
-            write_page(self._request.out, rows, settings.read(self._request.out))
+            write_page(self._request.out, rows, run.read_settings(self._request.out))
         return bool(rows)
 
 
@@ -119,7 +117,7 @@ def curve_row(folder: Path) -> dict[str, Any]:
     """One line of follow.jsonl: the step, and of its summary all but scenes."""
     content = summary.read(folder)
     return {
-        "step": int(folder.name.removeprefix(settings.STEP_PREFIX)),
+        "step": int(folder.name.removeprefix(run.STEP_PREFIX)),
         "folder": folder.name,
         "results": content["results"],
         "num_skipped": content["num_skipped"],

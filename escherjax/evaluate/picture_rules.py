@@ -15,7 +15,7 @@ from escherjax.cameras import PUBLISHED_FOV_DEG
 from escherjax.data import images
 from escherjax.data.formats.folders import ReadPicture, read_picture
 from escherjax.data.photos import windows
-from escherjax.errors import UserError, listed
+from escherjax.errors import UserError, for_each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,21 +67,30 @@ class PictureRules:
         alone. Raises UserError, starting with `name`,
         where white would have to stand for what nobody knows.
         """
-        if self.background == "zero123":
-            return _binary_square(picture, K, size, Image.Resampling.BILINEAR)
-        return self._composited_square(picture, K, size, name)
+        return self._square(picture, K, size, name, Image.Resampling.BILINEAR)
 
     def truth(
         self, picture: np.ndarray, K: np.ndarray, size: int, name: str
     ) -> tuple[np.ndarray, np.ndarray]:
         """What a prediction is compared with; see `reference`."""
-        if self.background == "zero123":
-            return _binary_square(picture, K, size, Image.Resampling.BICUBIC)
-        return self._composited_square(picture, K, size, name)
+        return self._square(picture, K, size, name, Image.Resampling.BICUBIC)
 
-    def _composited_square(
-        self, picture: np.ndarray, K: np.ndarray, size: int, name: str
+    def _square(
+        self,
+        picture: np.ndarray,
+        K: np.ndarray,
+        size: int,
+        name: str,
+        resample: Image.Resampling,
     ) -> tuple[np.ndarray, np.ndarray]:
+        """resample: of "zero123"; see `background`."""
+        if self.background == "zero123":
+            square, K = images.square_crop(
+                images.on_binary_white(picture), np.asarray(K, np.float64)
+            )
+            K = cameras.resize_intrinsics(K, size / square.shape[1], size / square.shape[0])
+            resized = Image.fromarray(square).resize((size, size), resample)
+            return np.asarray(resized), K.astype(np.float32)
         height, width = picture.shape[:2]
         if self.fov_deg is None:
             window = windows.central_square(height, width)
@@ -103,33 +112,18 @@ def of_renders(mode: str) -> PictureRules:
     return PictureRules("white", PUBLISHED_FOV_DEG)
 
 
-def _binary_square(
-    picture: np.ndarray, K: np.ndarray, size: int, resample: Image.Resampling
-) -> tuple[np.ndarray, np.ndarray]:
-    square, K = images.square_crop(images.on_binary_white(picture), np.asarray(K, np.float64))
-    K = cameras.resize_intrinsics(K, size / square.shape[1], size / square.shape[0])
-    resized = Image.fromarray(square).resize((size, size), resample)
-    return np.asarray(resized), K.astype(np.float32)
-
-
 def _read_all(
     make: Callable[..., tuple[np.ndarray, np.ndarray]],
     views: Sequence[images.View],
     size: int,
     read: ReadPicture,
 ) -> tuple[np.ndarray, np.ndarray]:
-    def picture_or_problem(view: images.View) -> tuple[np.ndarray, np.ndarray] | UserError:
-        path, _, pinhole = view
-        try:
-            picture, K = pinhole(read(path)[1])
-            return make(picture, K, size, str(path))
-        except UserError as error:
-            return error
+    def picture_of(view: images.View) -> tuple[np.ndarray, np.ndarray]:
+        picture, K = view.pinhole(read(view.file)[1])
+        return make(picture, K, size, str(view.file))
 
     with ThreadPoolExecutor() as pool:  # decoding and resizing run side by side
-        results = list(pool.map(picture_or_problem, views))
-    problems = [str(result) for result in results if isinstance(result, UserError)]
-    if problems:
-        raise UserError(listed(problems))
-    pictures, intrinsics = zip(*(r for r in results if not isinstance(r, UserError)), strict=True)
+        futures = [pool.submit(picture_of, view) for view in views]
+        made = for_each(lambda future: future.result(), futures)
+    pictures, intrinsics = zip(*made, strict=True)
     return np.stack(pictures), np.stack(intrinsics)

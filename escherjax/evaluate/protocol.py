@@ -34,6 +34,11 @@ _MODULES = {
     "heldout": "heldout",
 }
 PROTOCOLS = tuple(_MODULES)
+# Fields of `Source` that only one protocol takes.
+_OPTIONS = {
+    "nerf": ("index_path",),
+    "heldout": ("split", "num_targets", "fov_deg", "max_radius"),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,9 +110,8 @@ class Protocol:
 
         if scene_id not in self.scenes:
             raise UserError(f"protocol '{self.name}' has no scene '{scene_id}'.")
-        problem = _count_problem(num_references, self.max_references)
-        if problem:
-            raise UserError(f"protocol '{self.name}': {problem}")
+        if problems := _count_problems([num_references], self.max_references):
+            raise UserError(f"protocol '{self.name}': {' '.join(problems)}")
         request = CaseRequest(scene_id, num_references, resolution, cape)
         case = self.read_case(request, self.scenes[scene_id])
         cameras.check_poses(case.reference_c2w, f"references of scene '{scene_id}'")
@@ -129,14 +133,50 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What a protocol is made from: the checked arguments of `make_protocol`, see there."""
+    """What a protocol is opened from; `open` checks it."""
 
-    name: str
-    data_path: Path | str
-    mode: str
-    reference_counts: tuple[int, ...] | None
-    limit: int | None
-    options: Mapping[str, Any]
+    name: str  # one of PROTOCOLS
+    data_path: Path | str  # the data's folder, or shards for `heldout`
+    mode: str = "faithful"  # one of MODES
+    reference_counts: Sequence[int] | None = None  # numbers of references; None: the protocol's
+    limit: int | None = None  # only so many scenes, the first by id (by place, in shards)
+    # Of `nerf`: folder of SCENE/train_N3M20_random.npy; None looks for NeRF_idx in and beside data.
+    index_path: str | Path | None = None
+    # Of `heldout`, see `protocols.heldout.make`.
+    split: str | None = None
+    num_targets: int | None = None
+    fov_deg: float | None = None
+    max_radius: float | None = None
+
+    def open(self) -> Protocol:
+        """Raises UserError naming every problem: unknown names, missing folders, no scenes."""
+        accepted = _OPTIONS.get(self.name, ())
+        problems = []
+        if self.name not in PROTOCOLS:
+            problems.append(f"protocol must be one of {', '.join(PROTOCOLS)}, got {self.name!r}.")
+        else:
+            problems += [
+                f"{option} = {value!r} means nothing to protocol '{self.name}'; leave it out."
+                for option in sum(_OPTIONS.values(), ())
+                if (value := getattr(self, option)) is not None and option not in accepted
+            ]
+        if self.mode not in MODES:
+            problems.append(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}.")
+        is_address = "://" in str(self.data_path)
+        if not (is_address and self.name == "heldout") and not Path(self.data_path).is_dir():
+            problems.append(f"the data {self.data_path} is not a directory.")
+        if self.limit is not None and self.limit < 1:
+            problems.append(f"limit must be at least 1 scene, got {self.limit}.")
+        counts = None if self.reference_counts is None else tuple(self.reference_counts)
+        if counts is not None:
+            problems += _count_problems(counts, None)
+            if not counts or len(set(counts)) < len(counts):
+                problems.append(f"references must be numbers, each of them once, got {[*counts]}.")
+        if problems:
+            raise UserError("\n".join(problems))
+        module = importlib.import_module(f"escherjax.evaluate.protocols.{_MODULES[self.name]}")
+        path = self.data_path if is_address else Path(self.data_path)
+        return module.make(dataclasses.replace(self, data_path=path, reference_counts=counts))
 
     def protocol(
         self,
@@ -148,9 +188,8 @@ class Source:
         published_num_scenes: int | None = None,
     ) -> Protocol:
         """The protocol of these scenes; UserError if a number of references is too large for it."""
-        counts = tuple(default_counts) if self.reference_counts is None else self.reference_counts
-        problems = [p for count in counts if (p := _count_problem(count, max_references))]
-        if problems:
+        counts = tuple(default_counts if self.reference_counts is None else self.reference_counts)
+        if problems := _count_problems(counts, max_references):
             raise UserError(f"protocol '{self.name}': {' '.join(problems)}")
         return Protocol(
             name=self.name,
@@ -166,66 +205,30 @@ class Source:
 
 
 def make_protocol(
-    name: str,
-    data_path: str | Path,
-    mode: str = "faithful",
-    *,
-    reference_counts: Sequence[int] | None = None,
-    limit: int | None = None,
-    index_path: str | Path | None = None,
-    split: str | None = None,
-    num_targets: int | None = None,
-    fov_deg: float | None = None,
-    max_radius: float | None = None,
+    name: str, data_path: str | Path, mode: str = "faithful", **options: Any
 ) -> Protocol:
     """Opens a data set for evaluation.
 
-    name: one of PROTOCOLS; data_path: its folder, or shards for `heldout`; mode: one of MODES.
-    reference_counts: numbers of references; None takes the protocol's own.
-    limit: only so many scenes, the first by id (by place, in shards).
-    index_path: folder of the index lists of `nerf`, SCENE/train_N3M20_random.npy; None looks for
-    NeRF_idx in and beside data_path.
-    split, num_targets, fov_deg, max_radius: of `heldout`, see `protocols.heldout.make`.
-    Raises UserError naming every problem: unknown names, missing folders, no scenes.
+    Args:
+      name: one of PROTOCOLS.
+      data_path: its folder, or shards for `heldout`.
+      mode: one of MODES.
+      **options: the other fields of `Source`.
+
+    Raises:
+      UserError: naming every problem: unknown names, missing folders, no scenes.
     """
-    options = {
-        "index_path": index_path,
-        "split": split,
-        "num_targets": num_targets,
-        "fov_deg": fov_deg,
-        "max_radius": max_radius,
-    }
-    takes = {"nerf": {"index_path"}, "heldout": {"split", "num_targets", "fov_deg", "max_radius"}}
+    return Source(name, data_path, mode, **options).open()
+
+
+def _count_problems(counts: Sequence[Any], most: int | None) -> list[str]:
+    """What is wrong with numbers of references; most: the largest, None for any."""
     problems = []
-    if name not in PROTOCOLS:
-        problems.append(f"protocol {name!r} is unknown; needed one of {', '.join(PROTOCOLS)}.")
-    else:
-        problems += [
-            f"{option} = {value!r} means nothing to protocol '{name}'; leave it out."
-            for option, value in options.items()
-            if value is not None and option not in takes.get(name, set())
-        ]
-    if mode not in MODES:
-        problems.append(f"mode {mode!r} is unknown; needed one of {', '.join(MODES)}.")
-    if not ("://" in str(data_path) and name == "heldout") and not Path(data_path).is_dir():
-        problems.append(f"the data {data_path} is no folder.")
-    if limit is not None and limit < 1:
-        problems.append(f"limit {limit}: needed at least 1 scene.")
-    counts = None if reference_counts is None else tuple(reference_counts)
-    if counts is not None:
-        problems += [p for count in counts if (p := _count_problem(count, None))]
-        if not counts or len(set(counts)) < len(counts):
-            problems.append(f"references {list(counts)}: needed numbers, each of them once.")
-    if problems:
-        raise UserError("\n".join(problems))
-    module = importlib.import_module(f"escherjax.evaluate.protocols.{_MODULES[name]}")
-    data_path = data_path if "://" in str(data_path) else Path(data_path)
-    return module.make(Source(name, data_path, mode, counts, limit, options))
-
-
-def _count_problem(count: Any, most: int | None) -> str | None:
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
-        return f"{count!r} references: needed a whole number of at least 1."
-    if most is not None and count > most:
-        return f"{count} references: needed at most {most}, as the others are not for input."
-    return None
+    for count in counts:
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+            problems.append(f"references must be whole numbers of at least 1, got {count!r}.")
+        elif most is not None and count > most:
+            problems.append(
+                f"references must be at most {most}, as the others are not for input, got {count}."
+            )
+    return problems

@@ -1,80 +1,37 @@
-"""One evaluation from its request to its summary and report."""
+"""One evaluation from its request to its summary and report.
+
+`settings.json`, what figures depend on, is written before the first of them and compared when the
+evaluation is continued.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from escherjax.devices.stopping import Stop
-from escherjax.errors import UserError, listed
-from escherjax.evaluate import engine, report, settings
-from escherjax.evaluate.engine import Job
-from escherjax.evaluate.protocol import Protocol, make_protocol
+from escherjax.errors import UserError, in_words, listed
+from escherjax.evaluate import engine, report
+from escherjax.evaluate.cases import Request, all_cases
+from escherjax.evaluate.protocol import Protocol
 from escherjax.evaluate.scoring import CaseScorer, describe_consistency
-from escherjax.models.diffusion.sampling import Sampling
+from escherjax.files import whole_file
 from escherjax.reports import results, summary
 from escherjax.sample import loading
 from escherjax.sample.pipeline import Pipeline
 from escherjax.weights import identity
 
-PROTOCOL_OPTIONS = ("split", "num_targets", "max_radius", "fov_deg", "index_path")
+SETTINGS = "settings.json"
+STEP_PREFIX = "step_"  # of folders that `follow` makes
+ELSEWHERE = ("weights.path", "scenes.data")  # where things lie does not change figures
 
 log = logging.getLogger("escherjax.evaluate")
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What the command line asks for; see `escherjax.evaluate`."""
-
-    protocol: str
-    data: str
-    out: Path
-    mode: str = "faithful"
-    references: tuple[int, ...] | None = None
-    metrics: tuple[str, ...] = ("psnr", "ssim", "lpips")
-    limit: int | None = None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    sampling: Sampling = Sampling()
-    dtype: str = "float32"
-    cape: str | None = None
-    params: str | None = None
-    batch_size: int | None = None
-    view_devices: int = 1
-    shard: tuple[int, int] = (0, 1)
-    report_scenes: int = 30
-    save_views: bool = False
-
-    def open_protocol(self) -> Protocol:
-        return make_protocol(
-            self.protocol,
-            self.data,
-            self.mode,
-            reference_counts=self.references,
-            limit=self.limit,
-            **self.options,
-        )
-
-    def num_cases_at_once(self) -> int:
-        """The batch size asked for, or one case for each group of devices."""
-        return self.batch_size or max(1, jax.local_device_count() // self.view_devices)
-
-    def scene_devices(self) -> int:
-        """How many groups of `view_devices` share a batch: as many as there are and divide it."""
-        groups = max(1, jax.local_device_count() // self.view_devices)
-        size = self.num_cases_at_once()
-        return max(n for n in range(1, groups + 1) if size % n == 0)
-
-
-def default_shard() -> tuple[int, int]:
-    """This process among those of jax.distributed."""
-    return jax.process_index(), jax.process_count()
 
 
 def evaluate(request: Request, weights: str | Path, stop: Stop) -> bool:
@@ -82,7 +39,7 @@ def evaluate(request: Request, weights: str | Path, stop: Stop) -> bool:
 
     Raises UserError for whatever the request asks that cannot be, and if no scene can be used.
     """
-    protocol = request.open_protocol()
+    protocol = request.source.open()
     scorer = CaseScorer(request.metrics, protocol.conventions)
     weights, folder = identity.pin(weights)
     pipe = load(request, weights)
@@ -119,32 +76,19 @@ def evaluate_pipeline(
     )
     request = dataclasses.replace(request, sampling=sampling)
     described = {**describe(request, protocol), "weights": identity.describe(pipe.facts, folder)}
-    settings.check(request.out, described)
+    check(request.out, described)
     request.out.mkdir(parents=True, exist_ok=True)
-    scene_ids = protocol.scene_ids()
-    spread = np.linspace(0, len(scene_ids) - 1, min(request.report_scenes, len(scene_ids)))
-    job = Job(
-        protocol=protocol,
-        scene_ids=scene_ids,
-        reference_counts=protocol.reference_counts,
-        sampling=request.sampling,
-        out=request.out,
-        batch_size=request.num_cases_at_once(),
-        shard=request.shard,
-        shown=frozenset(scene_ids[i] for i in spread.round().astype(int)),
-        save_views=request.save_views,
-    )
 
     def start() -> None:
         on_start()
-        settings.start_or_continue(request.out, described)
+        start_or_continue(request.out, described)
 
-    if not engine.run(pipe, scorer, job, lambda: stop.heard, start):
+    if not engine.run(pipe, scorer, protocol, request, lambda: stop.heard, start):
         return False
     rows = results.read_all(request.out)
     skipped = results.read_skipped(request.out, rows)
     known = results.case_names(rows) | results.case_names(skipped)
-    left = len(set(job.cases()) - known)
+    left = len(set(all_cases(protocol)) - known)
     if left:
         log.info("%d cases are left to other processes; the last one writes the summary", left)
         return False
@@ -161,14 +105,13 @@ def merge(out: Path) -> bool:
             most=5,
         )
         raise UserError(f"no scene could be evaluated. {reasons}")
-    started = settings.read(out)
+    started = read_settings(out)
     if not rows:
         raise UserError(f"no scene is evaluated in {out} yet.")
-    consistency = results.read_all_consistency(out)
-    if list(out.glob(f"{results.PER_VIEW}.*.jsonl")):  # of several processes
-        results.write_rows(out / f"{results.PER_VIEW}.jsonl", rows)
-    if list(out.glob(f"{results.CONSISTENCY}.*.jsonl")):
-        results.write_rows(out / f"{results.CONSISTENCY}.jsonl", consistency)
+    consistency = results.read_all(out, results.CONSISTENCY)
+    for kind, records in ((results.PER_VIEW, rows), (results.CONSISTENCY, consistency)):
+        if list(out.glob(f"{kind}.*.jsonl")):  # of several processes
+            results.write_rows(out / f"{kind}.jsonl", records)
     content = summary.summarize(started, rows, skipped, consistency)
     summary.write(out, content)
     report.write(out, content)
@@ -178,14 +121,76 @@ def merge(out: Path) -> bool:
 
 def describe(request: Request, protocol: Protocol) -> dict[str, Any]:
     """All that figures depend on but the weights."""
+    scene_ids = json.dumps(protocol.scene_ids()).encode()
+    has_consistency = results.CONSISTENCY in request.metrics
     return {
         "protocol": protocol.describe(),
-        "scenes": {"data": request.data, "hash": settings.scenes_hash(protocol.scene_ids())},
+        "scenes": {
+            "data": str(request.source.data_path),
+            "hash": hashlib.sha256(scene_ids).hexdigest()[:16],
+        },
         "metrics": list(request.metrics),
-        **(
-            {"consistency": describe_consistency()}
-            if results.CONSISTENCY in request.metrics
-            else {}
-        ),
+        **({"consistency": describe_consistency()} if has_consistency else {}),
         "sampling": {**dataclasses.asdict(request.sampling), "dtype": request.dtype},
     }
+
+
+def check(out: Path, settings: dict[str, Any]) -> None:
+    """Checks that an evaluation with these settings may start or go on in `out`; changes nothing.
+
+    Raises UserError, listing every field that differs, if `out` holds another evaluation, or
+    something else. What an attempt left that scored nothing is in nobody's way.
+    """
+    path = out / SETTINGS
+    settings = json.loads(json.dumps(settings))  # as they will be read
+    if not path.exists():
+        # Looked for again at the end: another process of this job may be writing it just now.
+        taken = out.exists() and not (out.is_dir() and _is_unscored(out))
+        if taken and not path.exists():
+            raise UserError(
+                f"--out {out} is not an empty folder and holds no {SETTINGS}, so it is not an "
+                "evaluation to continue; name a new one."
+            )
+        if not path.exists():
+            return
+    changes = summary.differences(read_settings(out), settings, ELSEWHERE)
+    if changes:
+        lines = "\n  ".join(f"{name}: {ours} was {theirs}" for name, theirs, ours in changes)
+        raise UserError(
+            f"--out {out} holds an evaluation with other settings:\n  {lines}\nName a new --out, "
+            "or set these back to continue that one."
+        )
+
+
+def start_or_continue(out: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of an evaluation that is about to write its first record, or `check`s."""
+    check(out, settings)
+    if not (out / SETTINGS).exists():
+        out.mkdir(parents=True, exist_ok=True)
+        with whole_file(out / SETTINGS) as file:
+            file.write_text(json.dumps(settings, indent=2) + "\n")
+        check(out, settings)  # another process may have been first
+
+
+def _is_unscored(folder: Path) -> bool:
+    """Whether there is nothing in a folder but what evaluations leave that scored nothing."""
+
+    def scored_nothing(path: Path) -> bool:
+        if path.is_dir():
+            return path.name.startswith(STEP_PREFIX) and _is_unscored(path)
+        if path.name.startswith((results.PER_VIEW, results.CONSISTENCY)):
+            return path.stat().st_size == 0
+        return path.name.startswith((SETTINGS, f"{results.SKIPPED}."))
+
+    return all(map(scored_nothing, folder.iterdir()))
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """The settings of the evaluation in `out`. Raises UserError if there are none."""
+    try:
+        return json.loads((out / SETTINGS).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{out / SETTINGS} cannot be read ({in_words(error)}); needed the --out of an "
+            "evaluation."
+        ) from error

@@ -1,6 +1,6 @@
 """Metrics: arrays in, one value an item out. See docs/evaluation.md for what each one is."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from escherjax.metrics.consistency import view_consistency
@@ -19,7 +19,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     """Loads a metric on first use, so that commands in here can print help at once."""
     if name not in _HOME:
         raise AttributeError(f"module 'escherjax.metrics' has no attribute {name!r}")

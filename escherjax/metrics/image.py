@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +124,7 @@ def _line_moments(
     """(mean x, mean y, var x, var y, cov) in windows along one axis."""
     mean_x, mean_y = _windows(weights, (x, y), axis, lambda x, y: (x, y))
 
-    def products(x, y):
+    def products(x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
         x, y = x - mean_x, y - mean_y
         return x * x, y * y, x * y
 
@@ -140,10 +140,12 @@ def _windows(
     """Sums over t of weights[t] * terms(*arrays moved by t along `axis`), a shorter axis each."""
     length = arrays[0].shape[axis] - len(weights) + 1
 
-    def moved(offset):
+    def moved(offset: int | jax.Array) -> Iterator[jax.Array]:
         return (jax.lax.dynamic_slice_in_dim(a, offset, length, axis) for a in arrays)
 
-    def add(offset, sums):  # a loop, for unrolled it takes four times as long to compile
+    def add(
+        offset: jax.Array, sums: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, ...]:  # a loop, for unrolled it takes four times as long to compile
         parts = terms(*moved(offset))
         return tuple(s + weights[offset] * part for s, part in zip(sums, parts, strict=True))
 

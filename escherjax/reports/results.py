@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,7 +26,11 @@ SAMPLES, NEAREST = METHODS = ("samples", "nearest_reference")  # every case is s
 TRUE_VIEWS = "true_views"
 CONSISTENCY_VALUES = ("tsed", "distance", "track_error", "matches_per_pair")
 FIELDS = {"scene": str, "num_references": int, "method": str, "view": int, "num_views": int}
-_OF_CASE = {"scene": str, "num_references": int, SAMPLES: dict}
+_FIELDS_OF = {
+    PER_VIEW: FIELDS,
+    CONSISTENCY: {"scene": str, "num_references": int, SAMPLES: dict},
+    SKIPPED: {"scene": str, "num_references": int, "reason": str},
+}
 
 log = logging.getLogger("escherjax.evaluate")
 
@@ -50,14 +54,13 @@ class Contents(NamedTuple):
 class RecordFile:
     """A file of records that one process appends to, as long as it is open.
 
-    read: how its lines are read, `read_records` if None.
     What a kill left half done, or a disk damaged, is taken out when it is opened, and logged.
     Raises UserError if another process has it open.
     """
 
-    def __init__(self, path: Path, read: Callable[[Path], Contents] | None = None):
+    def __init__(self, path: Path):
         self._file = _open_locked(path)
-        contents = (read or read_records)(path)
+        contents = read_records(path)
         if contents.problems:
             log.warning("%s: %s These cases are done again.", path, listed(contents.problems))
             with self._file:  # let go of the lock on the damaged file once the new one stands
@@ -77,48 +80,34 @@ class RecordFile:
 
 
 def read_records(path: Path) -> Contents:
-    """The lines of whole cases in a file, which may be written to at this moment."""
-    lines, problems = _read_lines(path, FIELDS)
-    rows: dict[CaseName, list[Record]] = defaultdict(list)
-    for record in lines:
-        rows[CaseName(record["scene"], record["num_references"])].append(record)
-    for name, records in list(rows.items()):
+    """The lines of whole cases in a file, which may be written to at this moment.
+
+    The file's name says what kind of lines it has. Of PER_VIEW a case has one for each method and
+    view, of the others one.
+    """
+    kind = path.name.split(".")[0]
+    lines, problems = _read_lines(path, _FIELDS_OF[kind])
+    cases = _by_case(lines)
+    for name, records in list(cases.items()) if kind == PER_VIEW else ():
+        num_views = records[0]["num_views"]
         counts = Counter((record["method"], record["num_views"]) for record in records)
-        whole = {(method, records[0]["num_views"]): records[0]["num_views"] for method in METHODS}
-        if counts != whole:
+        if counts != {(method, num_views): num_views for method in METHODS}:
             problems.append(f"scene {name.scene_id!r} with N = {name.num_references} is not whole.")
-            del rows[name]
-    return Contents([record for records in rows.values() for record in records], problems)
+            del cases[name]
+    return Contents([record for records in cases.values() for record in records], problems)
 
 
-def read_consistency(path: Path) -> Contents:
-    """The lines of a file that has one a case."""
-    return _read_lines(path, _OF_CASE)
+def read_all(folder: Path, kind: str = PER_VIEW) -> list[Record]:
+    """The lines of whole cases in all files of a kind in a folder, sorted, each case once.
 
-
-def read_all_consistency(folder: Path) -> list[Record]:
-    """The lines of all consistency files of a folder, sorted, each case once."""
-    rows: dict[CaseName, Record] = {}
-    for path in sorted(folder.glob(f"{CONSISTENCY}*.jsonl")):
-        for row in read_consistency(path).records:
-            rows.setdefault(CaseName(row["scene"], row["num_references"]), row)
-    return [rows[name] for name in sorted(rows, key=lambda n: (n.num_references, n.scene_id))]
-
-
-def read_all(folder: Path) -> list[Record]:
-    """The lines of whole cases in all per-view files of a folder, sorted, each case once.
-
-    Of a case that two processes scored, the one in the first file counts.
+    Of a case that is in two files, the one in the first file counts.
     """
     cases: dict[CaseName, list[Record]] = {}
-    for path in sorted(folder.glob(f"{PER_VIEW}*.jsonl")):
-        found: dict[CaseName, list[Record]] = defaultdict(list)
-        for record in read_records(path).records:
-            found[CaseName(record["scene"], record["num_references"])].append(record)
-        cases = found | cases
+    for path in sorted(folder.glob(f"{kind}*.jsonl")):
+        cases = _by_case(read_records(path).records) | cases
     return sorted(
         (record for records in cases.values() for record in records),
-        key=lambda r: (r["num_references"], r["scene"], r["method"], r["view"]),
+        key=lambda r: (r["num_references"], r["scene"], r.get("method"), r.get("view")),
     )
 
 
@@ -128,13 +117,14 @@ def read_skipped(folder: Path, scored: Iterable[Record]) -> list[Record]:
     scored: `read_all` of the folder; what stands there was read after all.
     """
     known = case_names(scored)
-    rows: dict[CaseName, Record] = {}
-    for path in sorted(folder.glob(f"{SKIPPED}*.jsonl")):
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            rows.setdefault(CaseName(row["scene"], row["num_references"]), row)
-    names = sorted(rows.keys() - known, key=lambda n: (n.num_references, n.scene_id))
-    return [rows[name] for name in names]
+    return [row for row in read_all(folder, SKIPPED) if not case_names([row]) & known]
+
+
+def _by_case(records: Iterable[Record]) -> dict[CaseName, list[Record]]:
+    cases: dict[CaseName, list[Record]] = defaultdict(list)
+    for record in records:
+        cases[CaseName(record["scene"], record["num_references"])].append(record)
+    return dict(cases)
 
 
 def forget_skipped(folder: Path, shard: tuple[int, int]) -> None:

@@ -36,8 +36,8 @@ def make(source: Source) -> Protocol:
     scenes are scaled so that the farthest camera stands there (default: poses as stored).
     Raises UserError if nothing is there, two scenes share an id, or options do not fit.
     """
-    num_targets, fov_deg = source.options["num_targets"], source.options["fov_deg"]
-    max_radius = source.options["max_radius"]
+    num_targets, fov_deg = source.num_targets, source.fov_deg
+    max_radius = source.max_radius
     problems = []
     if num_targets is not None and num_targets < 1:
         problems.append(f"num_targets = {num_targets}: needed at least 1.")
@@ -83,7 +83,7 @@ def view_order(scene_id: str, num_views: int) -> np.ndarray:
 
 def _find_scenes(source: Source) -> tuple[dict[str, Callable[[], Scene]], str]:
     """({scene id: a function that reads it}, which split of the data they are)."""
-    path, split = source.data_path, source.options["split"]
+    path, split = source.data_path, source.split
     readers: dict[str, Callable[[], Scene]]
     if is_remote(path) or (Path(path) / COMPLETE_FILE).exists():
         split = str(split or _heldout_split(path))

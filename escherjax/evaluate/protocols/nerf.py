@@ -38,7 +38,7 @@ def make(source: Source) -> Protocol:
     """
     data_path = Path(source.data_path)
     scenes = dict(find_scene_folders(data_path, "transforms"))
-    index_path = _index_folder(data_path, source.options["index_path"])
+    index_path = _index_folder(data_path, source.index_path)
     missing = [
         count
         for count in source.reference_counts or COUNTS

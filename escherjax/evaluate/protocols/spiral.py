@@ -22,7 +22,7 @@ import numpy as np
 from escherjax import cameras
 from escherjax.cameras import paths as trajectories
 from escherjax.data.formats.folders import find_folders, read_picture
-from escherjax.data.images import IMAGE_SUFFIXES
+from escherjax.data.images import IMAGE_SUFFIXES, View
 from escherjax.errors import UserError
 from escherjax.evaluate.picture_rules import PictureRules
 from escherjax.evaluate.protocol import Case, CaseRequest, Protocol, Source
@@ -86,7 +86,7 @@ def _read_case(name: str, request: CaseRequest, folder: Path, rules: PictureRule
         )
     c2w = cameras.from_spherical(polar, azimuth, np.full(len(azimuth), RADIUS))[chosen]
     views = [
-        (paths[view], pose, _without_intrinsics)
+        View(paths[view], pose, _without_intrinsics)
         for view, pose in zip(chosen.tolist(), c2w, strict=True)
     ]
     return Case(

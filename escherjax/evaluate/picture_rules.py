@@ -119,8 +119,9 @@ def _read_all(
     read: ReadPicture,
 ) -> tuple[np.ndarray, np.ndarray]:
     def picture_of(view: images.View) -> tuple[np.ndarray, np.ndarray]:
-        picture, K = view.pinhole(read(view.file)[1])
-        return make(picture, K, size, str(view.file))
+        file, _, pinhole = view
+        picture, K = pinhole(read(file)[1])
+        return make(picture, K, size, str(file))
 
     with ThreadPoolExecutor() as pool:  # decoding and resizing run side by side
         futures = [pool.submit(picture_of, view) for view in views]

@@ -140,6 +140,7 @@ def _flops(
     import jax.numpy as jnp
 
     from escherjax.cameras import Cameras
+    from escherjax.models import eschernet
     from escherjax.train import perf
 
     plain = dataclasses.replace(model, unet=model.unet.clone(attention_impl="xla"))
@@ -149,14 +150,8 @@ def _flops(
         return jax.ShapeDtypeStruct((1, count, *shape), jnp.float32)
 
     def generate(params: Any, images: Any, references: Any, targets: Any, latents: Any) -> Any:
-        return plain.generate(
-            params,
-            images,
-            Cameras(references),
-            Cameras(targets),
-            latents,
-            _sampling(arguments),
-        )
+        scenes = eschernet.SceneBatch(images, Cameras(references), Cameras(targets), latents)
+        return plain.generate(params, scenes, _sampling(arguments))
 
     return perf.count_flops(
         generate,

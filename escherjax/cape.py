@@ -41,7 +41,7 @@ Poses = Any  # a pytree of [B, V, ...] float32 arrays
 def check_variant(name: str) -> str:
     """Returns `name` if it is a known variant; raises UserError listing them otherwise."""
     if name not in VARIANTS:
-        raise UserError(f"cape = {name!r} is unknown; needed one of {', '.join(VARIANTS)}.")
+        raise UserError(f"cape must be one of {', '.join(VARIANTS)}, got {name!r}.")
     return name
 
 
@@ -55,7 +55,7 @@ def check_channels(name: str, num_heads: int, head_dim: int) -> None:
     }[check_variant(name)]
     if width % multiple:
         raise UserError(
-            f"cape = {name!r} needs {needed}; found {num_heads} heads of width {head_dim}. "
+            f"cape = {name!r} needs {needed}, got {num_heads} heads of width {head_dim}. "
             "Change unet.block_channels or unet.num_heads."
         )
 
@@ -135,7 +135,7 @@ def encode_4dof(
     """
     names = {"released": "4dof", "paper": "4dof_paper"}
     if layout not in names:
-        raise UserError(f"layout = {layout!r} is unknown; needed 'released' or 'paper'.")
+        raise UserError(f"layout must be 'released' or 'paper', got {layout!r}.")
     name = names[layout]
     return (
         _rotate_4dof(name, q, {"angles": query_angles}),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from escherjax.models.activations import gelu
+from escherjax.models.convnextv2 import gelu
 
 X = np.linspace(-12, 12, 241)
 EXACT = np.array([0.5 * x * math.erfc(-x / math.sqrt(2)) for x in X])

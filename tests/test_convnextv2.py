@@ -146,7 +146,7 @@ def test_number_of_tokens_follows_from_size_patch_and_stages(stages, patch, size
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="multiple of 32"):
         ConvNeXtV2Config(image_size=230)
-    with pytest.raises(UserError, match="one of each"):
+    with pytest.raises(UserError, match="one entry for each stage"):
         ConvNeXtV2Config(depths=(1, 1))
 
 

@@ -9,6 +9,7 @@ from escherjax import cape
 from escherjax.cameras import Cameras, from_spherical
 from escherjax.models import eschernet
 from escherjax.models.diffusion.sampling import Sampling
+from escherjax.models.eschernet import SceneBatch
 from escherjax.train import perf
 from tests.helpers.random_models import random_params
 from tests.helpers.tiny import tiny_config
@@ -72,7 +73,10 @@ def flops_per_step(model, params, guidance_scale, num_references):
     tokens, references, targets, latents = scenes(model, rng, 1, num_references)
     whole = perf.count_flops(
         lambda params, tokens, latents: model.generate_latents(
-            params, tokens, references, targets, latents, Sampling(2, guidance_scale)
+            params,
+            tokens,
+            SceneBatch(None, references, targets, latents),
+            Sampling(2, guidance_scale),
         ),
         params,
         tokens,

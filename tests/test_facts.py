@@ -138,7 +138,7 @@ def test_a_folder_without_the_file_is_read_as_the_published_ones(tmp_path):
     for name in ("weights", "4dof-or-6dof"):
         with pytest.raises(UserError, match="which camera encoding.*6dof, 4dof"):
             facts_lib.of_folder(tmp_path / name, None)
-    with pytest.raises(UserError, match="cape = '5dof' is unknown"):
+    with pytest.raises(UserError, match="cape must .*got '5dof'"):
         facts_lib.of_folder(tmp_path / "eschernet-6dof", None, "5dof")
 
 

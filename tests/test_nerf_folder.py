@@ -10,7 +10,7 @@ from escherjax.cameras import crop_intrinsics, project, resize_intrinsics
 from escherjax.data import images
 from escherjax.data.formats import colmap, folders
 from escherjax.reports import sheets
-from escherjax.sample import nerf_folder
+from escherjax.sample import outputs
 from tests.helpers.scene_folders import CENTERS, render_balls
 
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     zoom = np.array([1, 1, 1.25, 1, 1])
     flat, K = sheets.zoom_center(flat, K, zoom)
     path = tmp_path_factory.mktemp("nerf") / "nerf"
-    nerf_folder.write_nerf_folder(path, flat, c2w, K, alpha=True)
+    outputs.write_nerf_layout(path, flat, c2w, K, alpha=True)
     return path, c2w, K
 
 
@@ -62,7 +62,7 @@ def test_pycolmap_itself_projects_points_as_we_do(folder):
     path, c2w, K = folder
     model = pycolmap.Reconstruction(str(path / "sparse" / "0"))
     assert model.num_images() == 5 and model.num_cameras() == 2
-    assert model.num_points3D() == nerf_folder.NUM_POINTS
+    assert model.num_points3D() == outputs.NUM_POINTS
     points = CENTERS.astype(np.float64)
     for view in range(5):
         image = model.images[view + 1]
@@ -78,7 +78,7 @@ def test_the_ply_file_holds_the_models_points(folder):
     path, c2w, _ = folder
     lines = (path / "points3D.ply").read_text().splitlines()
     end = lines.index("end_header")
-    assert lines[:3] == ["ply", "format ascii 1.0", f"element vertex {nerf_folder.NUM_POINTS}"]
+    assert lines[:3] == ["ply", "format ascii 1.0", f"element vertex {outputs.NUM_POINTS}"]
     names = [line.split()[2] for line in lines[3:end]]
     assert names == ["x", "y", "z", "nx", "ny", "nz", "red", "green", "blue"]
     points = np.loadtxt(lines[end + 1 :])[:, :3]
@@ -94,8 +94,8 @@ def test_white_joined_to_the_border_becomes_transparent_and_no_other():
     picture[4, 4] = 255  # a highlight
     expected = np.zeros((9, 9), np.uint8)
     expected[2:7, 2:7] = 255
-    np.testing.assert_array_equal(nerf_folder.foreground_alpha(picture), expected)
-    everywhere = nerf_folder.foreground_alpha(np.full((4, 4, 3), 240, np.uint8))
+    np.testing.assert_array_equal(outputs.foreground_alpha(picture), expected)
+    everywhere = outputs.foreground_alpha(np.full((4, 4, 3), 240, np.uint8))
     assert (everywhere == 255).all()  # too dark for a white ground
 
 
@@ -104,9 +104,7 @@ def test_pictures_carry_alpha_only_where_asked(folder, tmp_path):
     with Image.open(path / "images" / "000.png") as picture:
         alpha = np.asarray(picture)[..., 3]
     assert 0 < (alpha == 255).mean() < 0.5
-    nerf_folder.write_nerf_folder(
-        tmp_path / "new", np.zeros((1, 8, 8, 3), np.uint8), c2w[:1], K[:1]
-    )
+    outputs.write_nerf_layout(tmp_path / "new", np.zeros((1, 8, 8, 3), np.uint8), c2w[:1], K[:1])
     with Image.open(tmp_path / "new" / "images" / "000.png") as picture:
         assert picture.mode == "RGB"
 

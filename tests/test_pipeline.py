@@ -8,6 +8,7 @@ from escherjax.cameras import Cameras, from_spherical
 from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.models.diffusion.sampling import Sampling
+from escherjax.models.eschernet import SceneBatch
 from escherjax.sample import scene_batch
 from tests.helpers.golden_cameras import cameras_from_poses
 from tests.helpers.tiny import tiny_config
@@ -66,9 +67,7 @@ def test_latents_and_views_equal_the_original_pipeline(
     final = run(
         pipe.params,
         tokens[None],
-        reference[None],
-        target[None],
-        latents[None],
+        SceneBatch(None, reference[None], target[None], latents[None]),
         sampling=Sampling(num_steps, guidance),
     )[0]
     expected = channels_last(golden[2][f"pipeline/{case}/final_latents"])
@@ -167,10 +166,10 @@ def test_wrong_input_is_refused_with_the_reason(tiny_pipe, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     for arguments, reason in [
-        ((images[:1], cameras, targets), "one camera for each image"),
+        ((images[:1], cameras, targets), "one for each of 1 reference images"),
         ((images[:0], cameras, targets), "N >= 1"),
-        ((images[:, :8], cameras, targets), "needed square"),
-        ((images, cameras.c2w, targets), "needed Cameras"),
+        ((images[:, :8], cameras, targets), "must be square"),
+        ((images, cameras.c2w, targets), "must be Cameras"),
         (([], cameras, targets), "N >= 1"),
         ((images * 255, cameras, targets), "divide 8-bit values by 255"),
         ((images, bad_pose, targets), "view 1 holds NaN"),
@@ -178,9 +177,9 @@ def test_wrong_input_is_refused_with_the_reason(tiny_pipe, tmp_path):
         ((images, cameras, targets[:0]), "a view at least"),
         (([broken, broken], cameras, targets), "broken.png cannot be decoded"),
         (([tmp_path / "none"] * 2, cameras, targets), "image .*none cannot be read"),
-        ((str(broken), cameras, targets), "needed a list, also of a single picture"),
-        ((Image.new("RGB", (16, 16)), cameras, targets), "needed a list, also of a single picture"),
-        (([images[0], images[1, :8]], cameras, targets), "needed one for all"),
+        ((str(broken), cameras, targets), "a list, also for a single picture"),
+        ((Image.new("RGB", (8, 8)), cameras, targets), "a list, also for a single picture"),
+        (([images[0], images[1, :8]], cameras, targets), "must have one shape"),
         (([b"bytes"] * 2, cameras, targets), "a bytes; needed an array, path"),
     ]:
         with pytest.raises(UserError, match=reason):

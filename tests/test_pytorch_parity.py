@@ -16,7 +16,7 @@ from PIL import Image
 
 import escherjax
 from escherjax.cameras import Cameras, from_spherical
-from escherjax.models.pixels import PixelCodec
+from escherjax.models.vae import PixelCodec
 from escherjax.pytorch import EscherNetPipeline
 from escherjax.pytorch.images import read_images
 from escherjax.sample import scene_batch

@@ -15,7 +15,8 @@ from escherjax.devices import mesh
 from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.sample import __main__ as sample
-from escherjax.sample import run_record
+from escherjax.sample import arguments as flags
+from escherjax.sample.arguments import COMMAND
 from escherjax.sample.loading import load
 from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import create_state
@@ -117,39 +118,29 @@ def test_sampling_a_path_writes_everything_needed_to_repeat_it(workdir, scene, t
     assert one == other
 
 
-def test_a_run_is_repeated_with_the_weights_that_it_had(workdir, tmp_path):
+def test_a_run_is_repeated_with_the_weights_that_it_had(workdir, scene, tmp_path):
     """Not with a checkpoint that was saved since, nor with others that lie in its place."""
-    command = [*run_record.COMMAND, "--weights", str(workdir), "--out=views", "--seed", "3"]
+    command = [*COMMAND, "--weights", str(workdir), "--out=views", "--seed", "3", "--views", "s"]
     weights = {"path": "run/checkpoints/7", "hash": "abc"}
-    (tmp_path / "run.json").write_text(json.dumps({"command": command, "weights": weights}))
-    repeat = ["--repeat", str(tmp_path / "run.json"), "--out", "again"]
-    assert run_record.repeated(repeat) == [
-        "--weights",
-        "run/checkpoints/7",
-        "--weights-hash",
-        "abc",
-        "--seed",
-        "3",
-        "--out",
-        "again",
-    ]
-    others = run_record.repeated([*repeat, "--weights=others"])
-    assert others == [
-        "--weights",
-        str(workdir),
-        "--seed",
-        "3",
-        "--out",
-        "again",
-        "--weights=others",
-    ]
-    run_record.check_weights("abc", weights)
-    with pytest.raises(UserError, match="have the hash abc; needed those of --weights-hash def"):
-        run_record.check_weights("def", weights)
+    path = tmp_path / "run.json"
+    values = vars(flags.parse(command[len(COMMAND) :])) | {"out": "views", "views": ["s"]}
+    for record in (
+        {"command": command, "weights": weights},  # as earlier versions wrote it
+        {"command": [*COMMAND, "--repeat", "old"], "arguments": values, "weights": weights},
+    ):
+        path.write_text(json.dumps(record))
+        repeat = ["--repeat", str(path), "--out", "again"]
+        same = flags.parse(repeat)
+        assert (same.weights, same.weights_hash) == ("run/checkpoints/7", "abc")
+        assert (same.seed, str(same.out), [str(view) for view in same.views]) == (3, "again", ["s"])
+        others = flags.parse([*repeat, "--weights=others", "--seed=4"])
+        assert (others.weights, others.weights_hash, others.seed) == ("others", None, 4)
+        with pytest.raises(UserError, match="--out must be given"):
+            flags.parse(repeat[:2])
 
 
 def test_other_weights_than_those_asked_for_draw_nothing(workdir, scene, tmp_path):
-    with pytest.raises(UserError, match="needed those of --weights-hash 0123"):
+    with pytest.raises(UserError, match="--weights-hash is 0123, but"):
         run(workdir, scene, tmp_path / "out", "--weights-hash", "0123")
     assert not (tmp_path / "out" / "000.png").exists()
 
@@ -163,7 +154,7 @@ def test_a_preview_needs_no_weights_and_does_not_stand_in_the_way(workdir, scene
     (out / "other.txt").touch()
     with pytest.raises(UserError, match="not empty"):
         sample.main(preview)
-    with pytest.raises(UserError, match="--weights is missing"):
+    with pytest.raises(UserError, match="--weights must be given"):
         sample.main([*preview[:4], "--out", str(tmp_path / "new")])
 
 
@@ -180,7 +171,7 @@ def test_a_file_that_records_no_run_is_not_repeated(tmp_path):
     path = tmp_path / "run.json"
     for content in ("{", "[]", "{}", '{"command": ["rm", "-r", "."]}', '{"command": [1, 2, 3]}'):
         path.write_text(content)
-        with pytest.raises(UserError, match="needed the run.json"):
+        with pytest.raises(UserError, match="expected the run.json"):
             sample.main(["--repeat", str(path)])
 
 
@@ -229,7 +220,7 @@ def test_cameras_from_a_file(workdir, scene, tmp_path):
         (["--cape", "4dof"], "trained with '6dof'"),
         (["--steps", "1001"], "from 1 to 1000"),
         (["--plan", "pyramid"], "joint, anchors"),
-        (["--chunk", "0"], "chunk = 0"),
+        (["--chunk", "0"], "chunk must be at least 1, got 0"),
     ],
 )
 def test_wrong_arguments_are_refused(workdir, scene, tmp_path, arguments, reason):

@@ -78,7 +78,9 @@ def test_ddim_with_eta_equals_diffusers(spacing, eta, rng):
     )
     theirs.set_timesteps(10)
     made = NoiseSchedule.from_config(timestep_spacing=spacing)
-    _, every = _ours(made, start, 10, "ddim", eta=eta, draw_noise=lambda i: jnp.asarray(fresh)[i])
+    _, every = _ours(
+        made, start, 10, "ddim", eta=eta, noise_of_step=lambda i: jnp.asarray(fresh)[i]
+    )
     x = torch.from_numpy(start)
     for i, t in enumerate(theirs.timesteps):
         prediction = _network(x, float(t), torch)
@@ -153,7 +155,7 @@ def test_eta_needs_ddim_noise_and_a_range():
     ):
         with pytest.raises(UserError, match=said):
             Sampling(5, sampler=sampler, eta=eta)
-    with pytest.raises(UserError, match="draw_noise"):
+    with pytest.raises(UserError, match="noise_of_step"):
         samplers.sample(made, lambda x, t: x, jnp.zeros((1, 2)), Sampling(5, eta=0.5))
 
 

@@ -86,13 +86,13 @@ def test_every_fault_of_a_list_is_named(tmp_path):
         choose(str(path))
     for number, part in enumerate(
         [
-            "radius 0",
-            "elevation_deg 100",
-            "azimuth_deg = '30'",
-            "elevation_deg = None",
-            "look_at = [0, 0]",
+            "positive radius, got 0",
+            "elevation_deg from -90 to 90, got 100",
+            "azimuth_deg, got '30'",
+            "elevation_deg, got None",
+            "look_at, got [0, 0]",
             "stands where it looks",
-            "is 7",
+            "got 7",
         ]
     ):
         assert f"camera {number}" in str(caught.value) and part in str(caught.value), part
@@ -102,7 +102,7 @@ def test_every_fault_of_a_list_is_named(tmp_path):
         with pytest.raises(UserError, match=reason):
             choose(str(path))
     path.write_text('[{"azimuth_deg": NaN, "elevation_deg": 0, "radius": 1}]')
-    with pytest.raises(UserError, match="azimuth_deg = nan"):
+    with pytest.raises(UserError, match="azimuth_deg, got nan"):
         choose(str(path))
 
 

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from escherjax.models.attention import attend, resolve_implementation
-from escherjax.models.tpu_attention import splash_attention
+from escherjax.models.attention import attend, resolve_implementation, splash_attention
 
 interpreted = functools.partial(splash_attention, interpret=True)
 

@@ -5,11 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
-from escherjax.cameras import from_spherical
+from escherjax.cameras import Cameras, from_spherical
 from escherjax.errors import UserError
+from escherjax.models import eschernet
 from escherjax.sample import plans
-from escherjax.sample.extra_targets import extra_cameras
-from escherjax.sample.plans import Pass, Plan, make_plan, run_plan, view_distances
+from escherjax.sample.pipeline import Pipeline
+from escherjax.sample.plans import Pass, Plan, extra_cameras, make_plan, view_distances
+from tests.helpers.tiny import tiny_config
 
 CHUNKED = ("anchors", "autoregressive")
 
@@ -168,21 +170,33 @@ def test_a_moved_and_scaled_world_changes_nothing(name):
         )
 
 
+class FakeProgram:
+    """Marks each view by its number, and notes what each pass was given."""
+
+    view_devices = 1
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, params, scenes, sampling, on_step):
+        (n,), (m,) = scenes.num_references, scenes.num_targets
+        grey = (scenes.images[0, :n, 0, 0, 0].astype(float) / 2 + 0.5).round(3).tolist()
+        cameras = scenes.reference_cameras.c2w[0, :n], scenes.target_cameras.c2w[0, :m]
+        self.seen.append((grey, *cameras))
+        return np.stack([[np.full((2, 2, 3), 0.5 + 0.1 * i) for i in scenes.view_numbers[0]]])
+
+
 def test_passes_get_the_views_that_their_plan_names():
-    """A draw that marks each view by its number, and notes what it was given."""
     plan = Plan("mine", (Pass((0,), (), (2,)), Pass((1, 0), (2,), (0, 1))))
     images = np.stack([np.full((4, 4, 3), 0.1), np.full((4, 4, 3), 0.2)])
     references, targets = scattered(2, 0), scattered(3, 1)
-    seen = []
-
-    def draw(images, reference_c2w, target_c2w, indices):
-        seen.append((images[:, 0, 0, 0].round(3).tolist(), reference_c2w, target_c2w))
-        return np.stack([np.full((2, 2, 3), 0.5 + 0.1 * i) for i in indices])
-
-    views = run_plan(plan, draw, images, references, targets)
+    config = tiny_config()
+    pipe = Pipeline(eschernet.from_config(config), {}, config.resolution)
+    pipe._program = FakeProgram()
+    views = pipe.generate(images, Cameras(references), Cameras(targets), plan=plan)
     np.testing.assert_allclose(views[:, 0, 0, 0], [0.5, 0.6, 0.7])
-    (first, c2w_1, targets_1), (second, c2w_2, targets_2) = seen
-    assert first == [0.1] and second == [0.2, 0.1, 0.7]  # drawn in half size, given in full
+    (first, c2w_1, targets_1), (second, c2w_2, targets_2) = pipe._program.seen
+    assert first == [0.1] and second == [0.2, 0.1, 0.7]  # made in half size, given in full
     np.testing.assert_array_equal(c2w_1, references[:1])
     np.testing.assert_array_equal(targets_1, targets[2:])
     np.testing.assert_array_equal(c2w_2, np.stack([references[1], references[0], targets[2]]))
@@ -208,11 +222,17 @@ def test_extra_cameras_stand_beside_the_targets_and_look_at_the_same_point():
 @pytest.mark.parametrize(
     ("arguments", "reasons"),
     [
-        ({"name": "pyramid"}, ["'pyramid' is unknown", "joint, anchors"]),
-        ({"chunk": 0, "window": 0}, ["chunk = 0", "window = 0"]),
-        ({"max_conditioning": 0}, ["max_conditioning = 0"]),
-        ({"num_anchors": 9, "chunk": 8}, ["num_anchors = 9", "chunk = 8"]),
-        ({"reference_c2w": np.zeros((0, 4, 4))}, ["0 references"]),
+        ({"name": "pyramid"}, ["got 'pyramid'", "joint, anchors"]),
+        (
+            {"chunk": 0, "window": 0},
+            ["chunk must be at least 1, got 0", "window must be at least 1, got 0"],
+        ),
+        ({"max_conditioning": 0}, ["max_conditioning must be at least 1, got 0"]),
+        ({"num_anchors": 9, "chunk": 8}, ["num_anchors must be at most chunk = 8, got 9"]),
+        (
+            {"reference_c2w": np.zeros((0, 4, 4))},
+            ["a reference and a target at least"],
+        ),
     ],
 )
 def test_wrong_settings_are_all_named(arguments, reasons):
@@ -230,10 +250,10 @@ def test_a_plan_that_does_not_fit_is_refused_with_all_its_faults():
     for reason in (
         "references [5]",
         "targets [9]",
-        "drawn views [3]",
-        "draws nothing",
+        "generated views [3]",
+        "generates nothing",
         "no view to start from",
-        "[2, 3] are drawn by no pass",
-        "[1] are drawn more",
+        "No pass generates the targets [2, 3]",
+        "[1] are generated more",
     ):
         assert reason in str(error.value)

@@ -8,7 +8,7 @@ from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.models.diffusion.sampling import Sampling
-from escherjax.sample import buckets
+from escherjax.sample import scene_batch
 from escherjax.sample.pipeline import Pipeline
 from tests.helpers.random_models import random_params
 from tests.helpers.tiny import tiny_config
@@ -62,7 +62,7 @@ def two_sizes(pipe, views):
 
 
 def test_numbers_of_views_in_one_bucket_share_a_program(pipe, two_sizes):
-    assert pipe._sampler.num_programs == 1
+    assert pipe._program.num_programs == 1
     assert [len(made) for made in two_sizes] == [17, 18]
 
 
@@ -133,39 +133,45 @@ def test_every_step_is_told_and_can_be_the_last(pipe, views):
 
 
 def test_buckets_hold_every_number_and_waste_little():
-    for bucket, steps in ((buckets.reference_bucket, 2), (buckets.target_bucket, 8)):
+    for bucket, steps in ((scene_batch.reference_bucket, 2), (scene_batch.target_bucket, 8)):
         for count in range(1, 300):
             size = bucket(count)
             assert count <= size < count * (1 + 1 / steps) and bucket(size) == size
-    references = {buckets.reference_bucket(n) for n in range(1, 40)}
+    references = {scene_batch.reference_bucket(n) for n in range(1, 40)}
     assert sorted(references) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
-    targets = {buckets.target_bucket(n) for n in range(15, 70)}
+    targets = {scene_batch.target_bucket(n) for n in range(15, 70)}
     assert sorted(targets) == [15, *sorted({25, *range(16, 32, 2)}), *range(32, 64, 4), 64, 72]
-    assert buckets.target_bucket(17, view_devices=4) == 20
-    assert [buckets.target_bucket(n) for n in (25, 99, 100, 101, 200)] == [25, 104, 100, 104, 200]
+    assert scene_batch.target_bucket(17, view_devices=4) == 20
+    assert [scene_batch.target_bucket(n) for n in (25, 99, 100, 101, 200)] == [
+        25,
+        104,
+        100,
+        104,
+        200,
+    ]
 
 
 def test_filling_repeats_the_last_real_view():
     views = np.arange(8).reshape(2, 4)
-    filled = buckets.fill(views, np.array([2, 4]), 5)
+    filled = scene_batch.fill(views, np.array([2, 4]), 5)
     np.testing.assert_array_equal(filled, [[0, 1, 1, 1, 1], [4, 5, 6, 7, 7]])
-    np.testing.assert_array_equal(buckets.fill(views, None, 4), views)
+    np.testing.assert_array_equal(scene_batch.fill(views, None, 4), views)
 
 
 def test_wrong_batches_are_refused_with_the_reason(pipe, views):
     images, references, targets = (x[None] for x in views)
     mirrored = Cameras(targets.c2w * np.array([1, 1, -1, 1], np.float32))
     for arguments, named, reason in [
-        ((images[0], references, targets), {}, r"needed \[B, N, H, H, 3\]"),
-        ((images, references[0], targets), {}, r"reference cameras have shape \(6, 4, 4\)"),
+        ((images[0], references, targets), {}, r"\[B, N, H, H, 3\]"),
+        ((images, references[0], targets), {}, r"reference cameras.*shape \(6, 4, 4\)"),
         ((images, references, targets[:, :0]), {}, "a view at least"),
-        ((images[:, :5], references, targets), {}, "one camera for each image"),
+        ((images[:, :5], references, targets), {}, "one for each of 5 reference images"),
         ((images, references, mirrored), {}, "scene 0: target cameras.*mirrored"),
         ((images * 255, references, targets), {}, "divide 8-bit values by 255"),
         ((images, references, targets), {"num_references": [7]}, "1 whole numbers from 1 to 6"),
         ((images, references, targets), {"num_targets": [0]}, "from 1 to 18"),
         ((images, references, targets), {"num_targets": [2.0]}, "whole numbers"),
-        ((images, references, targets), {"seeds": [1, 2]}, "2 seeds for 1 scenes"),
+        ((images, references, targets), {"seeds": [1, 2]}, "seeds.*got 2"),
         ((images, references, targets), {"seeds": [-1]}, "seed must be a whole number.*got -1"),
     ]:
         with pytest.raises(UserError, match=reason):

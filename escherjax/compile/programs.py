@@ -16,7 +16,7 @@ from escherjax.devices import mesh as sharding
 from escherjax.devices.chips import compiler_options
 from escherjax.models import eschernet
 from escherjax.models.diffusion.sampling import Sampling
-from escherjax.models.eschernet import EscherNet
+from escherjax.models.eschernet import EscherNet, SceneBatch
 from escherjax.train import perf
 from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import abstract_state
@@ -84,14 +84,11 @@ def _sampling(
 
     def generate_with(network: EscherNet) -> Callable[..., jax.Array]:
         def generate(params: Any, batch: Batch, latents: jax.Array) -> jax.Array:
-            return network.generate(
-                params,
-                unit_images(batch.ref_images),
-                *batch.cameras,
-                latents,
-                Sampling(config.eval.num_sampling_steps, config.guidance_scale),
-                batch.num_references,
+            scenes = SceneBatch(
+                unit_images(batch.ref_images), *batch.cameras, latents, batch.num_references
             )
+            sampling = Sampling(config.eval.num_sampling_steps, config.guidance_scale)
+            return network.generate(params, scenes, sampling)
 
         return generate
 

@@ -228,7 +228,9 @@ class Session:
         else:
             name, through = self.path_name, _on_sphere(0.0, 0.0, DEFAULT_RADIUS)[None]
             known = ("radius", "elevation_deg", "start_azimuth_deg")
-            chosen = {field: getattr(path, field) for field in known if targets.takes(name, field)}
+            chosen = {
+                field: getattr(path, field) for field in known if targets.accepts(name, field)
+            }
             options = PathOptions(path.num_views, **chosen)
         return targets.choose(name, options, through, np.arange(len(through)))
 

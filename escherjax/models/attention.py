@@ -8,15 +8,16 @@ cameras (`escherjax.cape`) and by nothing else, so their number and order are fr
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from escherjax import cape
+from escherjax.cape import Poses
 from escherjax.devices.spread import Spread
 from escherjax.errors import UserError
-from escherjax.models.tpu_attention import splash_attention
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
@@ -27,6 +28,8 @@ _MIN_CUDNN_QUERIES = 128
 
 # Below this many queries the logits are small, and the kernel would pad more than it saves.
 _MIN_SPLASH_QUERIES = 512
+_LANES = 128  # lengths are padded to multiples of a vector register's width
+_BLOCKS = (512, 384, 256, 128)  # rows of queries or keys held at once, the largest that divides
 
 
 def attend(
@@ -45,21 +48,21 @@ def attend(
     for the device at hand that can run. The softmax is float32 in all.
     Returns [B, Lq, heads, head_dim] in q's dtype.
     """
-    impl = resolve_implementation(impl, q)
-    if impl == "splash":
+    kernel: Any = resolve_implementation(impl, q)
+    if kernel == "splash":
         return splash_attention(q, k, v, key_lengths)
-    if impl == "cudnn":
+    if kernel == "cudnn":
         k, v, key_lengths = pad_keys_to_even(k, v, key_lengths)
     return jax.nn.dot_product_attention(
-        q, k, v, key_value_seq_lengths=key_lengths, implementation=impl
+        q, k, v, key_value_seq_lengths=key_lengths, implementation=kernel
     )
 
 
-def resolve_implementation(impl: str, q: jax.Array) -> str:
+def resolve_implementation(impl: str, q: jax.Array | jax.ShapeDtypeStruct) -> str:
     """Turns "auto" into a kernel's name for queries q [B, Lq, heads, head_dim] (trace time)."""
     if impl not in IMPLEMENTATIONS:
         raise UserError(
-            f"attention_impl = {impl!r} is unknown; needed one of {', '.join(IMPLEMENTATIONS)}."
+            f"attention_impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}."
         )
     if impl != "auto":
         return impl
@@ -78,7 +81,7 @@ def resolve_implementation(impl: str, q: jax.Array) -> str:
 def _on_one_tpu() -> bool:
     """Whether what is traced here runs on a TPU, each device by itself.
 
-    A mesh in context tells what the program is for, be it another machine's; without one it is for
+    A mesh in context is what the program is for, be it another machine's; without one it is for
     this machine.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -114,6 +117,69 @@ def pad_keys_to_even(
     return jnp.pad(k, padding), jnp.pad(v, padding), key_lengths
 
 
+def splash_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    key_lengths: jax.Array | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """`attend` by the splash kernel of TPUs, which never writes the logits to memory.
+
+    The kernel is the online softmax of FlashAttention (arXiv 2205.14135) in Pallas. It runs on one
+    device: over several, call it inside `jax.shard_map`, since the compiler cannot split it.
+
+    Shapes as in `attend`. Queries are scaled before the product and rounded to their dtype once
+    more. interpret: run without a TPU, slowly.
+    Returns [B, Lq, heads, head_dim] in q's dtype.
+    """
+    # Inside, because importing Pallas takes seconds and only TPUs need it.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    batch, num_queries, num_heads, head_dim = q.shape
+    num_keys = k.shape[1]
+    q = (q.astype(jnp.float32) * head_dim**-0.5).astype(q.dtype)
+    q, k, v = (_padded(x) for x in (q, k, v))  # [B, heads, L, head_dim]
+    query_block, key_block = _block(q.shape[2]), _block(k.shape[2])
+    kernel = splash.make_splash_mha(
+        masks.MultiHeadMask([masks.FullMask((q.shape[2], k.shape[2]))] * num_heads),
+        block_sizes=splash.BlockSizes(
+            block_q=query_block,
+            block_kv=key_block,
+            block_q_dkv=query_block,
+            block_kv_dkv=key_block,
+            block_q_dq=query_block,
+            block_kv_dq=key_block,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    if key_lengths is None and k.shape[2] == num_keys:
+        out = jax.vmap(kernel)(q, k, v)
+    else:
+        if key_lengths is None:
+            key_lengths = jnp.full((batch,), num_keys, jnp.int32)
+        # Queries see the keys of their own segment, 0; the others are segment 1.
+        hidden = jnp.arange(k.shape[2])[None] >= key_lengths[:, None]  # [B, Lk]
+        segments = splash.SegmentIds(
+            jnp.zeros((batch, q.shape[2]), jnp.int32), hidden.astype(jnp.int32)
+        )
+        out = jax.vmap(kernel)(q, k, v, segments)
+    return jnp.swapaxes(out, 1, 2)[:, :num_queries]
+
+
+def _padded(x: jax.Array) -> jax.Array:
+    """[B, L, heads, head_dim] -> [B, heads, L', head_dim], zeros up to a multiple of the lanes."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % _LANES), (0, 0), (0, 0)))
+    return jnp.swapaxes(x, 1, 2)
+
+
+def _block(length: int) -> int:
+    return next(size for size in _BLOCKS if length % size == 0)
+
+
 class Attention(nn.Module):
     """Multi-head attention whose queries and keys carry their views' cameras; values do not.
 
@@ -131,7 +197,7 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         dense = functools.partial(
             nn.Dense, self.width, dtype=self.dtype, param_dtype=self.param_dtype
         )
@@ -144,8 +210,8 @@ class Attention(nn.Module):
         self,
         x: jax.Array,
         context: jax.Array,
-        query_poses: cape.Poses,
-        key_poses: cape.Poses,
+        query_poses: Poses,
+        key_poses: Poses,
         key_lengths: jax.Array | None = None,
     ) -> jax.Array:
         """Attends from x to context.
@@ -156,9 +222,10 @@ class Attention(nn.Module):
         """
         q = cape.rotate_queries(self.cape, self._heads(self.to_q(x)), query_poses)
         if self.has_variable(CACHE, "keys_values"):
-            k, v = self.get_variable(CACHE, "keys_values")
+            keys_values: Any = self.get_variable(CACHE, "keys_values")
         else:
-            k, v = self.keys_values(context, key_poses)
+            keys_values = self.keys_values(context, key_poses)
+        k, v = keys_values
         kernel = functools.partial(attend, impl=self.attention_impl)
         if self.spread is None:
             out = kernel(q, k, v, key_lengths=key_lengths)
@@ -166,7 +233,7 @@ class Attention(nn.Module):
             out = self.spread.attend(kernel, q, k, v, key_lengths, self.keys_are_views)
         return self.to_out_0(out.reshape(x.shape))
 
-    def keys_values(self, context: jax.Array, key_poses: cape.Poses) -> tuple[jax.Array, jax.Array]:
+    def keys_values(self, context: jax.Array, key_poses: Poses) -> tuple[jax.Array, jax.Array]:
         """All that attention takes from a context: keys, turned, and values, [B, L, heads, hd]."""
         k = cape.rotate_keys(self.cape, self._heads(self.to_k(context)), key_poses)
         return k, self._heads(self.to_v(context))

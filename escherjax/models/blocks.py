@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,10 +18,8 @@ import jax.numpy as jnp
 
 from escherjax.cape import Poses
 from escherjax.devices.spread import Spread
-from escherjax.models.activations import gelu
 from escherjax.models.attention import Attention
-
-ZEROS = nn.initializers.zeros
+from escherjax.models.convnextv2 import gelu
 
 
 @functools.partial(
@@ -78,7 +77,7 @@ class GroupNorm(nn.Module):
         """x: [R, ..., C] -> the same shape, in dtype."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
-        bias = self.param("bias", ZEROS, (channels,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
         x = x.astype(jnp.float32)
         space = tuple(range(1, x.ndim - 1))
         mean = self._group_means(jnp.mean(x, axis=space))  # [R, G, 1]
@@ -106,7 +105,6 @@ class PointwiseConv(nn.Module):
     """
 
     features: int
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -114,8 +112,8 @@ class PointwiseConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., C] -> [..., features]."""
         shape = (1, 1, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias = self.param("bias", ZEROS, (self.features,), self.param_dtype)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         out = jnp.dot(x.astype(self.dtype), kernel[0, 0].astype(self.dtype))
         return out + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
@@ -123,8 +121,8 @@ class PointwiseConv(nn.Module):
 class ResNetBlock(nn.Module):
     """Residual unit: norm, SiLU, conv, plus time; norm, SiLU, conv; plus shortcut.
 
-    The second convolution starts at zero, so that a fresh unit is the identity. epsilon: of both
-    norms. Without a time embedding (in a VAE) there is no projection of it either.
+    The second convolution starts at zero (`initialization`), so that a fresh unit is the identity.
+    epsilon: of both norms. Without a time embedding (in a VAE) there is no projection of it either.
     """
 
     features: int
@@ -139,7 +137,7 @@ class ResNetBlock(nn.Module):
 
         Rows are those of B scenes, one scene after another.
         """
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = functools.partial(
             GroupNorm, self.num_groups, self.epsilon, activation=nn.silu, **types
         )
@@ -149,7 +147,7 @@ class ResNetBlock(nn.Module):
             time = nn.Dense(self.features, name="time_emb_proj", **types)(nn.silu(time_embedding))
             h = h + jnp.repeat(time, x.shape[0] // time.shape[0], axis=0)[:, None, None]
         h = norm(name="norm2")(h)
-        h = nn.Conv(self.features, (3, 3), kernel_init=ZEROS, name="conv2", **types)(h)
+        h = nn.Conv(self.features, (3, 3), name="conv2", **types)(h)
         if x.shape[-1] != self.features:
             x = PointwiseConv(self.features, name="conv_shortcut", **types)(x)
         return x + h
@@ -171,7 +169,7 @@ class _ValueAndGate(nn.Module):
     def __call__(self, x: jax.Array) -> list[jax.Array]:
         shape = (x.shape[-1], 2 * self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, self.param_dtype)
-        bias = self.param("bias", ZEROS, shape[1:], self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:], self.param_dtype)
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         bias = bias.reshape((1,) * (x.ndim - 1) + (-1,))
         if self.spread is None or self.spread.num_model_shards == 1:
@@ -227,7 +225,7 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, conditioning: Conditioning) -> jax.Array:
         """x: [B, M*T, C], view-major -> same shape; guided [B, ...] or [2B, ...] -> [2B, ...]."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         heads = (x.shape[-1], self.num_heads, self.cape, self.attention_impl, self.spread)
         num_scenes, num_targets = conditioning.num_scenes, conditioning.num_targets
         shared = (
@@ -269,7 +267,7 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Residual of a transformer block on an image's pixels as tokens, all views of a scene joined.
 
-    The output projection starts at zero, so that a fresh unit is the identity.
+    The output projection starts at zero (`initialization`), so that a fresh unit is the identity.
     """
 
     num_heads: int
@@ -283,7 +281,7 @@ class SpatialTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, conditioning: Conditioning) -> jax.Array:
         """x: [B*M, h, w, C] -> the same shape; guided [B*M, ...] or [B*2*M, ...] -> the latter."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width = x.shape[-1]
         h = GroupNorm(self.num_groups, epsilon=1e-6, name="norm", **types)(x)
         h = PointwiseConv(width, name="proj_in", **types)(h)
@@ -299,7 +297,7 @@ class SpatialTransformer(nn.Module):
         h = h.reshape(-1, *x.shape[1:])
         if h.shape[0] > x.shape[0]:
             x = as_pairs(x, conditioning.num_scenes)
-        return x + PointwiseConv(width, ZEROS, name="proj_out", **types)(h)
+        return x + PointwiseConv(width, name="proj_out", **types)(h)
 
 
 class Downsample(nn.Module):

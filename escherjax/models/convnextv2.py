@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,6 @@ from jax.typing import DTypeLike
 
 from escherjax.devices.spread import Spread
 from escherjax.errors import UserError
-from escherjax.models.activations import gelu
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,13 +37,13 @@ class ConvNeXtV2Config:
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.widths) or not self.depths:
             raise UserError(
-                f"The image encoder has depths {self.depths} and widths {self.widths}; give one "
-                f"of each for every stage."
+                f"encoder.depths and encoder.widths must have one entry for each stage, got "
+                f"{self.depths} and {self.widths}."
             )
         if self.image_size % self.stride:
             raise UserError(
-                f"The image encoder's image_size {self.image_size} is not a multiple of "
-                f"{self.stride} (patch_size {self.patch_size}, halved by each later stage)."
+                f"encoder.image_size must be a multiple of {self.stride} (patch_size "
+                f"{self.patch_size}, halved by each later stage), got {self.image_size}."
             )
 
     @property
@@ -68,7 +68,7 @@ def preprocess(images: jax.Array, image_size: int) -> jax.Array:
     for axis in (x.ndim - 3, x.ndim - 2):
         if x.shape[axis] != image_size:
             x = _resize_axis(x, axis, *bicubic_taps(x.shape[axis], image_size))
-    mean, std = np.float32(_IMAGENET_MEAN), np.float32(_IMAGENET_STD)
+    mean, std = np.array(_IMAGENET_MEAN, np.float32), np.array(_IMAGENET_STD, np.float32)
     return (x - jnp.broadcast_to(mean, x.shape)) / jnp.broadcast_to(std, x.shape)
 
 
@@ -91,7 +91,7 @@ def bicubic_taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(pixels, 0, size_in - 1).astype(np.int32), weights
 
 
-def _resize_axis(x: jax.Array, axis: int, pixels: np.ndarray, weights: np.ndarray) -> jax.Array:
+def _resize_axis(x: jax.Array, axis: int, pixels: np.ndarray, weights: np.ndarray) -> Any:
     """Sums four gathered copies of x: less to do than a product with a matrix mostly of zeros."""
     shape = [1] * x.ndim
     shape[axis] = len(pixels)
@@ -117,7 +117,7 @@ class ConvNeXtV2(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = preprocess(images, self.config.image_size)
         self.sow("intermediates", "preprocessed", x)
         x = _Embeddings(self.config, **types, name="embeddings")(x)
@@ -136,7 +136,7 @@ class _Embeddings(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         side = (self.config.patch_size, self.config.patch_size)
         x = nn.Conv(self.config.widths[0], side, side, "VALID", **types, name="patch_embeddings")(x)
         return _layer_norm("layernorm", **types)(x)
@@ -152,7 +152,7 @@ class _Stages(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for i, (depth, width) in enumerate(
             zip(self.config.depths, self.config.widths, strict=True)
         ):
@@ -173,7 +173,7 @@ class _Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if self.downsample:
             x = _layer_norm("downsampling_layer_0", **types)(x)
             x = nn.Conv(self.width, (2, 2), (2, 2), "VALID", **types, name="downsampling_layer_1")(
@@ -193,7 +193,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width = x.shape[-1]
         h = nn.Conv(
             width,
@@ -240,3 +240,13 @@ def _layer_norm(
     return nn.LayerNorm(
         epsilon, dtype=dtype, param_dtype=param_dtype, use_fast_variance=False, name=name
     )
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x), Phi the normal distribution's (arXiv 1606.08415), in float32, then x's dtype.
+
+    By the error function, which is one operation to XLA; `flax.linen.gelu` takes its complement,
+    which becomes polynomials, in half precision rounded after each term.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)

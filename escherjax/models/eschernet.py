@@ -26,9 +26,8 @@ from escherjax.models.diffusion import schedule as schedule_lib
 from escherjax.models.diffusion.sampling import Sampling
 from escherjax.models.diffusion.schedule import NoiseSchedule
 from escherjax.models.initialization import draw_parameters
-from escherjax.models.pixels import PixelCodec
 from escherjax.models.unet import UNet, UNetConfig
-from escherjax.models.vae import VAE, VAEConfig
+from escherjax.models.vae import VAE, PixelCodec, VAEConfig
 
 Params = dict[str, Any]
 
@@ -62,6 +61,35 @@ def _parameter_shapes(
         return params
 
     return jax.eval_shape(init)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SceneBatch:
+    """B scenes of N reference and M target views, padded to one shape, with their noise.
+
+    Masks hide what stands behind a scene's own numbers of views, but not NaN: it must be numbers.
+    """
+
+    images: Any  # [B, N, H, W, 3] in [-1, 1]; None where tokens are given beside the batch
+    reference_cameras: Cameras  # c2w [B, N, 4, 4]
+    target_cameras: Cameras  # c2w [B, M, 4, 4]
+    latents: Any  # [B, M, h, w, C] standard normal: the noise that sampling starts from
+    num_references: Any = None  # int [B], how many of the N are real; None for all
+    num_targets: Any = None  # int [B], how many of the M are real; None for all
+    seeds: Any = None  # uint32 [B], of the noise that eta adds; not needed without
+    view_numbers: Any = None  # int32 [B, M], by which views get that noise
+
+    def noise_of_steps(self) -> Callable[[jax.Array], jax.Array]:
+        """Step number -> the noise that eta adds, [B, M, h, w, C], each view's its own."""
+        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 1))(self.seeds)
+
+        def of_view(key: jax.Array, step: jax.Array, view: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(jax.random.fold_in(key, step), view)
+            return jax.random.normal(key, self.latents.shape[2:])
+
+        of_scenes = jax.vmap(jax.vmap(of_view, (None, None, 0)), (0, None, 0))
+        return lambda step: of_scenes(keys, step, self.view_numbers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,47 +150,48 @@ class EscherNet:
     def encode_images(self, params: Params, images: jax.Array) -> jax.Array:
         """Tokens [..., L, D] of reference images [..., H, W, 3] in [-1, 1]."""
 
-        def encode(encoder: Params, images: jax.Array) -> jax.Array:
-            flat = images.reshape(-1, *images.shape[-3:])
-            tokens = self.encoder.apply({"params": encoder}, flat)
-            return tokens.reshape(*images.shape[:-3], *tokens.shape[-2:])
+        def encode(encoder: Params, images: jax.Array) -> Any:
+            return self.encoder.apply({"params": encoder}, images)
 
-        return self._over_views(encode, images)(params["image_encoder"], images)
+        return self._per_view(encode, params["image_encoder"], images)
 
     def encode_latents(self, params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(mean, log variance) [..., h, w, C] of images in [-1, 1], before the scaling factor."""
 
-        def encode(vae: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            flat = images.reshape(-1, *images.shape[-3:])
+        def encode(vae: Params, images: jax.Array) -> Any:
             if isinstance(self.codec, VAE):
-                mean, logvar = self.codec.apply({"params": vae}, flat, method="encode")
-            else:
-                mean = self.codec.encode(flat)
-                logvar = jnp.full_like(mean, -jnp.inf)  # pixels are exact: no variance
-            shape = (*images.shape[:-3], *mean.shape[-3:])
-            return mean.reshape(shape), logvar.reshape(shape)
+                return self.codec.apply({"params": vae}, images, method="encode")
+            mean = self.codec.encode(images)
+            return mean, jnp.full_like(mean, -jnp.inf)  # pixels are exact: no variance
 
-        return self._over_views(encode, images)(params["vae"], images)
+        return self._per_view(encode, params["vae"], images)
 
     def decode_latents(self, params: Params, latents: jax.Array) -> jax.Array:
         """Images [..., H, W, 3] in about [-1, 1] of latents after division by the factor."""
 
-        def decode(vae: Params, latents: jax.Array) -> jax.Array:
-            flat = latents.reshape(-1, *latents.shape[-3:])
+        def decode(vae: Params, latents: jax.Array) -> Any:
             if isinstance(self.codec, VAE):
-                images = self.codec.apply({"params": vae}, flat, method="decode")
-            else:
-                images = self.codec.decode(flat)
-            return images.reshape(*latents.shape[:-3], *images.shape[-3:])
+                return self.codec.apply({"params": vae}, latents, method="decode")
+            return self.codec.decode(latents)
 
-        return self._over_views(decode, latents)(params["vae"], latents)
+        return self._per_view(decode, params["vae"], latents)
 
-    def _over_views(self, function: Callable[..., Any], images: jax.Array) -> Callable[..., Any]:
-        """`function` of (parameters, images), with images [B, V, H, W, C] split where V divides."""
+    def _per_view(
+        self, function: Callable[[Params, jax.Array], Any], params: Params, images: jax.Array
+    ) -> Any:
+        """`function` on [V, H, W, C] for images [..., H, W, C]: its outputs [..., *their own].
+
+        Images [B, V, H, W, C] are shared by the devices of `spread` where V divides.
+        """
+
+        def run(params: Params, images: jax.Array) -> Any:
+            out = function(params, images.reshape(-1, *images.shape[-3:]))
+            return jax.tree.map(lambda x: x.reshape(*images.shape[:-3], *x.shape[1:]), out)
+
         spread = self.spread
         if spread is None or images.ndim != 5 or images.shape[1] % spread.num_view_shards:
-            return function
-        return spread.over_views(function, (False, True))
+            return run(params, images)
+        return spread.over_views(run, (False, True))(params, images)
 
     def predict(
         self,
@@ -227,13 +256,21 @@ class EscherNet:
         return predict
 
     def _run_unet(
-        self, variables: Any, latents: jax.Array, target_poses: cape.Poses, *rest: Any
+        self, variables: Any, latents: jax.Array, target_poses: Any, *rest: Any
     ) -> jax.Array:
         """The U-Net, each device its own target views. rest: timesteps, tokens, ref_poses,
         num_references, num_targets, guided."""
         *arrays, guided = rest
 
-        def run(variables, latents, target_poses, timesteps, tokens, ref_poses, *numbers):
+        def run(
+            variables: Any,
+            latents: jax.Array,
+            target_poses: Any,
+            timesteps: jax.Array,
+            tokens: jax.Array,
+            ref_poses: Any,
+            *numbers: jax.Array | None,
+        ) -> Any:
             return self.unet.apply(
                 variables, latents, timesteps, tokens, target_poses, ref_poses, *numbers, guided
             )
@@ -245,32 +282,16 @@ class EscherNet:
     def generate(
         self,
         params: Params,
-        images: jax.Array,
-        reference_cameras: Cameras,
-        target_cameras: Cameras,
-        latents: jax.Array,
+        scenes: SceneBatch,
         sampling: Sampling,
-        num_references: jax.Array | None = None,
-        num_targets: jax.Array | None = None,
-        **noise: Any,
+        on_step: samplers.OnStep | None = None,
     ) -> jax.Array:
-        """New views, all targets of a scene jointly.
+        """New views [B, M, H, W, 3] float32 in [0, 1], all targets of a scene jointly.
 
-        images: [B, N, H, W, 3] in [-1, 1]; latents: [B, M, h, w, C] standard normal;
-        num_references, num_targets: see `predict`; noise: see `generate_latents`.
-        Returns [B, M, H, W, 3] float32 in [0, 1].
+        sampling: its seed is not used, since scenes hold the noise. on_step: see `samplers.sample`.
         """
-        latents = self.generate_latents(
-            params,
-            self.encode_images(params, images),
-            reference_cameras,
-            target_cameras,
-            latents,
-            sampling,
-            num_references,
-            num_targets,
-            **noise,
-        )
+        tokens = self.encode_images(params, scenes.images)
+        latents = self.generate_latents(params, tokens, scenes, sampling, on_step)
         decoded = self.decode_latents(params, latents / self.latent_scale)
         return jnp.clip(decoded / 2 + 0.5, 0.0, 1.0)
 
@@ -278,60 +299,33 @@ class EscherNet:
         self,
         params: Params,
         tokens: jax.Array,
-        reference_cameras: Cameras,
-        target_cameras: Cameras,
-        latents: jax.Array,
+        scenes: SceneBatch,
         sampling: Sampling,
-        num_references: jax.Array | None = None,
-        num_targets: jax.Array | None = None,
-        keys: jax.Array | None = None,
-        view_numbers: jax.Array | None = None,
-        on_step: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        on_step: samplers.OnStep | None = None,
     ) -> jax.Array:
-        """Scaled latents [B, M, h, w, C] after sampling; tokens [B, N, L, D] of `encode_images`.
-
-        sampling: its seed is not used; keys: [B], of the noise that eta adds, each view's its own,
-        by its number in view_numbers, int [B, M]; None counts them from 0. on_step: see
-        `samplers.sample`; its estimate is divided by `latent_scale`, as `decode_latents` wants it.
-        """
-
+        """Latents [B, M, h, w, C], scaled; `generate` for tokens [B, N, L, D] of its images."""
         predict = self.denoiser(
             params,
             tokens,
-            reference_cameras,
-            target_cameras,
-            num_references,
-            num_targets,
+            scenes.reference_cameras,
+            scenes.target_cameras,
+            scenes.num_references,
+            scenes.num_targets,
             sampling.is_guided,
         )
-
-        def draw_noise(step: jax.Array) -> jax.Array:
-            views = view_numbers
-            if views is None:
-                views = jnp.broadcast_to(jnp.arange(latents.shape[1]), latents.shape[:2])
-
-            def draw(key: jax.Array, view: jax.Array) -> jax.Array:
-                key = jax.random.fold_in(jax.random.fold_in(key, step), view)
-                return jax.random.normal(key, latents.shape[2:])
-
-            return jax.vmap(jax.vmap(draw, (None, 0)))(keys, views)
-
-        watch = None
-        if on_step is not None:
-            watch = lambda step, clean: on_step(step, clean / self.latent_scale)  # noqa: E731
         return samplers.sample(
             self.schedule,
             samplers.guide(predict, sampling),
-            latents,
+            scenes.latents,
             sampling,
-            draw_noise if sampling.eta else None,
-            on_step=watch,
+            scenes.noise_of_steps() if sampling.eta else None,
+            on_step=on_step,
         )
 
 
 def from_config(config: ConfigDict) -> EscherNet:
     """The network that a training config describes; see `configs/base.py` for the fields."""
-    dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    dtypes: Any = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
     if config.latents.kind == "vae":
         codec: VAE | PixelCodec = VAE(VAEConfig(**config.latents.vae), **dtypes)
         channels = config.latents.vae.latent_channels
@@ -382,9 +376,9 @@ def from_parts(
             encoder.widths[-1],
         ),
     ]
-    problems = [f"{a} is {x}, {b} {y}" for a, x, b, y in pairs if x != y]
+    problems = [f"{a} must be {b} = {y}, got {x}" for a, x, b, y in pairs if x != y]
     if problems:
-        raise UserError(f"The networks do not fit together: {'; '.join(problems)}. Needed equals.")
+        raise UserError(f"The networks do not fit together: {'; '.join(problems)}.")
     return EscherNet(
         unet=UNet(unet, cape=cape_variant, dtype=dtype),
         encoder=ConvNeXtV2(encoder, dtype=dtype),

@@ -18,12 +18,11 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from escherjax import cape
+from escherjax.cape import Poses
 from escherjax.devices.spread import Spread
 from escherjax.errors import UserError
 from escherjax.models.attention import CACHE, Attention
 from escherjax.models.blocks import (
-    ZEROS,
     Conditioning,
     Downsample,
     GroupNorm,
@@ -52,18 +51,18 @@ class UNetConfig:
     cross_channels: int = 768
     norm_groups: int = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.block_channels or len(self.attention) != len(self.block_channels):
             raise UserError(
-                f"unet.attention has {len(self.attention)} entries and unet.block_channels "
-                f"{len(self.block_channels)}; needed one of each per level, and a level at least."
+                f"unet.attention and unet.block_channels must have one entry for each level, and a "
+                f"level at least, got {len(self.attention)} and {len(self.block_channels)}."
             )
         for name, divisor in (("norm_groups", self.norm_groups), ("num_heads", self.num_heads)):
             misfits = [c for c in self.block_channels if divisor < 1 or c % divisor]
             if misfits:
                 raise UserError(
-                    f"unet.{name} = {divisor} does not divide unet.block_channels entries "
-                    f"{misfits}; needed a common divisor of {list(self.block_channels)}."
+                    f"unet.{name} must be a common divisor of unet.block_channels = "
+                    f"{list(self.block_channels)}, got {divisor}, which does not divide {misfits}."
                 )
 
 
@@ -158,7 +157,7 @@ class UpBlock(nn.Module):
         skips: list[jax.Array],
         time_embedding: jax.Array,
         conditioning: Conditioning,
-        size: tuple[int, int] | None,
+        size: tuple[int, ...] | None,
     ) -> jax.Array:
         """h: [R, h, w, C]; skips: one [R, h, w, S] a layer; size: (H, W) after up-sampling.
 
@@ -183,7 +182,7 @@ class UNet(nn.Module):
     are float32 always. remat: recompute each residual and transformer unit in the backward pass
     instead of storing it. attention_impl: see `attention.attend`. spread: the devices that share a
     scene, if several do; target views are then this device's own.
-    A fresh network outputs zeros: its last convolution starts at zero.
+    A fresh network outputs zeros: its last convolution starts at zero (`initialization`).
     """
 
     config: UNetConfig = UNetConfig()
@@ -200,8 +199,8 @@ class UNet(nn.Module):
         latents: jax.Array,
         timesteps: jax.Array,
         tokens: jax.Array,
-        target_poses: cape.Poses,
-        ref_poses: cape.Poses,
+        target_poses: Poses,
+        ref_poses: Poses,
         num_references: jax.Array | None = None,
         num_targets: jax.Array | None = None,
         guided: bool = False,
@@ -215,7 +214,7 @@ class UNet(nn.Module):
         all devices, are seen by other views; None = all.
         guided: predict twice, as for tokens of zero, and for these.
         Returns float32 [B, M, h, w, out_channels], guided [B*2, M, ...], scene by scene.
-        With the collection of `reference_cache`, tokens and ref_poses tell their shapes only.
+        With the collection of `reference_cache`, only the shapes of tokens and ref_poses matter.
         Raises UserError if cameras and views do not agree in number.
         """
         config = self.config
@@ -224,7 +223,7 @@ class UNet(nn.Module):
         _check_poses("target", target_poses, (batch, num_views))
         _check_poses("reference", ref_poses, (batch, num_refs))
 
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         wrap: Callable[[Any], Any] = nn.remat if self.remat else lambda module: module
         resnet = functools.partial(wrap(ResNetBlock), num_groups=config.norm_groups, **types)
         transformer = functools.partial(
@@ -286,15 +285,11 @@ class UNet(nn.Module):
 
         h = GroupNorm(config.norm_groups, name="conv_norm_out", **types)(h)
         self.sow("intermediates", "h_conv_norm_out", h)
-        h = nn.Conv(config.out_channels, (3, 3), kernel_init=ZEROS, name="conv_out", **types)(
-            nn.silu(h)
-        )
+        h = nn.Conv(config.out_channels, (3, 3), name="conv_out", **types)(nn.silu(h))
         return h.astype(jnp.float32).reshape(-1, *latents.shape[1:-1], config.out_channels)
 
     @nn.nowrap
-    def reference_cache(
-        self, params: Any, tokens: jax.Array, ref_poses: cape.Poses
-    ) -> dict[str, Any]:
+    def reference_cache(self, params: Any, tokens: jax.Array, ref_poses: Poses) -> dict[str, Any]:
         """Keys and values of every cross-attention, as variables to `apply` this network with.
 
         They depend on the references alone, so that they are the same at every sampling step.
@@ -318,10 +313,10 @@ class UNet(nn.Module):
         return {CACHE: unflatten_dict(cache)}
 
 
-def _check_poses(role: str, poses: cape.Poses, expected: tuple[int, int]) -> None:
+def _check_poses(role: str, poses: Poses, expected: tuple[int, int]) -> None:
     for leaf in jax.tree.leaves(poses):
         if leaf.shape[:2] != expected:
             raise UserError(
-                f"{role} cameras have leading shape {leaf.shape[:2]}; needed {expected} (scenes, "
-                f"{role} views). Pass one camera for each {role} view."
+                f"{role} cameras must have the leading shape {expected} (scenes, {role} views), "
+                f"got {leaf.shape[:2]}. Pass one camera for each {role} view."
             )

@@ -6,7 +6,9 @@ It is frozen in EscherNet. Parameter names follow the published PyTorch checkpoi
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 from escherjax.devices.spread import Spread
 from escherjax.errors import UserError
 from escherjax.models.attention import attend
-from escherjax.models.blocks import ZEROS, Downsample, GroupNorm, ResNetBlock, Upsample
+from escherjax.models.blocks import Downsample, GroupNorm, ResNetBlock, Upsample
 
 _NORM_EPS = 1e-6
 _MIN_LOGVAR, _MAX_LOGVAR = -30.0, 20.0
@@ -57,7 +59,7 @@ class VAE(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.encoder = Encoder(self.config, **types)
         self.decoder = Decoder(self.config, self.spread, **types)
         self.quant_conv = nn.Conv(2 * self.config.latent_channels, (1, 1), **types)
@@ -92,7 +94,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, 3] -> [B, h, w, 2C], before `quant_conv`."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         groups, depth = self.config.norm_groups, self.config.layers_per_block
         widths = self.config.block_channels
         x = nn.Conv(widths[0], (3, 3), name="conv_in", **types)(x)
@@ -115,7 +117,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, h, w, C], after `post_quant_conv` -> [B, H, W, 3]."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         groups, depth = self.config.norm_groups, self.config.layers_per_block + 1
         widths = self.config.block_channels[::-1]
         x = nn.Conv(widths[0], (3, 3), name="conv_in", **types)(x)
@@ -143,7 +145,7 @@ class _Level(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for i in range(self.depth):
             x = ResNetBlock(self.width, self.groups, _NORM_EPS, name=f"resnets_{i}", **types)(x)
         if self.resample == "down":
@@ -163,7 +165,7 @@ class _Middle(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         width = x.shape[-1]
         x = ResNetBlock(width, self.groups, _NORM_EPS, name="resnets_0", **types)(x)
         x = _PixelAttention(self.groups, name="attentions_0", **types)(x)
@@ -179,10 +181,52 @@ class _PixelAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types: Any = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         batch, height, width, channels = x.shape
         h = GroupNorm(self.groups, _NORM_EPS, name="group_norm", **types)(x)
         h = h.reshape(batch, height * width, 1, channels)  # [B, T, heads, C]
         q, k, v = (nn.Dense(channels, name=f"to_{part}", **types)(h) for part in "qkv")
         h = attend(q, k, v).reshape(x.shape)
-        return x + nn.Dense(channels, kernel_init=ZEROS, name="to_out_0", **types)(h)
+        return x + nn.Dense(channels, name="to_out_0", **types)(h)
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelCodec:
+    """Space-to-depth of patches of `patch` x `patch` pixels; no parameters, and nothing is lost."""
+
+    patch: int
+
+    def __post_init__(self) -> None:
+        if self.patch < 1:
+            raise UserError(f"patch must be at least 1, got {self.patch}.")
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent position: three colours of each pixel of the patch."""
+        return 3 * self.patch**2
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """Moves patches into channels: [..., H, W, 3] -> [..., H/patch, W/patch, 3 patch^2].
+
+        Raises UserError where a side is not a multiple of the patch.
+        """
+        height, width = images.shape[-3:-1]
+        if height % self.patch or width % self.patch:
+            raise UserError(
+                f"image sides must be multiples of patch = {self.patch}, got {height} x {width} "
+                "pixels. Change the resolution or the patch."
+            )
+        return einops.rearrange(
+            images, "... (h p) (w q) c -> ... h w (p q c)", p=self.patch, q=self.patch
+        )
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Inverts `encode`: [..., h, w, 3 patch^2] -> [..., h*patch, w*patch, 3]."""
+        if latents.shape[-1] != self.latent_channels:
+            raise UserError(
+                f"latents must have {self.latent_channels} channels for patches of {self.patch} "
+                f"pixels, got {latents.shape[-1]}."
+            )
+        return einops.rearrange(
+            latents, "... h w (p q c) -> ... (h p) (w q) c", p=self.patch, q=self.patch
+        )

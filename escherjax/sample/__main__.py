@@ -1,4 +1,4 @@
-"""Draws new views of a scene.
+"""Generates new views of a scene.
 
     python -m escherjax.sample --weights runs/demo --views SCENE --references 0,5,9 \\
         --targets orbit --num-views 24 --out out/
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,114 +28,138 @@ from typing import TYPE_CHECKING
 
 from escherjax import files
 from escherjax.errors import UserError, run_command
-from escherjax.models.diffusion import sampling as sampling_lib
 from escherjax.models.diffusion.sampling import Sampling
-from escherjax.sample import arguments as input_arguments
-from escherjax.sample import run_record, target_arguments
+from escherjax.sample import arguments as flags
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from escherjax.data.inputs import InputViews
     from escherjax.sample.program import OnStep
+    from escherjax.sample.targets import Targets
 
 _MIN_VIEWS_PER_DEVICE = 4  # with fewer, devices are not shared unless asked for
 
 
 def main(argv: Sequence[str]) -> int:
-    argv = run_record.repeated(argv)
-    arguments = _parser().parse_args(argv)
-    if arguments.weights is None and not arguments.preview:
-        raise UserError("--weights is missing; only --preview does without.")
-
+    arguments = flags.parse(argv, __doc__)
     Sampling.from_arguments(arguments)  # wrong settings are refused before anything is read
     with files.output_folder(arguments.out):
-        target_arguments.check_out(arguments)
+        flags.check_out(arguments)
         return _sample(arguments, argv)
 
 
 def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
-    import numpy as np
-
     from escherjax import cameras
-    from escherjax.cameras import Cameras
-    from escherjax.data import inputs
-    from escherjax.reports import sheets
-    from escherjax.sample import loading, outputs, plans
-    from escherjax.weights import identity, runs
 
-    scene = input_arguments.open_views(arguments)
-    references = scene.references
+    scene = flags.open_views(arguments)
     scale = 1.0
     if arguments.max_radius is not None:
         _, scale, _ = cameras.normalize_scene(scene.c2w, arguments.max_radius)
-    targets = target_arguments.choose(arguments, scene.c2w, references, scale)
-    target_c2w = targets.c2w
+    targets = flags.choose_targets(arguments, scene.c2w, scene.references, scale)
     if arguments.preview:
-        print(target_arguments.save_preview(arguments, scene.c2w, references, scale, targets))
+        print(_save_preview(arguments.out, scene, scale, targets))
         return 0
-    # Wrong settings are refused before weights are read
+    _check_plan(arguments, scene, targets)
+    print(_generate(arguments, argv, scene, scale, targets))
+    return 0
+
+
+def _check_plan(arguments: argparse.Namespace, scene: InputViews, targets: Targets) -> None:
+    """Refuses wrong settings before weights are read."""
+    from escherjax.sample import plans
+
     if arguments.plan == "joint" and arguments.chunk is not None:
-        raise UserError("--chunk: means nothing to --plan joint, which draws all views at once.")
-    plans.make_plan(arguments.plan, scene.c2w[references], target_c2w, chunk=arguments.chunk)
+        raise UserError("--chunk must be left out with --plan joint: all views are one chunk.")
+    references = scene.c2w[scene.references]
+    plans.make_plan(arguments.plan, references, targets.c2w, chunk=arguments.chunk)
+
+
+def _generate(
+    arguments: argparse.Namespace,
+    argv: Sequence[str],
+    scene: InputViews,
+    scale: float,
+    targets: Targets,
+) -> Path:
+    """Loads weights, generates and writes everything; returns the path of the contact sheet."""
+    import numpy as np
+
+    from escherjax.cameras import Cameras
+    from escherjax.data import inputs
+    from escherjax.reports import sheets
+    from escherjax.sample import loading, outputs
+    from escherjax.weights import identity, runs
+
     num_devices = arguments.view_parallel
     if num_devices is None:
-        num_devices = _num_devices(len(target_c2w))
-    arguments.weights, folder = identity.pin(arguments.weights)
-    pipe = loading.load(
-        arguments.weights, arguments.dtype, arguments.cape, view_devices=num_devices
-    )
-    # By the name that was given: of a hub id, the folder's own does not say the camera encoding
-    weights = {**identity.describe(pipe.facts, folder), "path": str(arguments.weights)}
-    run_record.check_weights(arguments.weights_hash, weights)
+        num_devices = _num_devices(len(targets.c2w))
+    path, folder = identity.pin(arguments.weights)
+    pipe = loading.load(path, arguments.dtype, arguments.cape, view_devices=num_devices)
+    # By the name that was given: a hub id, not its folder, names the camera encoding
+    weights = {**identity.describe(pipe.facts, folder), "path": str(path)}
+    if arguments.weights_hash not in (None, weights["hash"]):
+        raise UserError(
+            f"--weights-hash is {arguments.weights_hash}, but the weights in {path} have the hash "
+            f"{weights['hash']}. Name with --weights where they are now, or others."
+        )
     sampling = Sampling.from_arguments(arguments).resolve(
         pipe.facts.guidance_scale, pipe.model.schedule.num_train_timesteps
     )
-    fov_deg = input_arguments.training_fov_deg(arguments, pipe.facts)
+    fov_deg = flags.training_fov_deg(arguments, pipe.facts)
     fitted = scene.fit(pipe.resolution, fov_deg, scale=scale)
-    images, c2w, K = sheets.to_uint8(fitted.images), fitted.cameras.c2w, fitted.cameras.K
-    true_images = None
+    true_views = None
     if arguments.targets == "all":
         every = scene.fit(pipe.resolution, fov_deg, np.arange(scene.num_views), scale)
-        true_images = sheets.to_uint8(every.images)
+        true_views = sheets.to_uint8(every.images)
+    c2w = np.asarray(fitted.cameras.c2w)
     notes = fitted.notes + inputs.radius_notes(c2w, "references", pipe.facts)
-    notes += inputs.radius_notes(target_c2w, "targets", pipe.facts)
+    notes += inputs.radius_notes(targets.c2w, "targets", pipe.facts)
 
-    print(*notes, sep="\n", file=sys.stderr)
-    plan = pipe.plan_views(
-        Cameras(c2w), Cameras(target_c2w), arguments.plan, arguments.chunk, sampling.guidance_scale
-    )
+    cameras = Cameras(c2w), Cameras(targets.c2w)
+    plan = pipe.plan_views(*cameras, arguments.plan, arguments.chunk, sampling.guidance_scale)
     num_conditioning, num_together = plan.shape
     memory = pipe.estimate_memory(
         num_conditioning, max(num_together, arguments.min_targets), sampling.guidance_scale
     )
-    print(f"{plan.describe()}\nmemory: {memory.describe()}", file=sys.stderr)
     print(
-        f"{len(references)} references to {len(target_c2w)} views, {sampling.num_steps} steps, "
+        *notes,
+        plan.describe(),
+        f"memory: {memory.describe()}",
+        f"{len(c2w)} references to {len(targets.c2w)} views, {sampling.num_steps} steps, "
         f"guidance {sampling.guidance_scale:g}",
+        sep="\n",
         file=sys.stderr,
     )
     started = time.perf_counter()
     with _progress() as on_step:
-        views = pipe.generate(
+        made = pipe.generate(
             fitted.images,
-            Cameras(c2w),
-            Cameras(target_c2w),
+            *cameras,
             **dataclasses.asdict(sampling),
             on_step=on_step,
             plan=plan,
             min_targets=arguments.min_targets,
         )
     elapsed = time.perf_counter() - started
-    views = sheets.to_uint8(views)
 
-    outputs.write_views(arguments.out, images, views, targets, K[0], true_images)
-    target_arguments.save_preview(arguments, scene.c2w, references, scale, targets)
+    references, views = sheets.to_uint8(fitted.images), sheets.to_uint8(made)
+    K = np.asarray(fitted.cameras.K)[0]
+    outputs.write_views(arguments.out, references, views, targets, K, true_views)
+    _save_preview(arguments.out, scene, scale, targets)
     if arguments.nerf_folder:
         outputs.write_nerf_folder(
-            arguments.out / "nerf", images, Cameras(c2w, K), views, target_c2w, arguments.alpha
+            arguments.out / "nerf",
+            references,
+            fitted.cameras,
+            views,
+            targets.c2w,
+            arguments.alpha,
         )
     record = {
-        "references": references.tolist(),
+        "command": [*flags.COMMAND, *argv],
+        "arguments": flags.record_arguments(arguments),
+        "references": scene.references.tolist(),
         "targets": targets.settings,
         "num_views": len(views),
         "view_parallel": num_devices,
@@ -154,61 +179,20 @@ def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         "eta": sampling.eta,
         "dtype": arguments.dtype,
     }
-    run_record.write_record(arguments.out, argv, record)
-    print(arguments.out / outputs.SHEET_NAME)
-    return 0
+    (arguments.out / flags.RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n")
+    return arguments.out / outputs.SHEET_NAME
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m escherjax.sample",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--weights", help="work directory, checkpoint in it, pipeline folder, or hub id owner/name")
-    add("--weights-hash", metavar="HASH", help="refuse other weights; run.json has it")
-    input_arguments.add_arguments(parser)
-    sampling_lib.add_arguments(parser)
-    add("--out", required=True, type=Path)
-    add(
-        "--repeat",
-        metavar="RUN.JSON",
-        help="the recorded command again, with what else is given in place of its own",
-    )
-    add(
-        "--plan",
-        default="auto",
-        help="which views are drawn together: joint (all), anchors (some spread over the path, "
-        "then chunks between them), autoregressive (chunk after chunk), auto: joint where memory "
-        "allows, else anchors (default %(default)s)",
-    )
-    add("--chunk", type=int, metavar="N", help="most views at once, except in plan joint")
-    add(
-        "--min-targets",
-        type=int,
-        default=0,
-        metavar="N",
-        help="draw at least N views together: extra ones beside the targets are drawn and dropped; "
-        "few views gain from 15 (default %(default)s)",
-    )
-    add("--dtype", default="float32", help="compute: float32 or bfloat16")
-    add(
-        "--view-parallel",
-        type=int,
-        metavar="N",
-        help="devices that share the views; default: all, if each gets four or more",
-    )
-    add("--cape", help="camera encoding of a pipeline folder whose name does not say it")
-    add(
-        "--max-radius",
-        type=float,
-        metavar="R",
-        help="scale the scene so that its farthest camera stands R from the origin",
-    )
-    target_arguments.add_arguments(parser)
-    return parser
+def _save_preview(folder: Path, scene: InputViews, scale: float, targets: Targets) -> Path:
+    """Writes the picture of the cameras and returns its path."""
+    from escherjax.reports import preview
+
+    path = folder / flags.PREVIEW_NAME
+    c2w = scene.c2w[scene.references]
+    c2w[:, :3, 3] *= scale
+    names = [str(view) for view in scene.references]
+    preview.save_preview(path, c2w, targets.c2w, names, targets.is_path, targets.closed)
+    return path
 
 
 @contextlib.contextmanager
@@ -216,7 +200,7 @@ def _progress() -> Iterator[OnStep]:
     """A bar of sampling steps, as `Pipeline.generate` reports them."""
     from tqdm import tqdm
 
-    with tqdm(desc="drawing", unit="step") as bar:
+    with tqdm(desc="sampling", unit="step") as bar:
 
         def on_step(done: int, num_steps: int, _: np.ndarray) -> None:
             bar.total = num_steps

@@ -16,7 +16,7 @@ from escherjax.data.loader_config import view_counts
 from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
 from escherjax.models import eschernet
-from escherjax.models.pixels import PixelCodec
+from escherjax.models.vae import PixelCodec
 from escherjax.sample.pipeline import Pipeline, facts_of_model
 from escherjax.weights import facts as facts_lib
 from escherjax.weights import hub, reading, run_params, runs

@@ -1,9 +1,9 @@
-"""How much memory drawing M views from N takes, by formula, before anything is compiled.
+"""Estimates, by formula, how much memory sampling M views from N takes, before compiling anything.
 
-An estimate, not a measurement: it counts the arrays that must be alive together in the largest
-moment of each stage (encoding the references, one denoising step, decoding the views), as the
-network is written, and adds the parameters. The stages follow each other, so the largest counts.
-What a compiler fuses or copies beyond that is not in it; docs/sampling.md says how far it is off.
+It counts the arrays that must be alive together in the largest moment of each stage (encoding the
+references, one denoising step, decoding the views), as the network is written, and adds the
+parameters. The stages follow each other, so the largest counts. What a compiler fuses or copies
+beyond that is not in it; docs/sampling.md has measured differences.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -19,10 +19,8 @@ import jax.numpy as jnp
 
 from escherjax.errors import UserError
 from escherjax.models import attention
-from escherjax.models.convnextv2 import ConvNeXtV2Config
 from escherjax.models.eschernet import EscherNet, Params
-from escherjax.models.unet import UNetConfig
-from escherjax.models.vae import VAE, VAEConfig
+from escherjax.models.vae import VAE, PixelCodec
 
 # Part of the free memory that a plan may count on: the estimate's error and fragments take the rest
 _USABLE = 0.75
@@ -37,23 +35,17 @@ log = logging.getLogger("escherjax.sample.plans")
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on each device while M targets are drawn from N conditioning views.
-
-    parameters: as they are stored; cast: their copies in the compute dtype, where that is another.
-    encoding, denoising, decoding: the arrays of each stage at its largest; attention: the part of
-    denoising that is scores of attention, zero for a fused kernel; kernel: which one the widest
-    self-attention takes.
-    """
+    """Bytes on each device while M targets are sampled from N conditioning views."""
 
     num_conditioning: int
     num_targets: int
-    parameters: int
-    cast: int
-    encoding: int
+    parameters: int  # as they are stored
+    cast: int  # their copies in the compute dtype, where that is another
+    encoding: int  # the arrays of each stage at its largest
     denoising: int
     decoding: int
-    attention: int
-    kernel: str
+    attention: int  # the part of denoising that is scores of attention; 0 for a fused kernel
+    kernel: str  # of the widest self-attention
 
     @property
     def working(self) -> int:
@@ -90,34 +82,38 @@ def estimate(
     params: arrays or ShapeDtypeStructs. resolution: side in pixels of the views. guidance_scale:
     more than 1 doubles the rows of the network. num_devices: that share the targets.
     """
-    dtype = model.unet.dtype
-    size = jnp.dtype(dtype).itemsize
-    guided = 2 if guidance_scale > 1 else 1
+    unet, encoder = model.unet.config, model.encoder.config
+    size = jnp.dtype(model.unet.dtype).itemsize
     local = -(-num_targets // num_devices)
-    leaves = jax.tree.leaves({k: v for k, v in params.items() if k != "vae"})
     side = model.latent_shape(resolution)[0]
-    tokens = num_conditioning * model.encoder.config.num_tokens
-    units = _unet_units(model, side, guided, local, local * num_devices, tokens, size)
-    largest, scores = max(units)
-    cache = _cache_values(model.unet.config) * tokens * size
-    stored = jax.tree.leaves(params)
+    tokens = num_conditioning * encoder.num_tokens
+    cast = jax.tree.leaves({name: part for name, part in params.items() if name != "vae"})
+    denoising, scores = _denoising(
+        model, side, 2 if guidance_scale > 1 else 1, local, local * num_devices, tokens
+    )
+    # Keys and values of all cross-attentions, for each reference token
+    layers = 2 * unet.layers_per_block + 1
+    levels = zip(unet.block_channels, unet.attention, strict=True)
+    cached = 2 * (sum(layers * c for c, attends in levels if attends) + unet.block_channels[-1])
+    # The encoder's first stage is the widest: C twice, 4C twice
+    encoding = (encoder.image_size // encoder.patch_size) ** 2 * encoder.widths[0] * (2 + 2 * 4)
     return MemoryEstimate(
         num_conditioning,
         num_targets,
-        parameters=sum(leaf.size * leaf.dtype.itemsize for leaf in stored),
-        cast=sum(leaf.size * size for leaf in leaves if leaf.dtype.itemsize != size),
-        encoding=num_conditioning * _encoder_values(model.encoder.config) * size,
-        denoising=largest + cache,
-        decoding=_decoding(model, local, resolution, size),
+        parameters=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)),
+        cast=sum(leaf.size * size for leaf in cast if leaf.dtype.itemsize != size),
+        encoding=num_conditioning * encoding * size,
+        denoising=denoising + cached * tokens * size,
+        decoding=local * _decoding(model.codec, resolution, size),
         attention=scores,
-        kernel=_kernel(model, local * side * side, model.unet.config.block_channels[0]),
+        kernel=_kernel(model, local * side * side, unet.block_channels[0]),
     )
 
 
 def free_bytes() -> int | None:
-    """Memory of the first local device that is free now; None where nothing tells it.
+    """Memory of the first local device that is free now; None where it is unknown.
 
-    On a CPU what Linux calls available; other systems tell only how much memory there is.
+    On a CPU what Linux calls available; other systems report only how much memory there is.
     """
     device = jax.local_devices()[0]
     if device.platform == "cpu":
@@ -140,14 +136,14 @@ def largest_chunk(
     """The most targets, up to `most`, whose estimate fits three quarters of the free memory.
 
     estimate_of: number of targets -> its estimate. free: bytes beside the parameters, which are
-    there already; None asks `free_bytes`, and where that cannot tell, all are said to fit, with a
-    warning. Raises UserError if not one fits.
+    there already; None asks `free_bytes`; where that is unknown all are taken to fit, and a
+    warning is logged. Raises UserError if not one fits.
     """
     free = free_bytes() if free is None else free
     if free is None:
         log.warning(
-            "this device does not tell how much memory is free: all %d views are drawn at once "
-            "(chunk, --chunk, says how many at most)",
+            "this device does not report its free memory: all %d views are sampled at once; "
+            "chunk (--chunk) sets how many at most",
             most,
         )
         return most
@@ -166,30 +162,24 @@ def largest_chunk(
     return low
 
 
-def _unet_units(
-    model: EscherNet,
-    side: int,
-    guided: int,
-    local: int,
-    views: int,
-    reference_tokens: int,
-    size: int,
-) -> Iterator[tuple[int, int]]:
-    """(bytes alive, of these scores) for every unit of the U-Net, skips included."""
-    config = model.unet.config
-    rows = guided * local
-    levels = []
-    for channels, attends in zip(config.block_channels, config.attention, strict=True):
-        levels.append((side * side, channels, attends))
-        side = -(-side // 2)
+def _denoising(
+    model: EscherNet, side: int, guided: int, local: int, views: int, reference_tokens: int
+) -> tuple[int, int]:
+    """(bytes alive in the U-Net's largest unit with the skips at that time, of these scores).
 
-    def resnet(pixels: int, channels_in: int, channels: int) -> tuple[int, int]:
-        values = max(2 * channels_in + channels, channels_in + 3 * channels)
-        return (skips + pixels * values) * rows * size, 0
+    guided: 2 for two predictions, else 1; local: views of a device, of `views` of all.
+    """
+    config, size = model.unet.config, jnp.dtype(model.unet.dtype).itemsize
 
-    def transformer(pixels: int, channels: int) -> Iterator[tuple[int, int]]:
+    def alive(
+        skips: int, pixels: int, channels_in: int, channels: int, attends: bool
+    ) -> tuple[int, int]:
+        row_bytes = guided * local * size
+        resnet = skips + pixels * max(2 * channels_in + channels, channels_in + 3 * channels)
+        if not attends:
+            return resnet * row_bytes, 0
         # Gated feed-forward: values and gates 8C, their product 4C, two residuals
-        yield (skips + 14 * pixels * channels) * rows * size, 0
+        feed_forward = skips + 14 * pixels * channels
         gathered = 2 * channels * pixels * (views - local) * guided * size
         scores = 0
         if _kernel(model, local * pixels, channels) == "xla":
@@ -197,33 +187,29 @@ def _unet_units(
             keys = max(guided * views * pixels, reference_tokens)
             scores = _SCORE_BYTES * config.num_heads * local * pixels * keys
         kept = skips + 6 * pixels * channels  # two residuals, q, k, v and the result
-        yield kept * rows * size + gathered + scores, scores
+        attention = kept * row_bytes + gathered + scores
+        return max((max(resnet, feed_forward) * row_bytes, 0), (attention, scores))
 
-    skips = levels[0][0] * levels[0][1]  # values for one row
-    stack = [skips]
-    below = levels[0][1]
+    levels = []
+    for channels, attends in zip(config.block_channels, config.attention, strict=True):
+        levels.append((side * side, channels, attends))
+        side = -(-side // 2)
+    pixels, below, _ = levels[0]
+    skips, units = [pixels * below], []  # both in values for one row
     for i, (pixels, channels, attends) in enumerate(levels):
         for _ in range(config.layers_per_block):
-            yield resnet(pixels, below, channels)
-            if attends:
-                yield from transformer(pixels, channels)
+            units.append(alive(sum(skips), pixels, below, channels, attends))
             below = channels
-            stack.append(pixels * channels)
-            skips += stack[-1]
+            skips.append(pixels * channels)
         if i + 1 < len(levels):
-            stack.append(levels[i + 1][0] * channels)
-            skips += stack[-1]
-    pixels, channels, _ = levels[-1]
-    yield resnet(pixels, channels, channels)
-    yield from transformer(pixels, channels)
+            skips.append(levels[i + 1][0] * channels)
+    units.append(alive(sum(skips), pixels, below, below, True))
     for pixels, channels, attends in reversed(levels):
         for _ in range(config.layers_per_block + 1):
-            skip = stack.pop()
-            skips -= skip
-            yield resnet(pixels, below + skip // pixels, channels)
-            if attends:
-                yield from transformer(pixels, channels)
+            skip = skips.pop()
+            units.append(alive(sum(skips), pixels, below + skip // pixels, channels, attends))
             below = channels
+    return max(units)
 
 
 def _kernel(model: EscherNet, num_queries: int, channels: int) -> str:
@@ -232,35 +218,17 @@ def _kernel(model: EscherNet, num_queries: int, channels: int) -> str:
     return attention.resolve_implementation(model.unet.attention_impl, queries)
 
 
-def _cache_values(config: UNetConfig) -> int:
-    """Keys and values of all cross-attentions for one reference token."""
-    layers = 2 * config.layers_per_block + 1
-    levels = zip(config.block_channels, config.attention, strict=True)
-    attending = sum(layers * channels for channels, attends in levels if attends)
-    return 2 * (attending + config.block_channels[-1])
-
-
-def _encoder_values(config: ConvNeXtV2Config) -> int:
-    """Values alive for one image in the encoder's first stage, the widest: C twice, 4C twice."""
-    side = config.image_size // config.patch_size
-    return side * side * config.widths[0] * (2 + 2 * 4)
-
-
-def _decoding(model: EscherNet, views: int, resolution: int, size: int) -> int:
-    if not isinstance(model.codec, VAE):
-        return 2 * views * resolution * resolution * 3 * 4
-    return views * max(_decoder_units(model.codec.config, resolution)) * size
-
-
-def _decoder_units(config: VAEConfig, resolution: int) -> Iterator[int]:
-    """Values alive for one view in every unit of the VAE's decoder."""
-    widths = config.block_channels[::-1]
-    side = resolution // 2 ** (len(widths) - 1)
-    yield side**4 * 4 + 6 * side**2 * widths[0]  # attention of one head among all pixels
-    below = widths[0]
+def _decoding(codec: VAE | PixelCodec, resolution: int, size: int) -> int:
+    """Bytes alive for one view in the decoder's largest unit."""
+    if isinstance(codec, PixelCodec):
+        return 2 * resolution**2 * 3 * 4
+    widths = codec.config.block_channels[::-1]
+    side, below = resolution // 2 ** (len(widths) - 1), widths[0]
+    units = [side**4 * 4 + 6 * side**2 * below]  # attention of one head among all pixels
     for i, channels in enumerate(widths):
-        yield side**2 * max(2 * below + channels, below + 3 * channels)
+        units.append(side**2 * max(2 * below + channels, below + 3 * channels))
         below = channels
         if i + 1 < len(widths):
             side *= 2
-            yield side**2 * 2 * channels + side**2 // 4 * channels
+            units.append(side**2 * 2 * channels + side**2 // 4 * channels)
+    return max(units) * size

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from escherjax.cameras import Cameras
 from escherjax.devices import mesh as sharding
 from escherjax.errors import UserError
 from escherjax.models.diffusion.sampling import Sampling
-from escherjax.models.eschernet import EscherNet, Params
-from escherjax.models.pixels import PixelCodec
-from escherjax.sample import buckets, extra_targets, memory, plans, scene_batch
+from escherjax.models.eschernet import EscherNet, Params, SceneBatch
+from escherjax.models.vae import PixelCodec
+from escherjax.sample import memory, plans, scene_batch
 from escherjax.sample.memory import MemoryEstimate
 from escherjax.sample.plans import Plan
-from escherjax.sample.program import OnStep, ViewSampler
+from escherjax.sample.program import OnStep, SamplingProgram
 from escherjax.weights import writing
 from escherjax.weights.facts import Facts
 from escherjax.weights.stored import StoredFormat
@@ -33,11 +33,14 @@ _DEFAULT = Sampling()
 class Pipeline:
     """A network with its parameters; every method is a pure function of its arguments.
 
-    model: sizes and modules; params: {"unet", "image_encoder", "vae"}; resolution: side in pixels
-    of the views it makes; facts: what the weights expect of cameras, None if nothing but the model
-    is known; stored: how the folder was written that they were read from, None for no folder.
-    mesh: devices that share scenes and target views, from `sharding.view_mesh`, on all of which
-    params lie; None for one device.
+    Args:
+        model: sizes and modules.
+        params: {"unet", "image_encoder", "vae"}.
+        resolution: side in pixels of the views it makes.
+        facts: what the weights expect of cameras; None if nothing but the model is known.
+        stored: how the folder was written that they were read from; None for no folder.
+        mesh: devices that share scenes and target views, from `devices.mesh.view_mesh`, on all of
+            which params lie; None for one device.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Pipeline:
         self._encode_latents = jax.jit(model.encode_latents)
         self._decode_latents = jax.jit(model.decode_latents)
         self._predict = jax.jit(model.predict)
-        self._sampler = ViewSampler(model, mesh or sharding.single_device_mesh())
+        self._program = SamplingProgram(model, mesh or sharding.single_device_mesh())
 
     def generate(
         self,
@@ -74,79 +77,89 @@ class Pipeline:
         plan: str | Plan = "joint",
         min_targets: int = 0,
     ) -> np.ndarray:
-        """New views of one scene, all targets jointly or as a plan says.
+        """Generates new views of one scene, all targets jointly or as a plan says.
 
-        images: [N, H, H, 3] float in [0, 1] of any size, or a list of PIL images or paths
-        (turned as their EXIF orientation says, composited on white, cut to the central square).
-        reference_cameras: c2w [N, 4, 4], of the turned pictures; target_cameras: c2w [M, 4, 4].
-        initial_latents: [M, h, w, C] standard normal, drawn from `seed` if None.
-        sampler: "ddim", "dpmpp_2m" or "unipc"; eta: noise that DDIM adds at each step, 0 to 1;
-        guidance_rescale: 0 to 1 (see `escherjax.models.diffusion`).
-        on_step: called on the host after each step with (steps done, num_steps, clean_latents),
-        the current estimate of the clean latents, [M, h, w, C] as `decode_latents` wants them.
-        What it raises ends the sampling and is raised here. With a plan of several passes the
-        steps are those of all, and views whose pass has not begun are zeros.
-        One program is compiled for each bucket of (N, M): see `escherjax.sample.buckets`.
-        plan: a name or a plan of `view_plans`; see `plan_views`. min_targets: views that are drawn
-        together at least: cameras beside the targets are added, and their views dropped
-        (`extra_targets`). The noise of a view follows from the seed and its number alone, whatever
-        the plan.
-        Returns [M, R, R, 3] float32 in [0, 1], R = `resolution`.
-        Raises UserError for empty or unequal views, bad poses, values outside [0, 1], NaN, and
-        settings that the sampler does not know.
+        One program is compiled for each bucket of (N, M): see `escherjax.sample.scene_batch`. The
+        noise of a view follows from the seed and its number alone, whatever the plan.
+
+        Args:
+            images: [N, H, H, 3] float in [0, 1] of any size, or a list of PIL images or paths
+                (turned as their EXIF orientation says, composited on white, cut to the central
+                square).
+            reference_cameras: c2w [N, 4, 4], of the turned pictures.
+            target_cameras: c2w [M, 4, 4].
+            num_steps: denoising steps, at least 1.
+            guidance_scale: weight of classifier-free guidance; 1 or less for none.
+            seed: of the noise, 0 to 2^32 - 1.
+            initial_latents: [M, h, w, C] standard normal; None draws them from `seed`.
+            sampler: "ddim", "dpmpp_2m" or "unipc".
+            eta: noise that DDIM adds at each step, 0 to 1.
+            guidance_rescale: 0 to 1, see `Sampling`.
+            on_step: called on the host after each step with (steps done, num_steps, latents), the
+                predicted clean latents, [M, h, w, C] as `decode_latents` wants them. What it raises
+                ends the sampling and is raised here. With a plan of several passes the steps are
+                those of all, and views whose pass has not begun are zeros.
+            plan: a name or a `Plan`; see `plan_views`.
+            min_targets: how many views are generated together at least: cameras beside the targets
+                are added (`plans.extra_cameras`), and their views dropped.
+
+        Returns:
+            [M, R, R, 3] float32 in [0, 1], R = `resolution`.
+
+        Raises:
+            UserError: for empty or unequal views, bad poses, values outside [0, 1], NaN, and
+                settings that the sampler does not know.
         """
+        sampling = Sampling(num_steps, guidance_scale, guidance_rescale, sampler, eta, seed)
         pixels = scene_batch.reference_pixels(images, self.resolution)
         reference_c2w = scene_batch.checked_poses(reference_cameras, "reference cameras")
         target_c2w = scene_batch.checked_poses(target_cameras, "target cameras")
-        if len(reference_c2w) != len(pixels):
-            raise UserError(
-                f"{len(pixels)} reference images but {len(reference_c2w)} reference cameras; "
-                "needed one camera for each image."
-            )
-        sampling = Sampling(num_steps, guidance_scale, guidance_rescale, sampler, eta, seed)
+        scene_batch.check_scene(pixels, reference_c2w, target_c2w)
+        num_views = len(target_c2w)
         if min_targets < 0:
-            raise UserError(f"min_targets = {min_targets}; needed 0 for none, or more.")
+            raise UserError(f"min_targets must be 0 (none) or more, got {min_targets}.")
         if isinstance(plan, str):
             plan = self.plan_views(reference_cameras, target_cameras, plan, None, guidance_scale)
-        plans.check_plan(plan, len(pixels), len(target_c2w))
-        counts = [(one.num_conditioning, max(len(one.targets), min_targets)) for one in plan.passes]
-        num_references, mask_references = _bucket([n for n, _ in counts], self.reference_bucket)
-        num_targets, mask_targets = _bucket([m for _, m in counts], self.target_bucket)
-        num_views = len(target_c2w)
-        latents = np.asarray(self._noise(seed, num_views + min_targets))
-        if initial_latents is not None:
-            given = self._checked_latents(initial_latents, (num_views,))
-            extra = jax.random.normal(jax.random.key(seed), (len(latents), *given.shape[1:]))
-            latents = np.concatenate([given, extra[num_views:]])
+        plans.check_plan(plan, len(pixels), num_views)
+        size_references, mask_references = scene_batch.common_bucket(
+            [one.num_conditioning for one in plan.passes], self.reference_bucket
+        )
+        size_targets, mask_targets = scene_batch.common_bucket(
+            [max(len(one.targets), min_targets) for one in plan.passes], self.target_bucket
+        )
+        given = self._checked_latents(initial_latents, (num_views,))
+        latents = self._noise(seed, num_views + min_targets, given)
 
-        clean, pass_numbers = np.zeros_like(latents[:num_views]), itertools.count()
-
-        def draw(images, reference_c2w, target_c2w, numbers):
-            missing = max(min_targets - len(numbers), 0)
-            extra = extra_targets.extra_cameras(reference_c2w, target_c2w, missing)
-            drawn = np.concatenate([numbers, num_views + np.arange(missing)])
-            passes_before = next(pass_numbers)
-
-            def watch(step, num_steps, latents):
-                clean[numbers] = latents[0, : len(numbers)]
-                before = passes_before * num_steps
-                on_step(before + step, len(plan.passes) * num_steps, clean.copy())
-
-            return self._draw(
-                images[None],
-                reference_c2w[None],
-                np.concatenate([target_c2w, extra])[None],
-                np.array([len(images)], np.int32) if mask_references else None,
-                np.array([len(drawn)], np.int32) if mask_targets else None,
-                (num_references, num_targets),
-                [seed],
-                latents[drawn][None],
-                drawn[None],
+        views: dict[int, np.ndarray] = {}
+        clean = np.zeros_like(latents[:num_views])
+        for number, one in enumerate(plan.passes):
+            targets = list(one.targets)
+            shown, shown_c2w = plans.conditioning(one, pixels, reference_c2w, views, target_c2w)
+            missing = max(min_targets - len(targets), 0)
+            extra = plans.extra_cameras(shown_c2w, target_c2w[targets], missing)
+            numbers = np.array([*targets, *range(num_views, num_views + missing)], np.int32)
+            scene = SceneBatch(
+                images=shown[None] * 2 - 1,
+                reference_cameras=Cameras(shown_c2w[None]),
+                target_cameras=Cameras(np.concatenate([target_c2w[targets], extra])[None]),
+                latents=latents[None, numbers],
+                num_references=np.array([len(shown)], np.int32) if mask_references else None,
+                num_targets=np.array([len(numbers)], np.int32) if mask_targets else None,
+                seeds=np.array([seed], np.uint32),
+                view_numbers=numbers[None],
+            )
+            report = None
+            if on_step is not None:
+                done = number, len(plan.passes)
+                report = functools.partial(_report_step, on_step, clean, targets, done)
+            made = self._program(
+                self.params,
+                scene_batch.pad(scene, size_references, size_targets),
                 sampling,
-                watch if on_step else None,
-            )[0, : len(numbers)]
-
-        return plans.run_plan(plan, draw, pixels, reference_c2w, target_c2w)
+                report,
+            )
+            views.update(zip(targets, made[0], strict=False))  # extra views and padding are behind
+        return np.stack([views[i] for i in range(num_views)])
 
     def plan_views(
         self,
@@ -157,11 +170,19 @@ class Pipeline:
         guidance_scale: float | None = None,
         **settings: Any,
     ) -> Plan:
-        """Which targets are drawn together, and from what; settings: see `view_plans.make_plan`.
+        """Plans which targets are generated together, and from what.
 
-        chunk: most targets in a pass; None takes, for auto, as many as memory is estimated to hold,
-        else `view_plans.DEFAULT_CHUNK`. Raises UserError as `make_plan` does, for bad poses, and
-        if memory holds no single view.
+        Args:
+            reference_cameras: c2w [N, 4, 4].
+            target_cameras: c2w [M, 4, 4].
+            name: "joint", "anchors", "autoregressive" or "auto"; see `plans`.
+            chunk: most targets in a pass; None takes, for auto, as many as memory is estimated to
+                hold, else `plans.DEFAULT_CHUNK`.
+            guidance_scale: None for that of the weights.
+            settings: see `plans.make_plan`.
+
+        Raises:
+            UserError: as `make_plan` does, for bad poses, and if memory holds no single view.
         """
         reference_c2w = scene_batch.checked_poses(reference_cameras, "reference cameras")
         target_c2w = scene_batch.checked_poses(target_cameras, "target cameras")
@@ -189,7 +210,7 @@ class Pipeline:
             self.target_bucket(num_targets),
             self.resolution,
             self.facts.guidance_scale if guidance_scale is None else guidance_scale,
-            self._sampler.view_devices,
+            self._program.view_devices,
         )
 
     def generate_batch(
@@ -205,112 +226,89 @@ class Pipeline:
         initial_latents: np.ndarray | None = None,
         on_step: OnStep | None = None,
     ) -> np.ndarray:
-        """New views of B scenes in one call, each scene's targets jointly; as `generate` for each.
+        """Generates views of B scenes in one call, each scene's targets jointly; see `generate`.
 
-        images: [B, N, H, H, 3] float in [0, 1]; cameras: c2w [B, N, 4, 4] and [B, M, 4, 4].
-        num_references, num_targets: [B], how many of the N and M are real, those in front; None for
-        all. What stands behind them is ignored, whatever it is.
-        sampling: a guidance_scale of None is that of the weights. seeds: one for each scene, or one
-        for all; None for `sampling.seed`; initial_latents: [B, M, h, w, C] or None. The
-        noise of a view follows from its scene's seed and its own number, so that neither padding
-        nor the rest of the batch changes it.
         Each shape (B, N, M, H) compiles a program: keep to few, such as `reference_bucket` and
         `target_bucket` give, and fill the last batch up with copies. Scenes are split over the
         devices of `load(..., scene_devices=)`, best as many as B or a divisor of it.
-        on_step: as in `generate`, with latents [B, M, h, w, C], of padding too.
-        Returns [B, M, R, R, 3] float32 in [0, 1], R = `resolution`; behind a scene's num_targets
-        zeros. Raises UserError as `generate` does.
+
+        Args:
+            images: [B, N, H, H, 3] float in [0, 1].
+            reference_cameras: c2w [B, N, 4, 4].
+            target_cameras: c2w [B, M, 4, 4].
+            sampling: how views are sampled; a guidance_scale of None is that of the weights.
+            num_references: [B], how many of the N are real, those in front; None for all. What
+                stands behind them is ignored, whatever it is.
+            num_targets: [B], likewise of the M.
+            seeds: one for each scene, or one for all; None for `sampling.seed`. The noise of a view
+                follows from its scene's seed and its own number, so that neither padding nor the
+                rest of the batch changes it.
+            initial_latents: [B, M, h, w, C] standard normal; None draws them from the seeds.
+            on_step: as in `generate`, with latents [B, M, h, w, C], of padding too.
+
+        Returns:
+            [B, M, R, R, 3] float32 in [0, 1], R = `resolution`; zeros past a scene's num_targets.
+
+        Raises:
+            UserError: as `generate` does.
         """
+        sampling = sampling.resolve(self.facts.guidance_scale)
         seeds = [sampling.seed] if seeds is None else seeds
         for seed in seeds:
-            dataclasses.replace(sampling, seed=seed)  # checks it
-        batch = scene_batch.check_batch(
+            dataclasses.replace(sampling, seed=seed)  # raises for a seed that is none
+        scenes = scene_batch.check_batch(
             images, reference_cameras, target_cameras, num_references, num_targets, seeds
         )
-        num_scenes, most_references = batch.pixels.shape[:2]
-        most_targets, targets = batch.target_c2w.shape[1], batch.num_targets
-        if initial_latents is not None:
-            initial_latents = self._checked_latents(initial_latents, (num_scenes, most_targets))
-        missing = -most_targets % self._sampler.view_devices
-        if missing and targets is None:
-            targets = np.full(num_scenes, most_targets, np.int32)
-        views = self._draw(
-            batch.pixels,
-            batch.reference_c2w,
-            batch.target_c2w,
-            batch.num_references,
-            targets,
-            (most_references, most_targets + missing),
-            batch.seeds,
-            initial_latents,
-            np.tile(np.arange(most_targets), (num_scenes, 1)),
-            sampling,
-            on_step,
-        )[:, :most_targets]
+        num_scenes, num_views = scenes.target_cameras.c2w.shape[:2]
+        latents = self._checked_latents(initial_latents, (num_scenes, num_views))
+        if latents is None:
+            latents = np.stack([self._noise(seed, num_views) for seed in scenes.seeds.tolist()])
+        size = num_views + -num_views % self._program.view_devices
+        targets = scenes.num_targets
+        if targets is None and size > num_views:
+            targets = np.full(num_scenes, num_views, np.int32)
+        scenes = dataclasses.replace(
+            scenes,
+            num_targets=targets,
+            latents=latents,
+            view_numbers=np.tile(np.arange(num_views, dtype=np.int32), (num_scenes, 1)),
+        )
+        scenes = scene_batch.pad(scenes, scenes.images.shape[1], size)
+        views = self._program(self.params, scenes, sampling, on_step)[:, :num_views]
         if targets is not None:
-            behind = np.arange(most_targets) >= targets[:, None]
+            behind = np.arange(num_views) >= targets[:, None]
             views = np.where(behind[..., None, None, None], np.float32(0), views)
         return views
 
     def reference_bucket(self, num_references: int) -> int:
         """The number of references, as many or more, that `generate` compiles a program for."""
-        return buckets.reference_bucket(num_references)
+        return scene_batch.reference_bucket(num_references)
 
     def target_bucket(self, num_targets: int) -> int:
         """The number of targets, as many or more, that `generate` compiles a program for."""
-        return buckets.target_bucket(num_targets, self._sampler.view_devices)
+        return scene_batch.target_bucket(num_targets, self._program.view_devices)
 
-    def _draw(
-        self,
-        pixels: np.ndarray,
-        reference_c2w: np.ndarray,
-        target_c2w: np.ndarray,
-        num_references: np.ndarray | None,
-        num_targets: np.ndarray | None,
-        sizes: tuple[int, int],
-        seeds: Sequence[int],
-        latents: np.ndarray | None,
-        view_numbers: np.ndarray,
-        sampling: Sampling,
-        on_step: OnStep | None,
-    ) -> np.ndarray:
-        """Views [B, M, R, R, 3] of checked input, M and the number of references as in `sizes`.
+    def _noise(self, seed: int, num_views: int, first: np.ndarray | None = None) -> np.ndarray:
+        """Standard normal [V, h, w, C]; a view's does not depend on how many there are.
 
-        num_references, num_targets: [B], or None where the views given are as many as `sizes`.
-        view_numbers: [B, targets given], by which eta's noise is drawn.
+        first: the noise of the first views, where it is given.
         """
-        size, most_targets = sizes
+        if first is None:
+            first = np.zeros((0, *self.model.latent_shape(self.resolution)), np.float32)
+        noise = jax.random.normal(jax.random.key(seed), (num_views, *first.shape[1:]))
+        return np.concatenate([first, noise[len(first) :]])
+
+    def _checked_latents(self, latents: Any, leading: tuple[int, ...]) -> np.ndarray | None:
+        """Initial latents as float32 [*leading, h, w, C], of any h and w; None stays None."""
         if latents is None:
-            latents = np.stack([self._noise(seed, most_targets) for seed in seeds])
-        return self._sampler(
-            self.params,
-            buckets.fill(pixels, num_references, size) * 2 - 1,
-            buckets.fill(reference_c2w, num_references, size),
-            buckets.fill(target_c2w, num_targets, most_targets),
-            buckets.fill(latents, num_targets, most_targets),
-            np.array(seeds, np.uint32),
-            num_references,
-            num_targets,
-            buckets.fill(view_numbers, num_targets, most_targets).astype(np.int32),
-            sampling.resolve(self.facts.guidance_scale),
-            on_step,
-        )
-
-    def _noise(self, seed: int, num_views: int) -> jax.Array:
-        """Standard normal [V, h, w, C]; a view's does not depend on how many there are."""
-        shape = (num_views, *self.model.latent_shape(self.resolution))
-        return jax.random.normal(jax.random.key(seed), shape)
-
-    def _checked_latents(self, latents: Any, leading: tuple[int, ...]) -> np.ndarray:
+            return None
         latents = np.asarray(latents, np.float32)
         shape = (*leading, *self.model.latent_shape(self.resolution))
-        axes = len(leading)
-        if latents.ndim != len(shape) or (*latents.shape[:axes], latents.shape[-1]) != (
-            *leading,
-            shape[-1],
-        ):
+        is_like = latents.ndim == len(shape) and latents.shape[-1] == shape[-1]
+        if not is_like or latents.shape[: len(leading)] != leading:
             raise UserError(
-                f"initial_latents have shape {latents.shape}; needed {shape} (sides may differ)"
+                f"initial_latents must have the shape {shape} (sides may differ), got "
+                f"{latents.shape}."
             )
         return latents
 
@@ -359,10 +357,22 @@ class Pipeline:
         )
 
 
-def _bucket(counts: Sequence[int], bucket: Callable[[int], int]) -> tuple[int, bool]:
-    """(size of the bucket that holds all counts, whether it is masked since others share it)."""
-    size = bucket(max(counts))
-    return size, min(counts) < size or (size > 1 and bucket(size - 1) == size)
+def _report_step(
+    on_step: OnStep,
+    clean: np.ndarray,
+    targets: Sequence[int],
+    done: tuple[int, int],
+    step: int,
+    num_steps: int,
+    latents: np.ndarray,
+) -> None:
+    """Counts a pass's steps with those of all passes, and its latents with those of all views.
+
+    clean: [M, h, w, C], which is filled; done: (number of passes done, number of all).
+    """
+    clean[targets] = latents[0, : len(targets)]
+    passes_done, num_passes = done
+    on_step(passes_done * num_steps + step, num_passes * num_steps, clean.copy())
 
 
 def facts_of_model(model: EscherNet, resolution: int) -> Facts:

@@ -1,24 +1,24 @@
-"""Which views are drawn together, and from what: plans for more targets than one pass should hold.
+"""Which views are generated together, and from what, where one pass should not hold them all.
 
 Self-attention joins all targets of a pass, so its cost grows with the square of their number. A
 plan splits them into passes, each conditioned on some of the reference views and on some of the
-views that earlier passes drew, which become references with their own cameras:
+views of earlier passes, which become references with their own cameras:
 
     joint           all targets in one pass
     anchors         views spread over all targets first, jointly; then the rest in chunks, each
                     from the nearest anchors and references (two-pass sampling, Stable Virtual
                     Camera, arXiv 2503.14489, section 3.3)
-    autoregressive  chunks in the order of the targets, each from the nearest of the views drawn
-                    just before and of the references
+    autoregressive  chunks in the order of the targets, each from the nearest of the views
+                    generated just before and of the references
     auto            joint where the targets fit one chunk, else anchors
 
-Planning is about cameras alone and touches no image; `run_plan` carries a plan out.
+Planning is about cameras alone and touches no image; `Pipeline.generate` carries a plan out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,28 +28,26 @@ NAMES = ("joint", "anchors", "autoregressive", "auto")
 
 DEFAULT_CHUNK = 16
 
-# Drawn views that condition a pass beside all references, where no budget is given.
-_DRAWN_BESIDE_REFERENCES = 8
+# Generated views that condition a pass beside all references, where no budget is given.
+_BESIDE_REFERENCES = 8
+
+# Mean squared sine between optical axes and their common direction: a degree of spread.
+_MIN_SPREAD_OF_AXES = 3e-4
 
 # Distances that differ by less count as equal, so that rounding decides nothing.
 _DISTANCE_GRID = 1e-3
 
-Draw = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""(images [n, H, H, 3], their c2w [n, 4, 4], target c2w [m, 4, 4], indices of these targets [m])
--> views [m, R, R, 3]; images and views in [0, 1]."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """One joint draw: its targets, and the views that condition it.
+    """Targets that are generated together, and the views that condition them, all by index.
 
-    references: indices of given reference views; drawn: of targets that earlier passes drew;
-    targets: of those it draws. Ascending, but for references of a joint plan, which are as given.
+    Ascending, but for references of a joint plan, which are as given.
     """
 
-    references: tuple[int, ...]
-    drawn: tuple[int, ...]
-    targets: tuple[int, ...]
+    references: tuple[int, ...]  # of the given reference views
+    drawn: tuple[int, ...]  # of targets that earlier passes generated
+    targets: tuple[int, ...]  # that this pass generates
 
     @property
     def num_conditioning(self) -> int:
@@ -58,7 +56,7 @@ class Pass:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Passes in an order in which they can be carried out; together they draw each target once."""
+    """Passes in an order in which they can be run; together they generate each target once."""
 
     name: str
     passes: tuple[Pass, ...]
@@ -78,7 +76,7 @@ class Plan:
         conditioning, targets = self.shape
         return (
             f"plan {self.name}: {len(self.passes)} passes of up to {targets} views, each from up "
-            f"to {conditioning} references and views drawn before"
+            f"to {conditioning} references and views generated before"
         )
 
 
@@ -92,15 +90,15 @@ def make_plan(
     num_anchors: int | None = None,
     window: int | None = None,
 ) -> Plan:
-    """Plans how M targets are drawn from N references.
+    """Plans how M targets are generated from N references.
 
     name: one of `NAMES`. reference_c2w: [N, 4, 4]; target_c2w: [M, 4, 4], in the order of the path.
     chunk: most targets in a pass, `DEFAULT_CHUNK` if None; joint does not heed it.
-    max_conditioning: most views, references and drawn ones together, that condition a pass of a
+    max_conditioning: most views, references and generated ones together, that condition a pass of a
     plan other than joint; references have half of it at least, where there are as many. None: all
-    references and eight drawn views.
-    num_anchors: at most chunk, which None stands for. window: how many of the last views drawn an
-    autoregressive chunk may choose from; None: chunk.
+    references and eight generated views.
+    num_anchors: at most chunk, which None stands for. window: how many of the last generated views
+    an autoregressive chunk may choose from; None: chunk.
 
     Near means near by `view_distances`. The views that condition a pass are chosen so that each of
     its targets has one of them as near as can be, then the nearest to any. Neither the order of the
@@ -110,7 +108,15 @@ def make_plan(
     reference_c2w, target_c2w = np.asarray(reference_c2w), np.asarray(target_c2w)
     chunk = DEFAULT_CHUNK if chunk is None else chunk
     num_refs, num_targets = len(reference_c2w), len(target_c2w)
-    _check_settings(name, num_refs, num_targets, chunk, max_conditioning, num_anchors, window)
+    _check_settings(
+        name,
+        num_refs,
+        num_targets,
+        chunk,
+        max_conditioning=max_conditioning,
+        num_anchors=num_anchors,
+        window=window,
+    )
     if name == "auto":
         name = "joint" if num_targets <= chunk else "anchors"
     if name == "joint":
@@ -119,7 +125,7 @@ def make_plan(
     budget = conditioning_budget(num_refs, max_conditioning)
 
     def conditioned(targets: Sequence[int], drawn: Sequence[int]) -> Pass:
-        """The pass that draws `targets`, conditioned within the budget."""
+        """The pass that generates `targets`, conditioned within the budget."""
         num_drawn = min(len(drawn), budget - min(num_refs, (budget + 1) // 2))
         columns = distances[:, num_refs + np.asarray(targets)]
         near_drawn = _nearest(columns[num_refs + np.asarray(drawn, int)], num_drawn)
@@ -142,7 +148,7 @@ def make_plan(
 
 def conditioning_budget(num_references: int, max_conditioning: int | None = None) -> int:
     """Most views that condition a pass of a chunked plan; see `make_plan`."""
-    return max_conditioning or num_references + _DRAWN_BESIDE_REFERENCES
+    return max_conditioning or num_references + _BESIDE_REFERENCES
 
 
 def view_distances(c2w: np.ndarray) -> np.ndarray:
@@ -182,97 +188,103 @@ def spread_anchors(distances: np.ndarray, count: int) -> list[int]:
 
 
 def check_plan(plan: Plan, num_references: int, num_targets: int) -> None:
-    """Raises UserError, with all problems, unless the plan draws each of M targets once.
+    """Raises UserError, with all problems, unless the plan generates each of M targets once.
 
-    Passes must have targets and conditioning views, indices in range, and drawn views from earlier
-    passes only.
+    Passes must have targets and conditioning views, indices in range, and generated views from
+    earlier passes only.
     """
     problems = []
-    drawn: list[int] = []
+    done: list[int] = []
     for i, one in enumerate(plan.passes):
         for what, indices, known in (
             ("references", one.references, range(num_references)),
             ("targets", one.targets, range(num_targets)),
-            ("drawn views", one.drawn, set(drawn)),
+            ("generated views", one.drawn, done),
         ):
-            unknown = sorted(set(indices) - set(known))
-            if unknown:
-                where = "not drawn before" if what == "drawn views" else "not among those given"
-                problems.append(f"Pass {i} names {what} {unknown}, {where}.")
+            if unknown := sorted(set(indices) - set(known)):
+                problems.append(f"Pass {i} names {what} {unknown}, which are not there.")
         if not one.targets:
-            problems.append(f"Pass {i} draws nothing.")
+            problems.append(f"Pass {i} generates nothing.")
         if not one.num_conditioning:
             problems.append(f"Pass {i} has no view to start from.")
-        drawn += one.targets
-    missing = sorted(set(range(num_targets)) - set(drawn))
-    twice = sorted({i for i in drawn if drawn.count(i) > 1})
-    if missing:
-        problems.append(f"Targets {missing} are drawn by no pass.")
-    if twice:
-        problems.append(f"Targets {twice} are drawn more than once.")
+        done += one.targets
+    if missing := sorted(set(range(num_targets)) - set(done)):
+        problems.append(f"No pass generates the targets {missing}.")
+    if twice := sorted({i for i in done if done.count(i) > 1}):
+        problems.append(f"The targets {twice} are generated more than once.")
     if problems:
         raise UserError(
             f"The view plan {plan.name!r} does not fit {num_references} references and "
-            f"{num_targets} targets: {listed(problems)} Make it with view_plans.make_plan."
+            f"{num_targets} targets: {listed(problems)} Make it with plans.make_plan."
         )
 
 
-def run_plan(
-    plan: Plan,
-    draw: Draw,
+def conditioning(
+    one: Pass,
     images: np.ndarray,
     reference_c2w: np.ndarray,
+    views: Mapping[int, np.ndarray],
     target_c2w: np.ndarray,
-) -> np.ndarray:
-    """Carries out a plan: [N, H, H, 3] in [0, 1] and cameras -> views [M, R, R, 3] in [0, 1].
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a pass starts from: (pictures [n, H, H, 3] in [0, 1], their c2w [n, 4, 4]).
 
-    draw: called once a pass. The views that it returned condition later passes; where they have
-    another size than the images they are resized to it (bicubic).
-    Raises UserError as `check_plan` does.
+    images: [N, H, H, 3], the references. views: those of earlier passes by the index of their
+    target, [R, R, 3]; where R is not H they are resized (bicubic).
     """
-    check_plan(plan, len(images), len(target_c2w))
-    views: dict[int, np.ndarray] = {}
-    for one in plan.passes:
-        references, drawn = list(one.references), list(one.drawn)
-        conditioning = images[references]
-        if drawn:
-            before = _resized(np.stack([views[i] for i in drawn]), images.shape[1])
-            conditioning = np.concatenate([conditioning, before])
-        c2w = np.concatenate([reference_c2w[references], target_c2w[drawn]])
-        targets = np.asarray(one.targets)
-        views.update(
-            zip(one.targets, draw(conditioning, c2w, target_c2w[targets], targets), strict=True)
-        )
-    return np.stack([views[i] for i in range(len(target_c2w))])
+    references, generated = list(one.references), list(one.drawn)
+    c2w = np.concatenate([reference_c2w[references], target_c2w[generated]])
+    if not generated:
+        return images[references], c2w
+    before = _resized(np.stack([views[i] for i in generated]), images.shape[1])
+    return np.concatenate([images[references], before]), c2w
+
+
+def extra_cameras(reference_c2w: np.ndarray, target_c2w: np.ndarray, count: int) -> np.ndarray:
+    """`count` cameras near the targets, to be generated with them and dropped.
+
+    Quality grows with the number of views generated together up to about 15 (EscherNet, arXiv
+    2402.03908, figure 8). The cameras are the targets themselves in turn, moved by 10 degrees to
+    one side, by 10 to the other, by 20, ... about the vertical (z) through the point that all
+    cameras, references too, look at most nearly. Where all look one way there is no such point,
+    and the targets are repeated where they are.
+    reference_c2w: [N, 4, 4]; target_c2w: [M, 4, 4]. Returns [count, 4, 4] float32.
+    """
+    seen = np.concatenate([reference_c2w, target_c2w]).astype(np.float64)
+    axes, centres = seen[:, :3, 2], seen[:, :3, 3]
+    projectors = np.eye(3) - axes[:, :, None] * axes[:, None, :]
+    extra = target_c2w[np.arange(count) % len(target_c2w)].astype(np.float64)
+    if np.linalg.eigvalsh(projectors.mean(0))[0] < _MIN_SPREAD_OF_AXES:
+        return extra.astype(np.float32)
+    focus = np.linalg.solve(projectors.sum(0), (projectors @ centres[..., None]).sum(0))[:, 0]
+    rounds = np.arange(count) // len(target_c2w)  # 0, 1, 2, ...: +10, -10, +20, ... degrees
+    angles = np.radians(10.0) * (rounds // 2 + 1) * np.where(rounds % 2, -1, 1)
+    turns = np.tile(np.eye(3), (count, 1, 1))
+    turns[:, 0, 0] = turns[:, 1, 1] = np.cos(angles)
+    turns[:, 1, 0], turns[:, 0, 1] = np.sin(angles), -np.sin(angles)
+    extra[:, :3, 3] -= focus
+    extra[:, :3] = turns @ extra[:, :3]
+    extra[:, :3, 3] += focus
+    return extra.astype(np.float32)
 
 
 def _check_settings(
-    name: str,
-    num_references: int,
-    num_targets: int,
-    chunk: int,
-    max_conditioning: int | None,
-    num_anchors: int | None,
-    window: int | None,
+    name: str, num_references: int, num_targets: int, chunk: int, **counts: int | None
 ) -> None:
+    """counts: max_conditioning, num_anchors and window."""
     problems = []
     if name not in NAMES:
-        problems.append(f"The view plan {name!r} is unknown; needed one of {', '.join(NAMES)}.")
+        problems.append(f"The view plan must be one of {', '.join(NAMES)}, got {name!r}.")
     if not num_references or not num_targets:
         problems.append(
-            f"There are {num_references} references and {num_targets} targets; needed one of each."
+            "A view plan must have a reference and a target at least, got "
+            f"{num_references} and {num_targets}."
         )
-    if chunk < 1:
-        problems.append(f"chunk = {chunk}; needed 1 target in a pass at least.")
-    if max_conditioning is not None and max_conditioning < 1:
-        problems.append(f"max_conditioning = {max_conditioning}; needed 1 view at least, or None.")
-    if num_anchors is not None and not 1 <= num_anchors <= max(chunk, 1):
-        problems.append(
-            f"num_anchors = {num_anchors}; needed 1 to chunk = {chunk}, since anchors are drawn in "
-            "one pass, or None."
-        )
-    if window is not None and window < 1:
-        problems.append(f"window = {window}; needed 1 view at least, or None.")
+    for setting, value in {"chunk": chunk, **counts}.items():
+        if value is not None and value < 1:
+            problems.append(f"{setting} must be at least 1, got {value}.")
+    anchors = counts["num_anchors"]
+    if anchors is not None and anchors > max(chunk, 1):  # they are generated in one pass
+        problems.append(f"num_anchors must be at most chunk = {chunk}, got {anchors}.")
     if problems:
         raise UserError(listed(problems))
 

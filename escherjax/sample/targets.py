@@ -21,52 +21,22 @@ from escherjax import cameras
 from escherjax.cameras import paths, splines
 from escherjax.data.formats import transforms
 from escherjax.errors import UserError, listed
+from escherjax.sample.arguments import PathOptions
 
 ALL, SPLINE = "all", "spline"
 PATHS = (*paths.PRESETS, SPLINE)
-_OPTIONS = (
-    "radius",
-    "elevation_deg",
-    "start_azimuth_deg",
-    "turns",
-    "through",
-    "closed",
-    "straight",
-)
 _ANGLE_FIELDS = ("azimuth_deg", "elevation_deg", "radius")
 
 
 @dataclasses.dataclass(frozen=True)
-class PathOptions:
-    """What a user said about a path; None where they left it to the path and the references."""
-
-    num_views: int = 24
-    radius: float | None = None
-    elevation_deg: float | None = None
-    start_azimuth_deg: float | None = None
-    turns: float | None = None
-    through: str | None = None  # cameras of a spline: "references", "all" or a file
-    closed: bool = False  # of a spline
-    straight: bool = False  # of a spline, see `splines.interpolate`
-
-
-_UNSAID = PathOptions()
-
-
-@dataclasses.dataclass(frozen=True)
 class Targets:
-    """Cameras of the views to draw.
+    """Cameras of the views to generate."""
 
-    c2w: [M, 4, 4] float32; zoom: [M] >= 1, how much each picture is enlarged about its middle after
-    it was drawn; is_path: whether they follow each other, as frames of a film; closed: whether
-    the last leads on to the first; settings: what was chosen, in full, for the run's record.
-    """
-
-    c2w: np.ndarray
-    zoom: np.ndarray
-    is_path: bool
-    closed: bool
-    settings: dict[str, Any]
+    c2w: np.ndarray  # [M, 4, 4] float32
+    zoom: np.ndarray  # [M] >= 1, how much each finished view is enlarged about its middle
+    is_path: bool  # whether they follow each other, as frames of a film
+    closed: bool  # whether the last leads on to the first
+    settings: dict[str, Any]  # what was chosen, in full, for the run's record
 
 
 def choose(
@@ -78,25 +48,29 @@ def choose(
 ) -> Targets:
     """The cameras that `name` stands for.
 
-    name: one of `PATHS`, "all", or a file. scene_c2w: [V, 4, 4] of the scene, as its files say;
-    references: indices of its reference views; scale: brings the scene's units, and those of files,
-    to the network's, which are those of `options.radius`.
-    Raises UserError, naming every problem, for an unknown name, options that mean nothing to it,
-    numbers out of range and unusable files.
+    Args:
+        name: one of `PATHS`, "all", or a file.
+        options: of a path.
+        scene_c2w: [V, 4, 4] of the scene, in the units of its files.
+        references: indices of its reference views.
+        scale: brings the scene's units, and those of files, to the network's, which are those of
+            `options.radius`.
+
+    Raises:
+        UserError: naming every problem, for an unknown name, options that mean nothing to it,
+            numbers out of range and unusable files.
     """
-    is_known = name in (ALL, *PATHS) or Path(name).is_file()
-    unused = [
-        option
-        for option in _OPTIONS
-        if is_known
-        and getattr(options, option) != getattr(_UNSAID, option)
-        and not takes(name, option)
-    ]
-    used = dataclasses.replace(options, **{option: getattr(_UNSAID, option) for option in unused})
+    fields = dataclasses.fields(options)
+    unused: dict[str, Any] = {
+        field.name: field.default
+        for field in fields
+        if getattr(options, field.name) != field.default and not accepts(name, field.name)
+    }
     problems = []
-    if unused:
-        flags = ", ".join(f"--{option.replace('_', '-')}" for option in unused)
+    if unused and (name in (ALL, *PATHS) or Path(name).is_file()):
+        flags = ", ".join(f"--{field.replace('_', '-')}" for field in unused)
         problems.append(f"{flags}: means nothing to --targets {name}; leave it out.")
+    used = dataclasses.replace(options, **unused)
     try:
         chosen = _chosen(name, used, _scaled(scene_c2w, scale), references, scale)
     except UserError as error:
@@ -145,12 +119,12 @@ def read_cameras(path: Path) -> np.ndarray:
     if isinstance(content, dict):
         return transforms.read_cameras(path)
     if not isinstance(content, list) or not content:
-        raise UserError(f"{path} lists no cameras; needed a transforms.json or a list of angles.")
+        raise UserError(f"{path} must be a transforms.json or a list of angles, got no cameras.")
     positions, gazes, problems = [], [], []
     for number, entry in enumerate(content):
         where = f"{path}: camera {number}"
         if not isinstance(entry, dict):
-            problems.append(f"{where} is {entry!r}; needed an object of angles.")
+            problems.append(f"{where} must be an object of angles, got {entry!r}.")
             continue
         faults = _entry_faults(entry)
         problems += [f"{where} {fault}" for fault in faults]
@@ -172,16 +146,16 @@ def _entry_faults(entry: dict[str, Any]) -> list[str]:
     if unknown:
         faults.append(f"has {', '.join(unknown)}; known: {', '.join(_ANGLE_FIELDS)} and look_at.")
     for name in _ANGLE_FIELDS:
-        value = entry.get(name)
+        value: Any = entry.get(name)
         if not _is_number(value):
-            faults.append(f"has {name} = {value!r}; needed a number.")
+            faults.append(f"must have a number as {name}, got {value!r}.")
         elif name == "radius" and value <= 0:
-            faults.append(f"has radius {value:g}; needed a positive number.")
+            faults.append(f"must have a positive radius, got {value:g}.")
         elif name == "elevation_deg" and abs(value) > 90:
-            faults.append(f"has elevation_deg {value:g}; needed -90 to 90.")
+            faults.append(f"must have an elevation_deg from -90 to 90, got {value:g}.")
     gaze = entry.get("look_at", [0, 0, 0])
     if not (isinstance(gaze, list) and len(gaze) == 3 and all(map(_is_number, gaze))):
-        faults.append(f"has look_at = {gaze!r}; needed three numbers.")
+        faults.append(f"must have three numbers as look_at, got {gaze!r}.")
     return faults
 
 
@@ -207,13 +181,17 @@ def _preset(name: str, options: PathOptions, reference_c2w: np.ndarray) -> Targe
         "start_azimuth_deg": float(np.degrees(azimuth)),
         "turns": options.turns or paths.TURNS.get(name),
     }
-    settings = {key: value for key, value in settings.items() if key == "name" or takes(name, key)}
+    settings = {
+        key: value for key, value in settings.items() if key == "name" or accepts(name, key)
+    }
     zoom = paths.dolly_zoom(c2w) if name == "dolly" else np.ones(len(c2w))
     return Targets(c2w, zoom, True, paths.is_closed(name, options.turns), settings)
 
 
-def takes(name: str, option: str) -> bool:
-    """Whether a field of `PathOptions` but num_views means anything to what `name` stands for."""
+def accepts(name: str, option: str) -> bool:
+    """Whether a field of `PathOptions` means anything to what `name` stands for."""
+    if option == "num_views":
+        return True
     if option in ("through", "closed", "straight"):
         return name == SPLINE
     if option == "elevation_deg":

@@ -18,7 +18,7 @@ from escherjax.devices import mesh as sharding
 from escherjax.devices.chips import compiler_options
 from escherjax.metrics.scoring import Scorer
 from escherjax.models.diffusion.sampling import Sampling
-from escherjax.models.eschernet import EscherNet, Params
+from escherjax.models.eschernet import EscherNet, Params, SceneBatch
 from escherjax.reports import sheets
 
 
@@ -36,14 +36,14 @@ class HeldOut:
         def generate(
             params: Params, batch: Batch, latents: jax.Array, num_references: jax.Array
         ) -> jax.Array:
-            return model.generate(
-                params,
+            scenes = SceneBatch(
                 unit_images(batch.ref_images),
                 *batch.cameras,
                 latents,
-                Sampling(config.eval.num_sampling_steps, config.guidance_scale),
                 num_references,
             )
+            sampling = Sampling(config.eval.num_sampling_steps, config.guidance_scale)
+            return model.generate(params, scenes, sampling)
 
         self._generate = jax.jit(generate, compiler_options=compiler_options(mesh))
         self._latent_shape = model.latent_shape(config.resolution)

@@ -6,9 +6,8 @@ import numpy as np
 from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
 from escherjax.models.diffusion.schedule import NoiseSchedule
 from escherjax.models.eschernet import EscherNet
-from escherjax.models.pixels import PixelCodec
 from escherjax.models.unet import UNet, UNetConfig
-from escherjax.models.vae import VAE, VAEConfig
+from escherjax.models.vae import VAE, PixelCodec, VAEConfig
 
 SIDE = 16  # of latents
 

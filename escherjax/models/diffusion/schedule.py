@@ -146,11 +146,11 @@ def _linspace(start: float, stop: float, num: int) -> np.ndarray:
     Counting from the nearer end with one rounding per value gives published schedules bit for bit;
     numpy's own linspace is up to 3 units in the last place away.
     """
-    start, stop = np.float32(start), np.float32(stop)
-    step = np.float64((stop - start) / np.float32(num - 1))
+    first, last = np.float32(start), np.float32(stop)
+    step = np.float64((last - first) / np.float32(num - 1))
     index = np.arange(num)
-    from_start = np.float64(start) + step * index
-    from_stop = np.float64(stop) - step * (num - 1 - index)
+    from_start = np.float64(first) + step * index
+    from_stop = np.float64(last) - step * (num - 1 - index)
     return np.where(index < num // 2, from_start, from_stop).astype(np.float32)
 
 
@@ -253,7 +253,7 @@ def training_target(
 def sample_from_prediction(
     schedule: NoiseSchedule, prediction: jax.Array, t: jax.Array, x_t: jax.Array
 ) -> jax.Array:
-    """The clean latents that a prediction at timestep t claims are in x_t, not clipped."""
+    """The clean latents (x0) that a prediction for x_t at timestep t stands for, not clipped."""
     if schedule.prediction_type == "sample":
         return prediction
     signal, sigma = _signal_and_sigma(schedule, t, x_t)

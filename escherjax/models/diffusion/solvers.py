@@ -1,11 +1,11 @@
 """Solvers of the sampling equation as tables of numbers, one row a step.
 
-Every solver here is linear in the latents and in the clean latents that the network claims: what a
-step does is a few coefficients, which follow from the noise levels alone. They are computed once,
-in float64, and `samplers.sample` runs any table.
+Every solver here is linear in the latents and in the predicted clean latents (x0): a step is a few
+coefficients, which follow from the noise levels alone. They are computed once, in float64, and
+`samplers.sample` runs any table.
 
-With alpha = sqrt(abar), sigma = sqrt(1 - abar) and lambda = log(alpha / sigma), D_i is the claim of
-the network at step i and h_i = lambda_{i+1} - lambda_i.
+With alpha = sqrt(abar), sigma = sqrt(1 - abar) and lambda = log(alpha / sigma), D_i is the x0
+predicted at step i and h_i = lambda_{i+1} - lambda_i.
 """
 
 from __future__ import annotations
@@ -20,19 +20,15 @@ from escherjax.models.diffusion.schedule import NoiseSchedule
 
 @dataclasses.dataclass(frozen=True)
 class SolverTable:
-    """Coefficients of S steps.
+    """Coefficients of S steps."""
 
-    timesteps: int32 [S], noisiest first.
-    correct: float32 [S, 5], what makes the corrected latents at step i of (the latents, the
-        corrected ones of step i - 1, D_i, D_{i-1}, D_{i-2}).
-    advance: float32 [S, 3], what makes the next latents of (the corrected latents, D_i, D_{i-1}).
-    noise: float32 [S], deviation of the fresh noise added to them.
-    """
-
-    timesteps: np.ndarray
+    timesteps: np.ndarray  # int32 [S], noisiest first
+    # float32 [S, 5]: weights of (latents, corrected latents of step i - 1, D_i, D_{i-1}, D_{i-2}),
+    # whose sum is the corrected latents of step i
     correct: np.ndarray
+    # float32 [S, 3]: weights of (corrected latents, D_i, D_{i-1}), whose sum is the next latents
     advance: np.ndarray
-    noise: np.ndarray
+    noise: np.ndarray  # float32 [S], standard deviation of the fresh noise added to them
 
 
 def make_table(schedule: NoiseSchedule, sampling: Sampling) -> SolverTable:
@@ -41,7 +37,7 @@ def make_table(schedule: NoiseSchedule, sampling: Sampling) -> SolverTable:
     "ddim": arXiv 2010.02502, eq. 12, whose eta adds noise (0 none, 1 as much as DDPM); timesteps
     as the schedule spaces them. "dpmpp_2m": DPM-Solver++(2M), arXiv 2211.01095, algorithm 2.
     "unipc": UniPC of order 2 with B(h) = exp(h) - 1, arXiv 2302.04867. The latter two start at the
-    last timestep and end without noise, whatever the schedule says.
+    last timestep and end without noise, whatever the schedule asks for.
     Raises UserError for more steps than timesteps.
     """
     if sampling.sampler == "ddim":
@@ -89,7 +85,7 @@ def _multistep(schedule: NoiseSchedule, num_steps: int, corrected: bool) -> Solv
     correct[:, 0] = 1.0
     for i in range(num_steps):
         gain = -alpha[i + 1] * np.expm1(-h[i])
-        # The last step has no noise left to tell two claims apart, the first has one claim only.
+        # The last step has no noise left to tell two predictions apart, the first has one only.
         slope = 0.0 if i in (0, num_steps - 1) else 0.5 * h[i] / h[i - 1]
         advance[i] = sigma[i + 1] / sigma[i], gain * (1 + slope), -gain * slope
         if corrected and i + 1 < num_steps:
@@ -101,10 +97,11 @@ def _multistep(schedule: NoiseSchedule, num_steps: int, corrected: bool) -> Solv
 def _correction(
     kept: float, gain: float, h: float, ratio: float, first: bool
 ) -> tuple[float, float, float, float, float]:
-    """UniC: the step before taken again, now that the claim at its end is known.
+    """UniC: the step before taken again, now that the prediction at its end is known.
 
-    ratio: h over the step before. Solves arXiv 2302.04867, eq. 9, for two claims in closed form,
-    with weights on D_i - D_{i-1} (`newest`) and on (D_{i-2} - D_{i-1}) / r (`older`), r = -1/ratio.
+    ratio: h over the step before. Solves arXiv 2302.04867, eq. 9, for two predictions in closed
+    form, with weights on D_i - D_{i-1} (`newest`) and on (D_{i-2} - D_{i-1}) / r (`older`), where
+    r = -1/ratio.
     """
     if first:
         newest, older = 0.5, 0.0

@@ -76,7 +76,7 @@ def test_facts_that_do_not_fit_the_networks_are_refused(run, tmp_path):
     for change, reason in [
         (
             {"latents": {"kind": "pixels", "patch": 4}},
-            "unet.in_channels must be latent channels = 48, got 12",
+            "unet.in_channels must be .* 48, got 12",
         ),
         ({"resolution": 17}, "resolution = 17; needed a multiple of 2"),
         ({"camera_axes": "opencv"}, "camera_axes = 'opencv' is not supported"),

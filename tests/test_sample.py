@@ -216,7 +216,7 @@ def test_cameras_from_a_file(workdir, scene, tmp_path):
         (["--num-views", "0"], "at least 1"),
         (["--sampler", "euler"], "ddim"),
         (["--dtype", "float64"], "bfloat16"),
-        (["--cameras", "above"], "'above' is not understood"),
+        (["--cameras", "above"], "camera 'above' must be front"),
         (["--cape", "4dof"], "trained with '6dof'"),
         (["--steps", "1001"], "from 1 to 1000"),
         (["--plan", "pyramid"], "joint, anchors"),

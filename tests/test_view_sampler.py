@@ -178,5 +178,5 @@ def test_wrong_batches_are_refused_with_the_reason(pipe, views):
             pipe.generate_batch(*arguments, **named)
     with pytest.raises(UserError, match=r"num_references(.|\n)*num_targets(.|\n)*mirrored"):
         pipe.generate_batch(images, references, mirrored, num_references=[9], num_targets=[1.5])
-    with pytest.raises(UserError, match="takes 16, and this process has 8"):
+    with pytest.raises(UserError, match="takes 16 devices; this process has 8"):
         sharding.view_mesh(8, scene_devices=2)

@@ -180,7 +180,8 @@ def test_wrong_input_is_refused_with_the_reason(tiny_pipe, tmp_path):
         ((str(broken), cameras, targets), "a list, also for a single picture"),
         ((Image.new("RGB", (8, 8)), cameras, targets), "a list, also for a single picture"),
         (([images[0], images[1, :8]], cameras, targets), "must have one shape"),
-        (([b"bytes"] * 2, cameras, targets), "a bytes; needed an array, path"),
+        (([b"bytes"] * 2, cameras, targets), "reference image cannot be decoded"),
+        (([7, 7], cameras, targets), "must be a file, bytes.*type int"),
     ]:
         with pytest.raises(UserError, match=reason):
             tiny_pipe.generate(*arguments)

@@ -19,22 +19,12 @@ from escherjax.errors import run_command
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds where a scene's pictures, model and masks lie, and what becomes of its world."""
-    parser.add_argument(
-        "--images",
-        default="images",
-        metavar="FOLDER",
-        help="pictures of a scene, below its folder; images_4 works too (default %(default)s)",
-    )
-    parser.add_argument(
-        "--model",
-        metavar="FOLDER",
-        help="model of a scene, below its folder (default: sparse/0, sparse or colmap/sparse/0)",
-    )
-    parser.add_argument(
-        "--masks",
-        metavar="FOLDER",
-        help="masks of a scene, below its folder, to become alpha: NAME.jpg.png or NAME.png",
-    )
+    images_help = "pictures of a scene, below its folder; images_4 works too (default %(default)s)"
+    parser.add_argument("--images", default="images", metavar="FOLDER", help=images_help)
+    model_help = "model of a scene, below its folder (default: sparse/0, sparse or colmap/sparse/0)"
+    parser.add_argument("--model", metavar="FOLDER", help=model_help)
+    masks_help = "masks of a scene, below its folder, to become alpha: NAME.jpg.png or NAME.png"
+    parser.add_argument("--masks", metavar="FOLDER", help=masks_help)
     normalizing.add_capture_arguments(parser)
 
 

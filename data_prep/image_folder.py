@@ -33,12 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare all photos with each other, or neighbours in order of their names, for the "
         "frames of a video (default %(default)s)",
     )
-    parser.add_argument(
-        "--scenes",
-        type=Path,
-        metavar="FOLDER",
-        help="also write COLMAP scene folders, FOLDER/SCENE/images and sparse/0",
-    )
+    scenes_help = "also write COLMAP scene folders, FOLDER/SCENE/images and sparse/0"
+    parser.add_argument("--scenes", type=Path, metavar="FOLDER", help=scenes_help)
     normalizing.add_capture_arguments(parser)
 
 

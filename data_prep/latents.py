@@ -46,12 +46,8 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--background", choices=BACKGROUNDS, default="zero123", help=background_help)
     batch_help = "views for each device (default %(default)s)"
     add("--batch-size", type=int, default=32, help=batch_help)
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="what the encoder computes in; moments are stored as bfloat16 (default %(default)s)",
-    )
+    dtype_help = "of the encoder; moments are stored as bfloat16 (default %(default)s)"
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help=dtype_help)
     workers_help = "threads that decode pictures (default: number of cores, %(default)s)"
     add("--workers", type=int, default=os.cpu_count(), help=workers_help)
     return parser
@@ -139,8 +135,8 @@ class MomentsReader:
                 name = scene.scene_id
                 views = np.arange(scene.num_views)
                 return scene, read_views(scene, views, self.resolution, self.background)[0]
-            except UserError as error:
-                return Skipped(name, str(error))
+            except Exception as error:
+                return tasks.skip(name, error, name)
 
         group: list[Any] = []
         views = 0

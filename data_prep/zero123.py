@@ -14,7 +14,6 @@ compressed one the scenes and splits are the same, in the archive's order.
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from data_prep.lib import archives, importing, selection
 from escherjax.errors import UserError, run_command
 
-RELEASED_VIEWS, RELEASED_EMPTY_VIEWS = 12, 2
+RELEASED_VIEWS = 12
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,14 +37,14 @@ def main(argv: Sequence[str]) -> None:
         "--released-filter",
         action="store_true",
         help=f"the filter of the released training set: exactly {RELEASED_VIEWS} views, at most "
-        f"{RELEASED_EMPTY_VIEWS} of them empty. Splits are made before it",
+        f"{importing.MAX_EMPTY_VIEWS} of them empty. Splits are made before it",
     )
     selection.add_arguments(parser)
     args = parser.parse_args(argv)
     importing.check_arguments(args)
     if args.released_filter:
         if (args.num_views or RELEASED_VIEWS) != RELEASED_VIEWS or (
-            args.max_empty_views != RELEASED_EMPTY_VIEWS
+            args.max_empty_views != importing.MAX_EMPTY_VIEWS
         ):
             raise UserError(
                 "--released-filter excludes other values of --num-views and --max-empty-views."
@@ -66,12 +65,7 @@ def main(argv: Sequence[str]) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say which render folders are left out."""
     parser.add_argument("--num-views", type=int, help="skip scenes with another number of views")
-    parser.add_argument(
-        "--max-empty-views",
-        type=int,
-        default=RELEASED_EMPTY_VIEWS,
-        help="skip scenes with more fully transparent views than this (default %(default)s)",
-    )
+    importing.add_max_empty_views(parser)
 
 
 def render_reader(
@@ -124,28 +118,22 @@ def _open_archive(
 
 
 def _finisher(args: argparse.Namespace) -> Callable[..., importing.Imported]:
-    """What makes a scene of views, unless too many of them are empty."""
-    from data_prep.lib.assembling import Assembler
+    """What makes a scene of views, as `Assembler`, unless too many of them are empty."""
+    from data_prep.lib.assembling import Assembler, check_empty
     from escherjax.data.images import decode_image
 
-    return functools.partial(_finish, args, Assembler(args), decode_image)
+    assemble = Assembler(args)
 
+    def finish(*views: Any) -> importing.Imported:
+        imported = assemble(*views)
+        scene = imported.scene
+        if args.num_views and scene.num_views != args.num_views:
+            raise UserError(f"has {scene.num_views} views; --num-views asks for {args.num_views}.")
+        pictures = (decode_image(data, "view") for data in scene.images)
+        check_empty(pictures, args.max_empty_views)
+        return imported
 
-def _finish(
-    args: argparse.Namespace,
-    assemble: Callable[..., importing.Imported],
-    decode: Callable[[bytes, str], Any],
-    *views: Any,
-) -> importing.Imported:
-    imported = assemble(*views)
-    scene = imported.scene
-    if args.num_views and scene.num_views != args.num_views:
-        raise UserError(f"has {scene.num_views} views; --num-views asks for {args.num_views}.")
-    pictures = (decode(data, "view") for data in scene.images)
-    empty = sum(picture.shape[-1] == 4 and not picture[..., 3].any() for picture in pictures)
-    if empty > args.max_empty_views:
-        raise UserError(f"{empty} views are empty; --max-empty-views {args.max_empty_views}.")
-    return imported
+    return finish
 
 
 if __name__ == "__main__":

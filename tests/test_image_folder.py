@@ -99,6 +99,7 @@ def test_cameras_of_photos_are_found_and_photos_are_turned_upright(tmp_path):
     np.testing.assert_allclose(scene.K[:, 0, 0], K[0, 0], rtol=0.05)
     note = report["notes"]["one"]
     assert note["photos"] == PHOTOS + 3
+    assert report["views_left_out"] == 3
     assert note["left_out"].keys() == {"empty.jpg", "phone.heic", "lid.png"}
     assert "it is empty" in note["left_out"]["empty.jpg"]
     assert "could not register" in note["left_out"]["lid.png"]

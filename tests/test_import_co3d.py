@@ -194,6 +194,20 @@ def test_unreadable_annotations_are_refused(tmp_path):
         run(co3d, tmp_path, tmp_path / "out")
 
 
+def test_a_broken_category_is_named_and_the_others_are_kept(tmp_path):
+    write_annotations(tmp_path, write_sequence(tmp_path, "good", "ndc_isotropic", 40, 40))
+    for name, content in (("bowl", b"{"), ("vase", gzip.compress(b"[1]")), ("none", b"[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "frame_annotations.jgz").write_bytes(content)
+    source, report = run(co3d, tmp_path, tmp_path / "out")
+    assert [source[i].scene_id for i in range(len(source))] == ["cup/good"]
+    reasons = {entry["scene_id"]: entry["reason"] for entry in report["skipped"]}
+    assert "cannot be read" in reasons["bowl/frame_annotations.jgz"]
+    assert "entry 0 is not a frame annotation" in reasons["vase/frame_annotations.jgz"]
+    with pytest.raises(UserError, match="there are no scenes in"):
+        run(co3d, tmp_path / "none", tmp_path / "out2")
+
+
 def test_real_sequence_keeps_matched_features_on_their_epipolar_lines(data_dir, tmp_path):
     pytest.importorskip("cv2")
     source, _ = run(co3d, data_dir / "co3d_apple", tmp_path / "out", "--resolution", "0")

@@ -112,9 +112,12 @@ def test_report_counts_bytes_and_skipped_scenes_by_reason(rendered, tmp_path, ca
         "... view # has no pose (# such views)": 3,
         "... cannot be decoded (no picture)": 1,
     }
-    printed = capsys.readouterr().out
-    assert "1 scenes (train 1), 2 views, 0.1 MB, 4 skipped" in printed
-    assert "skipped 3: ... view # has no pose" in printed
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == (
+        f"{tmp_path / 'out'}: 1 scenes (train 1), 2 views, 0.1 MB, 4 skipped "
+        "(3: ... view # has no pose (# such views); 1: ... cannot be decoded (no picture))"
+    )
+    assert printed[0].startswith("  skipped no 0: ")
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_shrunk_and_scaled_clips_keep_points_on_their_pixels(tmp_path):
     assert_points_where_painted(source[0], moved(POINTS, note), tolerance=0.3)
 
 
-def test_missing_frames_are_named_and_nothing_takes_their_place(tmp_path):
+def test_missing_frames_are_named_and_nothing_takes_their_place(tmp_path, capsys):
     times = write_clip(tmp_path)
     folder = tmp_path / "frames" / "train/0123456789abcdef"
     kept = [folder / f"{time}.png" for time in np.array(times)[[0, 2, 4]]]
@@ -87,6 +87,8 @@ def test_missing_frames_are_named_and_nothing_takes_their_place(tmp_path):
     assert list(source[0].images) == [path.read_bytes() for path in kept]
     note = report["notes"]["train/0123456789abcdef"]
     assert note["missing_frames"] == {"count": 2, "timestamps": [times[1], times[3]]}
+    assert report["views_left_out"] == 2
+    assert capsys.readouterr().out.endswith("0 skipped, 2 views of the others left out\n")
     assert_points_where_painted(source[0], moved(POINTS, note))
 
 

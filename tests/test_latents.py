@@ -156,6 +156,27 @@ def test_bad_records_are_skipped_and_the_others_keep_their_moments(config, param
         np.testing.assert_array_equal(result.scene.moments, source[index].moments)
 
 
+class BrokenSource:
+    """Scenes of which the second makes a library raise."""
+
+    def __init__(self, scenes):
+        self.scenes = scenes
+
+    def __getitem__(self, place):
+        if place == 1:
+            raise ValueError("embedded null byte")
+        return self.scenes[place]
+
+
+def test_any_exception_of_a_record_skips_it_by_name(config, params, stored):
+    encoder = latents.Encoder(eschernet.from_config(config).codec, params["vae"], 1)
+    source = BrokenSource(shards.open_shards(stored))
+    results = list(latents.MomentsReader(source, encoder, 16, "zero123", workers=2)([0, 1]))
+    assert results[0].scene.scene_id == "object-0"
+    assert results[1].scene_id == "record 1"
+    assert "ValueError: embedded null byte" in results[1].reason
+
+
 def batches(folder, stored_moments, **changes):
     settings = {"resolution": 16, "num_references": 2, "num_targets": 2, "background": "zero123"}
     settings |= {"moments_shape": SHAPE if stored_moments else ()}

@@ -6,7 +6,7 @@ This module imports much; the commands import it only when they have work to do.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,3 +57,10 @@ class Assembler:
             ]
         scene = folders.assemble_scene(scene_id, source, views, self.resolution, self.stored, read)
         return Imported(scene, notes)
+
+
+def check_empty(pictures: Iterable[np.ndarray], most: int) -> None:
+    """Raises UserError if more than so many pictures are fully transparent."""
+    empty = sum(picture.shape[-1] == 4 and not picture[..., 3].any() for picture in pictures)
+    if empty > most:
+        raise UserError(f"{empty} views are empty; --max-empty-views {most}.")

@@ -59,7 +59,8 @@ class Annotations:
 def find_sequences(source: Path, annotations: Annotations) -> list[tuple[str, Path, str]]:
     """(scene id, annotation file, sequence name) of every sequence, sorted by id.
 
-    Ids are CATEGORY/SEQUENCE below CO3D's folder, SEQUENCE in a category's own.
+    Ids are CATEGORY/SEQUENCE below CO3D's folder, SEQUENCE in a category's own. A file that cannot
+    be read stands for its sequences, with its own name as id and no sequence name.
     Raises UserError if there is no annotation file, or a folder has several.
     """
     if source.is_file():
@@ -84,7 +85,12 @@ def find_sequences(source: Path, annotations: Annotations) -> list[tuple[str, Pa
     found = []
     for file in sorted(files):
         category = Path() if source.is_file() else file.parent.relative_to(source)
-        found += [((category / name).as_posix(), file, name) for name in annotations.of(file)]
+        try:
+            names = list(annotations.of(file))
+        except UserError:  # which reading it meets again, so that the file is skipped by name
+            found.append(((category / file.name).as_posix(), file, ""))
+            continue
+        found += [((category / name).as_posix(), file, name) for name in names]
     return sorted(found)
 
 

@@ -32,6 +32,7 @@ SCENES_PER_SHARD = 1024
 # Of one process: reading was seen to hold Python's lock for 9 to 19% of its time, so that about
 # five to ten threads would wait for it.
 THREADS = 4
+MAX_EMPTY_VIEWS = 2  # of the released training set
 ADDRESSES = ("gs://", "s3://", "az://")  # that etils.epath reads and writes
 # Arguments that do not change what is written.
 RUNTIME_ONLY = ("out", "overwrite", "workers", "runner", "beam_flags")
@@ -109,12 +110,7 @@ def argument_parser(
         help="of every picture; JPEG cannot hold transparent pixels: scenes that have them are "
         "skipped (default: files that need no change keep their bytes, others become png)",
     )
-    add(
-        "--quality",
-        type=int,
-        metavar="1..100",
-        help="of jpeg and webp; a webp of 100 is lossless (default 92)",
-    )
+    add("--quality", type=int, help="1 to 100, of jpeg and webp; 100 is lossless webp (default 92)")
     add(
         "--workers",
         type=int,
@@ -132,12 +128,8 @@ def argument_parser(
     shards_help = f"files to write (default: one for {SCENES_PER_SHARD} scenes)"
     add("--shards", type=int, help=shards_help)
     add("--split", default="train", help="name of the split (default %(default)s)")
-    add(
-        "--heldout",
-        type=float,
-        default=0,
-        help="move the last scenes to a split 'heldout': a fraction below 1, or a number of scenes",
-    )
+    heldout_help = "move the last scenes to a split 'heldout': a fraction below 1, or a number"
+    add("--heldout", type=float, default=0, help=heldout_help)
     return parser
 
 
@@ -153,11 +145,14 @@ def add_output_arguments(
 
 def add_max_views(parser: argparse.ArgumentParser) -> None:
     """Adds --max-views, for formats that are videos; see `evenly_spaced`."""
-    parser.add_argument(
-        "--max-views",
-        type=int,
-        help="keep at most so many frames of a scene, evenly spaced, first and last among them",
-    )
+    views_help = "keep at most so many frames of a scene, evenly spaced, first and last among them"
+    parser.add_argument("--max-views", type=int, help=views_help)
+
+
+def add_max_empty_views(parser: argparse.ArgumentParser) -> None:
+    """Adds --max-empty-views, for renders; see `assembling.check_empty`."""
+    empty_help = "skip scenes with more fully transparent views than this (default %(default)s)"
+    parser.add_argument("--max-empty-views", type=int, default=MAX_EMPTY_VIEWS, help=empty_help)
 
 
 def evenly_spaced(items: Sequence[Any], count: int | None) -> Sequence[Any]:
@@ -311,6 +306,8 @@ def heldout_count(heldout: float, count: int) -> int:
 
 def _plan_shards(args: argparse.Namespace, count: int) -> dict[str, list[range]]:
     """Places in the list of ids that each shard of each split holds."""
+    if not count:
+        raise UserError(f"there are no scenes in {args.source}.")
     heldout = heldout_count(args.heldout, count)
     if heldout >= count:
         raise UserError(f"--heldout {args.heldout:g} leaves none of {count} scenes to train on.")

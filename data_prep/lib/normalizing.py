@@ -22,18 +22,12 @@ def add_arguments(
         help="scale each scene so that its farthest camera is R from the origin; none keeps the "
         "file's scale (default %(default)s)",
     )
-    parser.add_argument(
-        "--recenter",
-        action=argparse.BooleanOptionalAction,
-        default=WITH_NORMALIZE if recenter else False,
-        help="first move the point nearest to all optical axes to the origin (default %(default)s)",
-    )
-    parser.add_argument(
-        "--up",
-        choices=("cameras", "file"),
-        default=up,
-        help="turn the cameras' common up to +z, or keep the file's z (default %(default)s)",
-    )
+    center_help = "first move the point nearest to all optical axes to the origin (%(default)s)"
+    center = WITH_NORMALIZE if recenter else False
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("--recenter", action=flag, default=center, help=center_help)
+    up_help = "turn the cameras' common up to +z, or keep the file's z (default %(default)s)"
+    parser.add_argument("--up", choices=("cameras", "file"), default=up, help=up_help)
 
 
 def add_capture_arguments(parser: argparse.ArgumentParser) -> None:

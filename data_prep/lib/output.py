@@ -99,6 +99,7 @@ def finish_folder(
     lengths: dict[str, list[int]] = collections.defaultdict(list)
     for task, note in zip(tasks, notes, strict=True):
         lengths[task.split].append(note["scenes"])
+    scene_notes = {key: value for note in notes for key, value in note["notes"].items()}
     report = {
         "command": plan["command"],
         "options": plan["options"],
@@ -109,7 +110,8 @@ def finish_folder(
         "num_skipped": len(skipped),
         "skipped_by_reason": _count_reasons(skipped, source),
         "skipped": skipped,
-        "notes": {key: value for note in notes for key, value in note["notes"].items()},
+        "views_left_out": sum(map(_views_left_out, scene_notes.values())),
+        "notes": scene_notes,
         **(about or {}),
     }
     with no_room_stops(out):
@@ -121,19 +123,24 @@ def finish_folder(
 
 
 def _print_summary(report: Mapping[str, Any], out: Path) -> None:
-    """Prints the counts of a report, and the first skipped scenes."""
-    counts = ", ".join(f"{name} {count}" for name, count in report["splits"].items())
-    print(
-        f"{report['scenes']} scenes ({counts}), {report['views']} views, "
-        f"{report['bytes'] / 1e6:.1f} MB, {report['num_skipped']} skipped"
-    )
-    for kind, count in report["skipped_by_reason"].items():
-        print(f"  skipped {count}: {kind}")
+    """Prints the first skipped scenes, and last what was read and what was left out, and why."""
     for entry in report["skipped"][:5]:
-        print(f"    {entry['scene_id']}: {entry['reason']}")
+        print(f"  skipped {entry['scene_id']}: {entry['reason']}")
     if report["num_skipped"] > 5:
-        print(f"    ... and {report['num_skipped'] - 5} more, all in {out / REPORT_FILE}")
-    print(out)
+        print(f"  ... and {report['num_skipped'] - 5} more, all in {out / REPORT_FILE}")
+    splits = ", ".join(f"{name} {count}" for name, count in report["splits"].items())
+    text = f"{report['scenes']} scenes ({splits}), {report['views']} views, "
+    text += f"{report['bytes'] / 1e6:.1f} MB, {report['num_skipped']} skipped"
+    reasons = [f"{count}: {kind}" for kind, count in report["skipped_by_reason"].items()]
+    text += f" ({'; '.join(reasons)})" if reasons else ""
+    if report["views_left_out"]:
+        text += f", {report['views_left_out']} views of the others left out"
+    print(f"{out}: {text}")
+
+
+def _views_left_out(note: Mapping[str, Any]) -> int:
+    """How many pictures of a scene that was read could not be used, by the importer's note."""
+    return len(note.get("left_out", ())) + note.get("missing_frames", {}).get("count", 0)
 
 
 def _count_reasons(skipped: Sequence[Mapping[str, str]], source: str) -> dict[str, int]:

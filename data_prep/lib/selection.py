@@ -15,18 +15,10 @@ Found = list[tuple[str, Any]]  # (scene id, where it lies), sorted by id
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --ids and --heldout-ids."""
-    parser.add_argument(
-        "--ids",
-        type=Path,
-        metavar="FILE",
-        help="only these scenes: a JSON list of ids, or one id a line",
-    )
-    parser.add_argument(
-        "--heldout-ids",
-        type=Path,
-        metavar="FILE",
-        help="move these scenes to a split 'heldout', instead of the last ones",
-    )
+    ids_help = "only these scenes: a JSON list of ids, or one id a line"
+    parser.add_argument("--ids", type=Path, metavar="FILE", help=ids_help)
+    heldout_help = "move these scenes to a split 'heldout', instead of the last ones"
+    parser.add_argument("--heldout-ids", type=Path, metavar="FILE", help=heldout_help)
 
 
 def select(

@@ -117,17 +117,23 @@ class SceneReader:
     def _read_one(self, item: Found) -> Imported | Skipped:
         try:
             return self.read_scene(*item)
-        except StoppedError:
-            raise
-        except UserError as error:
-            return Skipped(item[0], str(error))
-        except Exception as error:  # whatever a broken file makes a library raise
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
-                raise
-            if os.environ.get(TRACEBACK_VARIABLE):
-                traceback.print_exception(error)
+        except Exception as error:
             place = next((str(part) for part in item[1:] if hasattr(part, "name")), item[0])
-            return Skipped(item[0], f"{place} cannot be read: {type(error).__name__}: {error}")
+            return skip(item[0], error, place)
+
+
+def skip(scene_id: str, error: Exception, place: str) -> Skipped:
+    """The scene at a place as skipped, for whatever a broken file makes a library raise.
+
+    Raises the error again if it is no fault of the scene: a `StoppedError` or a full disk.
+    """
+    if isinstance(error, StoppedError) or getattr(error, "errno", None) in NO_ROOM:
+        raise error
+    if isinstance(error, UserError):
+        return Skipped(scene_id, str(error))
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exception(error)
+    return Skipped(scene_id, f"{place} cannot be read: {type(error).__name__}: {error}")
 
 
 @dataclasses.dataclass(frozen=True)

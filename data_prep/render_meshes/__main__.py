@@ -40,18 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--radius", default=[1.5, 2.2], help=radius_help, **ranges)
     focal_help = "focal lengths on a 32 mm sensor, one drawn for each view (default 35 35)"
     add("--focal-mm", default=[35.0, 35.0], help=focal_help, **ranges)
-    add(
-        "--light",
-        choices=("area", "environment"),
-        default="area",
-        help="area: Zero-1-to-3's one wide lamp; environment: a random sky with sun and two lamps",
+    light_help = "Zero-1-to-3's one wide lamp (area), or a random sky with sun and two lamps"
+    add("--light", choices=("area", "environment"), default="area", help=light_help)
+    view_help = (
+        "from light to sRGB; Zero-1-to-3's is Filmic, Standard keeps a texture's own colours"
     )
-    add(
-        "--view-transform",
-        choices=("Filmic", "Standard", "AgX"),
-        default="Filmic",
-        help="from light to sRGB; Zero-1-to-3 has Filmic, Standard keeps a texture's own colours",
-    )
+    transforms = ("Filmic", "Standard", "AgX")
+    add("--view-transform", choices=transforms, default="Filmic", help=view_help)
     views_help = "also write each object to FOLDER/ID: 000.png ... and transforms.json"
     add("--views-folder", type=Path, help=views_help)
     add(
@@ -65,8 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     formats: dict[str, Any] = {"choices": FORMATS, "default": list(FORMATS), "metavar": "FORMAT"}
     add("--formats", nargs="+", help=formats_help, **formats)
     add("--timeout", type=float, default=600, help="seconds for one object (default %(default)s)")
-    empty_help = "skip objects with more fully transparent views than this (default %(default)s)"
-    add("--max-empty-views", type=int, default=2, help=empty_help)
+    importing.add_max_empty_views(parser)
     python_help = "a Python that has bpy; without it, one is made in ~/.cache/escherjax"
     add("--blender-python", type=Path, help=python_help)
     parser.set_defaults(workers=None)

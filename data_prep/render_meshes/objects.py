@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.lib.assembling import picture_format
+from data_prep.lib.assembling import check_empty, picture_format
 from data_prep.lib.tasks import Imported
 from data_prep.render_meshes import environment, random_views
 from escherjax import cameras
 from escherjax.data.formats.transforms import write_transforms
 from escherjax.data.images import decode_image, encode_png
 from escherjax.data.shards import Scene
-from escherjax.errors import UserError
 
 
 class ObjectRenderer:
@@ -62,9 +61,7 @@ class ObjectRenderer:
             pictures = [decode_image(path.read_bytes(), path.name) for path in files]
             depth_files = [path.with_name(f"{path.stem}_depth.npy") for path in files]
             depths = [np.load(path) for path in depth_files] if args.depth else []
-        empty = sum(not picture[..., 3].any() for picture in pictures)
-        if empty > args.max_empty_views:
-            raise UserError(f"{empty} views are empty; --max-empty-views {args.max_empty_views}.")
+        check_empty(pictures, args.max_empty_views)
         encoded = [self.stored.encode(picture) for picture in pictures]
         scene = Scene(
             scene_id=scene_id,

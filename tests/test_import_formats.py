@@ -110,12 +110,12 @@ def test_report_counts_bytes_and_skipped_scenes_by_reason(rendered, tmp_path, ca
     assert report["bytes"] == sum(path.stat().st_size for path in shards) > 0
     assert report["skipped_by_reason"] == {
         "... view # has no pose (# such views)": 3,
-        "... cannot be decoded (no picture)": 1,
+        "... cannot be decoded (not a picture)": 1,
     }
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == (
         f"{tmp_path / 'out'}: 1 scenes (train 1), 2 views, 0.1 MB, 4 skipped "
-        "(3: ... view # has no pose (# such views); 1: ... cannot be decoded (no picture))"
+        "(3: ... view # has no pose (# such views); 1: ... cannot be decoded (not a picture))"
     )
     assert printed[0].startswith("  skipped no 0: ")
 

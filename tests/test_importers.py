@@ -76,6 +76,22 @@ def test_normalized_scene_projects_scaled_points_onto_the_same_pixels(rendered, 
     assert_balls_where_projected(source[0], CENTERS * np.float32(report["notes"]["one"]["scale"]))
 
 
+@pytest.mark.parametrize("offset", [(1e4, 0, 0), (5e5, 4.2e6, 300), (0, -1e8, 1e8)])
+def test_a_world_far_away_is_moved_before_it_is_rounded_or_refused(rendered, tmp_path, offset):
+    focal = float(rendered[2][0, 0, 0])
+    far = rendered[1].astype(np.float64)
+    far[:, :3, 3] += offset
+    write_transforms(tmp_path / "near" / "one", rendered, fl_x=focal)
+    write_transforms(tmp_path / "far" / "one", (rendered[0], far), fl_x=focal)
+    for normalize in ("max_radius=1.5", "none"):
+        with pytest.raises(UserError, match="stand .* apart and .* give .*--recenter"):
+            run(nerf_json, tmp_path / "far", tmp_path / "no", "--normalize", normalize)
+    near, _ = run(nerf_json, tmp_path / "near", tmp_path / "out1", "--recenter")
+    moved, _ = run(nerf_json, tmp_path / "far", tmp_path / "out2", "--recenter")
+    # float64 has 16 digits, of which 8 are left in the farthest world; the spread is about 4.
+    np.testing.assert_allclose(moved[0].c2w, near[0].c2w, atol=2e-6)
+
+
 def test_shrunk_pictures_keep_points_on_their_pixels(rendered, tmp_path):
     write_zero123(tmp_path / "one", rendered)
     source, _ = run(zero123, tmp_path / "one", tmp_path / "out", "--resolution", "32")

@@ -17,6 +17,9 @@ from escherjax.data.formats import folders
 from escherjax.data.images import PictureFormat, View
 from escherjax.errors import UserError
 
+# Least distance of cameras from one another, in distances from the origin. float32 has 7 digits.
+NEAREST = 1e-3
+
 
 def picture_format(args: argparse.Namespace) -> PictureFormat:
     """The format that --format and --quality ask for."""
@@ -52,11 +55,24 @@ class Assembler:
             if faults:
                 raise UserError(f"scene '{scene_id}': " + " ".join(text for _, _, text in faults))
             moved, notes = cameras.normalize_poses(c2w, *self.world)
+            self._check_near(scene_id, moved[:, :3, 3])
             views = [
                 (path, pose, pinhole) for (path, _, pinhole), pose in zip(views, moved, strict=True)
             ]
         scene = folders.assemble_scene(scene_id, source, views, self.resolution, self.stored, read)
         return Imported(scene, notes)
+
+    def _check_near(self, scene_id: str, positions: np.ndarray) -> None:
+        """Raises UserError for cameras that stand close together, far away from the origin."""
+        spread = float(np.ptp(positions, axis=0).max())
+        distance = float(np.linalg.norm(positions, axis=1).max())
+        if 0 < spread < NEAREST * distance:
+            _, recenter, _ = self.world or (None, False, False)
+            remedy = "--normalize none" if recenter else "--normalize max_radius=1.5 --recenter"
+            raise UserError(
+                f"scene '{scene_id}': cameras stand {spread:.3g} apart and {distance:.3g} from the "
+                f"origin, too far away for their differences to count; give {remedy}."
+            )
 
 
 def check_empty(pictures: Iterable[np.ndarray], most: int) -> None:

@@ -48,22 +48,21 @@ def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]
     from escherjax.models import eschernet
     from escherjax.train import checks, perf
     from escherjax.train.loop import enable_compilation_cache
-    from escherjax.train.optimizer import make_optimizer
     from escherjax.train.state import create_state
     from escherjax.train.step import make_train_step
 
     enable_compilation_cache()
     mesh = checks.training_mesh(config)
-    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
+    model = eschernet.from_config(config)
     started = time.perf_counter()
-    state = jax.block_until_ready(create_state(model, optimizer, mesh, config))
+    state = jax.block_until_ready(create_state(model, mesh, config))
     init_sec = time.perf_counter() - started
     harness.note(f"initialised in {init_sec:.1f} s")
     flops = perf.train_step_flops(
         model, state.params, state.frozen, config, config.num_references, config.num_targets
     )
     batches = _loaded_batches(config, mesh) if config.data.source else _random_batches(config, mesh)
-    step = make_train_step(model, optimizer, config, mesh)
+    step = make_train_step(model, mesh, config)
     started = time.perf_counter()
     state, metrics = step(state, next(batches))
     loss = float(metrics["loss"])

@@ -10,7 +10,6 @@ import pytest
 
 from escherjax.devices import mesh as sharding
 from escherjax.models import eschernet
-from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import create_state
 from escherjax.train.step import make_train_step
 from tests.helpers.batches import make_batch
@@ -46,11 +45,11 @@ def run(config, mesh, batches):
 
     The gradients are those of the first step, read from AdamW's first moment.
     """
-    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
+    model = eschernet.from_config(config)
     params = random_params(model.parameter_shapes(config.resolution), np.random.default_rng(1))
-    state = create_state(model, optimizer, mesh, config, params)
+    state = create_state(model, mesh, config, params)
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    step = make_train_step(model, optimizer, config, mesh)
+    step = make_train_step(model, mesh, config)
     losses, gradients = [], None
     for batch in batches:
         state, metrics = step(state, batch.on_mesh(mesh))
@@ -58,7 +57,7 @@ def run(config, mesh, batches):
         if gradients is None:
             moment = state.opt_state[1][0].mu
             gradients = jax.tree.map(lambda m: np.asarray(m) / 0.1, moment)
-    assert step._cache_size() == 1
+    assert step.func._cache_size() == 1
     assert jax.tree.map(lambda x: x.sharding, state) == shardings
     return losses, gradients, *jax.tree.map(np.asarray, (state.params, state.ema))
 

@@ -17,7 +17,7 @@ from escherjax import files
 from escherjax.errors import TrainingError, UserError
 from escherjax.train.__main__ import main
 from escherjax.train.loop import train
-from escherjax.train.profiling import ProfileWindow
+from escherjax.train.watch import ProfileWindow
 from escherjax.train.writers import MetricWriter
 from escherjax.weights import integrity, run_params, runs
 from tests.helpers.finished_runs import final_state
@@ -242,7 +242,7 @@ def test_lines_of_the_log_that_cannot_be_read_are_dropped_and_counted(tmp_path, 
     with path.open("ab") as file:  # while the run is on
         file.write(b"\xff\n[]\n")
     assert writer.has_heldout(2) and not writer.has_heldout(1)
-    writer.draw_loss()
+    writer.plot_loss()
     assert (tmp_path / "loss.png").is_file()
     writer.close()
 

@@ -18,7 +18,6 @@ from escherjax.sample import __main__ as sample
 from escherjax.sample import arguments as flags
 from escherjax.sample.arguments import COMMAND
 from escherjax.sample.loading import load
-from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import create_state
 from escherjax.weights import runs
 from tests.helpers.tiny import tiny_config
@@ -30,8 +29,8 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample") / "run"
     config = tiny_config()
     runs.prepare_workdir(folder, config)
-    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    state = create_state(model, optimizer, mesh.single_device_mesh(), config)
+    model = eschernet.from_config(config)
+    state = create_state(model, mesh.single_device_mesh(), config)
     average = jax.tree.map(lambda x: x + 1, state.params)
     with runs.open_manager(folder) as manager:
         runs.save(manager, state.replace(ema=average, step=state.step + 7).stored(), config)

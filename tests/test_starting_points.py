@@ -17,7 +17,6 @@ from escherjax.errors import UserError
 from escherjax.models import eschernet
 from escherjax.train import starting_points
 from escherjax.train.loop import train
-from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import abstract_state, create_state
 from escherjax.weights import names, run_params, runs
 from tests.helpers.starting_networks import (
@@ -240,9 +239,9 @@ def test_a_run_of_another_mesh_gives_its_bits(tmp_path, saved, opened):
 
     new = tiny_config(**WIDE, **opened, init__workdir=workdir / "checkpoints/7")
     found, _ = initial(new)
-    model, optimizer = eschernet.from_config(new), make_optimizer(new.optimizer)
+    model = eschernet.from_config(new)
     mesh = mesh_of(new)
-    state = create_state(model, optimizer, mesh, new, found)
+    state = create_state(model, mesh, new, found)
     assert int(state.step) == 0
     assert_equal_trees({**state.params, **state.frozen}, doubled)
     assert_equal_trees(state.ema, {part: doubled[part] for part in trained})
@@ -326,9 +325,9 @@ def test_starting_points_that_contradict_each_other_are_refused(fields, reason):
 def test_smaller_storage_rounds_the_loaded_parameters_once():
     config = tiny_config(param_dtype="bfloat16")
     mesh, model = sharding.single_device_mesh(), eschernet.from_config(config)
-    optimizer, given = make_optimizer(config.optimizer), random_params(config)
-    state = create_state(model, optimizer, mesh, config, given)
-    abstract = abstract_state(model, optimizer, mesh, config)
+    given = random_params(config)
+    state = create_state(model, mesh, config, given)
+    abstract = abstract_state(model, mesh, config)
     assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, abstract)
     rounded = jax.tree.map(lambda x: x.astype(state.params["unet"]["conv_in"]["bias"].dtype), given)
     assert_equal_trees(state.params["unet"], rounded["unet"])

@@ -125,15 +125,15 @@ def test_every_contradiction_is_named():
             }
         )
     for part in (
-        "NUM_PROCESSES = 'x'",
-        "PROCESS_ID = '-1'",
-        "EXPECTED_DEVICES = '0'",
+        "NUM_PROCESSES must be a whole number from 1 on, got 'x'",
+        "PROCESS_ID must be a whole number from 0 on, got '-1'",
+        "EXPECTED_DEVICES must be a whole number from 1 on, got '0'",
         "ESCHERJAX_COORDINATOR missing",
     ):
         assert part in str(error.value)
-    with pytest.raises(UserError, match="PROCESS_ID = 4; needed one below"):
+    with pytest.raises(UserError, match="PROCESS_ID must be below .*got 4"):
         detect({**OURS, "ESCHERJAX_PROCESS_ID": "4"})
-    with pytest.raises(UserError, match="'host0'; needed HOST:PORT"):
+    with pytest.raises(UserError, match="must be HOST:PORT, got 'host0'"):
         detect({**OURS, "ESCHERJAX_COORDINATOR": "host0"})
 
 

@@ -10,8 +10,13 @@ from escherjax.data.batch import Batch
 from escherjax.devices import mesh as sharding
 from escherjax.models import eschernet
 from escherjax.train import perf
-from escherjax.train.optimizer import learning_rate, make_optimizer, update_ema
-from escherjax.train.state import abstract_state, create_state
+from escherjax.train.state import (
+    abstract_state,
+    create_state,
+    learning_rate,
+    make_optimizer,
+    update_ema,
+)
 from escherjax.train.step import Draws, gradient_norms, make_train_step, scene_losses
 from escherjax.weights import names
 from escherjax.weights.reading import read_pipeline_folder
@@ -25,11 +30,11 @@ pytestmark = pytest.mark.usefixtures("compiled_fast")
 def stepper(config, mesh=None):
     """A function from batches to (host state, losses) after a step on each, from a fresh state."""
     mesh = mesh or sharding.make_mesh(config.mesh)
-    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    step = make_train_step(model, optimizer, config, mesh)
+    model = eschernet.from_config(config)
+    step = make_train_step(model, mesh, config)
 
     def run(batches):
-        state, losses = create_state(model, optimizer, mesh, config), []
+        state, losses = create_state(model, mesh, config), []
         for batch in batches:
             state, metrics = step(state, batch.on_mesh(mesh))
             losses.append(float(metrics["loss"]))
@@ -210,12 +215,12 @@ def test_ema_starts_at_the_first_update_and_ends_at_the_decay():
 def test_state_is_born_split_over_fsdp():
     config = tiny_config(mesh__fsdp=8, unet__block_channels="(64,)")
     mesh = sharding.make_mesh(config.mesh)
-    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    state = create_state(model, optimizer, mesh, config)
+    model = eschernet.from_config(config)
+    state = create_state(model, mesh, config)
     for tree in (state.params, state.ema, state.opt_state[1][0].mu):
         kernel = tree["unet"]["mid_block"]["resnets_0"]["conv1"]["kernel"]
         assert kernel.size == 8 * kernel.addressable_shards[0].data.size
-    expected = abstract_state(model, optimizer, mesh, config)
+    expected = abstract_state(model, mesh, config)
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state) == jax.tree.map(
         lambda x: (x.shape, x.dtype, x.sharding), expected
     )
@@ -225,9 +230,9 @@ def test_a_state_can_start_from_given_parameters():
     """As from a folder of weights: nothing is drawn, and the average starts there too."""
     config = tiny_config(mesh__fsdp=8, unet__block_channels="(64,)")
     mesh = sharding.make_mesh(config.mesh)
-    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
+    model = eschernet.from_config(config)
     given = jax.tree.map(lambda x: x + 1, model.init(9, config.resolution))
-    state = create_state(model, optimizer, mesh, config, given)
+    state = create_state(model, mesh, config, given)
     expected = {name: given[name] for name in ("unet", "image_encoder")}
     assert largest_difference(state.params, expected) == 0
     assert largest_difference(state.ema, expected) == 0

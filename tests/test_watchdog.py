@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from escherjax.train.watchdog import Watchdog
+from escherjax.train.watch import Watchdog
 from tests.helpers.patience import wait_until
 
 

@@ -18,9 +18,8 @@ from escherjax.models import eschernet
 from escherjax.models.diffusion.sampling import Sampling
 from escherjax.models.eschernet import EscherNet, SceneBatch
 from escherjax.train import perf
-from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import abstract_state
-from escherjax.train.step import make_train_step
+from escherjax.train.step import StepSettings, train_program
 
 PROGRAMS = ("train", "sample")
 
@@ -45,10 +44,15 @@ def lower_program(name: str, config: ConfigDict, mesh: Mesh) -> Program:
         config: a resolved training config.
         mesh: devices to compile for, real or of a topology.
     """
+<<<<<<< HEAD
     model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
     state = abstract_state(model, optimizer, mesh, config)
     arguments: Any = state
     jitted: Any
+=======
+    model = eschernet.from_config(config)
+    state = abstract_state(model, mesh, config)
+>>>>>>> fbe155f (train: prepare and a loop on one screen; step numbers as arguments; watch and checks in one file each)
     if name == "train":
         batch = abstract_batch(
             mesh,
@@ -57,7 +61,8 @@ def lower_program(name: str, config: ConfigDict, mesh: Mesh) -> Program:
             config.resolution,
             eschernet.moments_shape(config) if config.data.latents else (),
         )
-        jitted, rest = make_train_step(model, optimizer, config, mesh), (batch,)
+        jitted = train_program(model, mesh, config)
+        rest = (batch, StepSettings.from_config(config))
         flops = perf.train_step_flops(
             model, state.params, state.frozen, config, config.num_references, config.num_targets
         )

@@ -8,7 +8,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from escherjax.cameras import Cameras
@@ -62,7 +61,7 @@ class Batch:
 
     def on_mesh(self, mesh: Mesh) -> Batch:
         """This host's scenes as global arrays; `mesh.host_share` says which scenes those are."""
-        arrays = self.replace(scene_ids=None)
+        arrays = dataclasses.replace(self, scene_ids=None)
         return mesh_lib.put(mesh, arrays, arrays.shardings(mesh))
 
 
@@ -100,6 +99,6 @@ def abstract_batch(
     )
 
 
-def unit_images(images: jax.Array | np.ndarray) -> jax.Array:
+def unit_images(images: Any) -> Any:
     """uint8 images to float32 in [-1, 1]."""
     return (images.astype(jnp.float32) / 255.0 - 0.5) / 0.5

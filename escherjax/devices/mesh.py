@@ -251,7 +251,7 @@ def put(mesh: Mesh, arrays: Any, shardings: Any) -> Any:
     def put_one(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
         rows = len(array) // len(mine)
 
-        def local(index: tuple[slice, ...]) -> np.ndarray:
+        def local(index: Any) -> np.ndarray:
             first = mine.index((index[0].start or 0) // rows) * rows
             return array[(slice(first, first + rows), *index[1:])]
 

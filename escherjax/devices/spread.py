@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 GATHERS = ("all", "ring")
+Merged = tuple[jax.Array, jax.Array, jax.Array]  # running maximum, sum and weighted values
 
 _MASKED = -1e30  # finite, so that a block of masked keys alone gives no NaN
 
@@ -25,16 +26,15 @@ _MASKED = -1e30  # finite, so that a block of masked keys alone gives no NaN
 class Spread:
     """A mesh and what lies along its axes.
 
-    batch_axes: scenes; model_axis: attention heads and channels; view_axis: target views, whose
-    number it must divide. gather: "all" holds the keys and values of all views of a layer at once;
-    "ring" holds two devices' share of them, and computes plain attention, with no fused kernel.
+    gather: "all" holds the keys and values of all views of a layer at once; "ring" holds two
+    devices' share of them, and computes plain attention, with no fused kernel.
     """
 
     mesh: Mesh
-    batch_axes: tuple[str, ...]
-    model_axis: str
-    view_axis: str
-    gather: str = "all"
+    batch_axes: tuple[str, ...]  # scenes
+    model_axis: str  # attention heads and channels
+    view_axis: str  # target views, whose number it must divide
+    gather: str = "all"  # one of GATHERS
 
     @property
     def num_view_shards(self) -> int:
@@ -106,7 +106,9 @@ class Spread:
         of them; key_lengths count over all views then.
         """
 
-        def local(q, k, v, key_lengths):
+        def local(
+            q: jax.Array, k: jax.Array, v: jax.Array, key_lengths: jax.Array | None
+        ) -> jax.Array:
             if not keys_are_views or self.num_view_shards == 1:
                 return kernel(q, k, v, key_lengths=key_lengths)
             if self.gather == "ring":
@@ -152,7 +154,7 @@ def ring_attend(
     block_length, scale = k.shape[1], q.shape[-1] ** -0.5
 
     @jax.checkpoint
-    def add_block(k, v, owner, so_far):
+    def add_block(k: jax.Array, v: jax.Array, owner: jax.Array, so_far: Merged) -> Merged:
         maximum, total, weighted = so_far
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * scale
         if key_lengths is not None:
@@ -171,7 +173,7 @@ def ring_attend(
             weighted * shrink[..., None] + values,
         )
 
-    def step(carry, distance):
+    def step(carry: Any, distance: jax.Array) -> tuple[Any, None]:
         k, v, so_far = carry
         to_next = [(i, (i + 1) % num_blocks) for i in range(num_blocks)]
         k, v = jax.lax.ppermute((k, v), axis, to_next)

@@ -1,8 +1,8 @@
-"""Joins the processes of a run, whoever started them, and checks that all of them came.
+"""Joins the processes of a run, whoever started them, and checks that all of them arrived.
 
-One program serves one machine and many: what tells them apart is the environment that a launcher
-leaves. JAX's own cluster detection finds addresses and numbers; here is decided whether there is
-anything to join, and compared what was promised with what was found.
+One program serves one machine and many: the environment that a launcher leaves tells them apart.
+JAX's own cluster detection finds addresses and numbers; this module decides whether there is
+anything to join, and compares what was promised with what was found.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from escherjax.errors import UserError, report
 
 log = logging.getLogger("escherjax.startup")
 
-OURS = ("ESCHERJAX_COORDINATOR", "ESCHERJAX_NUM_PROCESSES", "ESCHERJAX_PROCESS_ID")
+ENV_VARS = ("ESCHERJAX_COORDINATOR", "ESCHERJAX_NUM_PROCESSES", "ESCHERJAX_PROCESS_ID")
 HEARTBEAT_SECONDS = 30  # silence after which a process counts as dead
 EXPECTED_DEVICES = "ESCHERJAX_EXPECTED_DEVICES"
 JOIN_SECONDS = "ESCHERJAX_JOIN_SECONDS"
@@ -33,26 +33,24 @@ JOIN_SECONDS = "ESCHERJAX_JOIN_SECONDS"
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """How this process was started.
+    """How this process was started."""
 
-    by: the launcher, for people. arguments: of `jax.distributed.initialize`, or None where there is
-    one process and nothing to join. num_processes, num_devices: what the launcher promised of all
-    processes together, None where it said nothing. join_seconds: how long to wait for the others.
-    """
-
-    by: str
-    arguments: dict[str, Any] | None = None
-    num_processes: int | None = None
-    num_devices: int | None = None
-    join_seconds: int = 300
+    by: str  # the launcher, for people
+    arguments: dict[str, Any] | None = None  # of jax.distributed.initialize; None: nothing to join
+    num_processes: int | None = None  # promised by the launcher; None where it promised nothing
+    num_devices: int | None = None  # promised, of all processes together
+    join_seconds: int = 300  # how long to wait for the others
 
 
 def initialize() -> Launch:
     """Joins the other processes of this run, if any; call it before any other use of JAX.
 
-    Logs processes and devices. Raises UserError if the environment contradicts itself, the others
-    cannot be reached, or what came is not what was promised. If they have not all come in time, it
-    says so and ends this process with exit code 2: JAX, which waits in C++, would abort it.
+    Logs processes and devices. If the others have not all arrived in time, that is reported and
+    this process ends with exit code 2: JAX, which waits in C++, would abort it.
+
+    Raises:
+      UserError: the environment contradicts itself, the others cannot be reached, or processes or
+        devices are not as many as promised.
     """
     launch = detect(os.environ, has_tpu=_has_tpu())
     if launch.arguments is not None:
@@ -68,7 +66,7 @@ def initialize() -> Launch:
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"the processes of this run, started by {launch.by}, could not be joined: {error}. "
-                "Look whether all of them run and reach the first one's address."
+                "Check that all of them run and reach the first one's address."
             ) from error
     check_arrivals(launch)
     return launch
@@ -85,9 +83,9 @@ def _in_time(launch: Launch) -> Iterator[None]:
     def give_up() -> None:
         code = report(
             UserError(
-                f"waited {launch.join_seconds} s for {where}, and not all came. Look at the logs "
-                "of the others: whether each was started, was not refused, has a number of its "
-                "own and reaches the first one's address. If they only start late, raise "
+                f"waited {launch.join_seconds} s for {where}, and not all came. Check in the logs "
+                "of the others that each was started, was not refused, has a number of its own and "
+                "reaches the first one's address. If they only start late, raise "
                 f"{JOIN_SECONDS}. Then start all of them again."
             )
         )
@@ -106,15 +104,21 @@ def _in_time(launch: Launch) -> Iterator[None]:
 def detect(environment: Mapping[str, str], has_tpu: bool = False) -> Launch:
     """What launched a process with this environment; nothing is contacted.
 
-    has_tpu: whether the machine has TPU chips, which tell of a pod where no variable does.
-    Known, the first that fits: the variables of OURS, Slurm, Open MPI, TPU hosts of GKE (JobSet),
-    Cloud TPU VMs, indexed jobs of Kubernetes, and else a single process with all local devices.
-    Raises UserError, listing every problem, for variables that are incomplete or no numbers.
+    Known, the first that fits: the variables of ENV_VARS, Slurm, Open MPI, TPU hosts of GKE
+    (JobSet), Cloud TPU VMs, indexed jobs of Kubernetes; otherwise a single process with all local
+    devices.
+
+    Args:
+      environment: variables by name.
+      has_tpu: whether the machine has TPU chips, which may be a pod's where no variable says so.
+
+    Raises:
+      UserError: listing every problem, if variables are incomplete or not numbers.
     """
     numbers = _Numbers(environment)
     promised, join_seconds = numbers.get(EXPECTED_DEVICES), numbers.get(JOIN_SECONDS)
     launch = (
-        _ours(environment, numbers)
+        _own_variables(environment, numbers)
         or _slurm(environment, numbers)
         or _open_mpi(numbers)
         or _tpu(environment, numbers, has_tpu)
@@ -159,7 +163,7 @@ def check_arrivals(launch: Launch) -> None:
 
 
 class _Numbers:
-    """Whole numbers of an environment; collects what is none."""
+    """Whole numbers of an environment; collects the problems of those that are not."""
 
     def __init__(self, environment: Mapping[str, str]):
         self._environment = environment
@@ -171,35 +175,35 @@ class _Numbers:
         if text is None:
             return None
         if not text.isdecimal() or int(text) < lowest:
-            self.problems.append(f"{name} = {text!r}; needed a whole number from {lowest} on")
+            self.problems.append(f"{name} must be a whole number from {lowest} on, got {text!r}")
             return None
         return int(text)
 
 
-def _ours(environment: Mapping[str, str], numbers: _Numbers) -> Launch | None:
-    if not any(name in environment for name in OURS):
+def _own_variables(environment: Mapping[str, str], numbers: _Numbers) -> Launch | None:
+    if not any(name in environment for name in ENV_VARS):
         return None
-    coordinator, count_name, id_name = OURS
+    coordinator, count_name, id_name = ENV_VARS
     count, index = numbers.get(count_name), numbers.get(id_name, lowest=0)
     if count == 1:
         return Launch(count_name, num_processes=1)
-    missing = [name for name in OURS if name not in environment]
+    missing = [name for name in ENV_VARS if name not in environment]
     if missing:
         numbers.problems.append(
-            f"{', '.join(missing)} missing; needed all of {', '.join(OURS)}, or none of them"
+            f"{', '.join(missing)} missing; set all of {', '.join(ENV_VARS)}, or none of them"
         )
     if count is not None and index is not None and index >= count:
-        numbers.problems.append(f"{id_name} = {index}; needed one below {count_name} = {count}")
+        numbers.problems.append(f"{id_name} must be below {count_name} = {count}, got {index}")
     address = environment.get(coordinator, "")
     if coordinator in environment and not address.rpartition(":")[2].isdecimal():
-        numbers.problems.append(f"{coordinator} = {address!r}; needed HOST:PORT")
+        numbers.problems.append(f"{coordinator} must be HOST:PORT, got {address!r}")
     arguments = {
         "coordinator_address": address,
         "num_processes": count,
         "process_id": index,
         "cluster_detection_method": "deactivate",
     }
-    return Launch(", ".join(OURS), arguments, count)
+    return Launch(", ".join(ENV_VARS), arguments, count)
 
 
 def _slurm(environment: Mapping[str, str], numbers: _Numbers) -> Launch | None:
@@ -244,8 +248,8 @@ def _kubernetes(environment: Mapping[str, str], numbers: _Numbers) -> Launch | N
     if importlib.util.find_spec("kubernetes") is None:
         numbers.problems.append(
             "an indexed job of Kubernetes, whose size JAX asks by the package kubernetes; run "
-            f"pip install 'jax[k8s]', or set {', '.join(OURS)} in the manifest (only {OURS[1]}=1 "
-            "for a single process)"
+            f"pip install 'jax[k8s]', or set {', '.join(ENV_VARS)} in the manifest (only "
+            f"{ENV_VARS[1]}=1 for a single process)"
         )
         return None
     return Launch("Kubernetes", {})

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: noticed at once, obeyed by all hosts after the same update.
+"""Stop signals, SIGTERM and Ctrl-C: noticed at once, obeyed by all hosts after the same update.
 
 No JAX at import, so that a command can listen before its slow imports.
 """
@@ -74,7 +74,7 @@ class Stop:
         return multihost_utils.reached_preemption_sync_point(self._asked)
 
     def _pass_on(self) -> None:
-        """Tells jax.distributed of a signal that came here: of a Ctrl-C, or before it began."""
+        """Hands jax.distributed a signal that came here: a Ctrl-C, or one before it began."""
         if self._noticed.is_set() and not self._passed_on and _jax_listens():
             self._passed_on = True
             signal.raise_signal(signal.SIGTERM)
@@ -82,7 +82,10 @@ class Stop:
 
 @contextmanager
 def stop_signals(already: Stop | None = None) -> Iterator[Stop]:
-    """Listens for SIGTERM and Ctrl-C while inside; `already`: who does so outside."""
+    """Listens for SIGTERM and Ctrl-C while inside.
+
+    already: the listener of a caller, which is returned then; None listens from here on.
+    """
     if already is not None:
         yield already
         return

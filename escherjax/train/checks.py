@@ -64,8 +64,9 @@ def _data_problems(config: ConfigDict) -> Iterator[str]:
     data = config.data
     names = source_names(data.source) if data.source else [""] * max(1, len(data.weights))
     fields = ("buckets", "background", "zoom", "shift", "on_bad_record")
-    stored = {"moments_shape": (1, 1, 2)} if data.latents else {}
-    loader = LoaderConfig(**{name: data[name] for name in fields}, **stored)
+    loader = LoaderConfig(
+        moments_shape=(1, 1, 2) if data.latents else (), **{name: data[name] for name in fields}
+    )
     for problem in (*weight_problems(data.weights, len(names)), *loader.problems()):
         yield f"config.data.{problem}"
     if data.latents and config.latents.kind != "vae":

@@ -70,7 +70,14 @@ def train_step_flops(
     plain = dataclasses.replace(model, unet=model.unet.clone(attention_impl="xla", remat=False))
     batch, side = config.batch_size, config.resolution
 
-    def network(params, references, latents, timesteps, ref_c2w, target_c2w):
+    def network(
+        params: Any,
+        references: Any,
+        latents: Any,
+        timesteps: Any,
+        ref_c2w: Any,
+        target_c2w: Any,
+    ) -> jax.Array:
         tokens = plain.encode_images(params, references)
         return plain.predict(
             params, latents, timesteps, tokens, Cameras(ref_c2w), Cameras(target_c2w)

@@ -8,6 +8,7 @@ without a source starts from random numbers; the VAE, which is not trained, has 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -137,10 +138,10 @@ def _sources(config: ConfigDict) -> dict[str, Callable[[str], _Stored] | None]:
         if part == "vae" and config.latents.kind != "vae":
             continue
         folder = init[field] or init.pipeline
-        if init[field] or init.pipeline:
-            sources[part] = lambda part, folder=folder: _open_folder(folder, part)
+        if folder:
+            sources[part] = functools.partial(_open_folder, folder)
         elif init.workdir:
-            sources[part] = lambda part: _open_workdir(init.workdir, init.workdir_weights, part)
+            sources[part] = functools.partial(_open_workdir, init.workdir, init.workdir_weights)
         else:
             sources[part] = None
     if "vae" in sources and sources["vae"] is None:

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from escherjax.data.batch import Batch, unit_images
-from escherjax.devices import mesh as sharding
+from escherjax.devices import mesh as mesh_lib
 from escherjax.devices.chips import compiler_options
 from escherjax.models.diffusion.schedule import add_noise, training_target
 from escherjax.models.eschernet import EscherNet, Params
-from escherjax.train.optimizer import learning_rate, update_ema
-from escherjax.train.state import TrainState
+from escherjax.train.state import TrainState, learning_rate, make_optimizer, update_ema
 
 
 @flax.struct.dataclass
 class Draws:
-    """The randomness of one step, for B scenes of M target views.
+    """The randomness of one step, for B scenes of M target views."""
 
-    timesteps: [B] int32, one a scene, shared by its targets; noise and posterior_noise:
-    [B, M, h, w, C] standard normal; drop: [B] bool, scenes trained without their references.
-    """
-
-    timesteps: jax.Array
-    noise: jax.Array
-    posterior_noise: jax.Array
-    drop: jax.Array
+    timesteps: jax.Array  # [B] int32, one a scene, shared by its targets
+    noise: jax.Array  # [B, M, h, w, C], standard normal
+    posterior_noise: jax.Array  # [B, M, h, w, C], standard normal
+    drop: jax.Array  # [B] bool, scenes trained without their references
 
 
-def draw(key: jax.Array, model: EscherNet, batch: Batch, drop_rate: float) -> Draws:
+def draw(key: jax.Array, model: EscherNet, batch: Batch, drop_rate: jax.Array | float) -> Draws:
     """Draws that depend on the key and the global batch alone, not on the number of devices."""
     if batch.target_moments is not None:
         *sizes, both = batch.target_moments.shape
@@ -95,30 +93,68 @@ def scene_losses(
     return jnp.mean(jnp.square(prediction.astype(jnp.float32) - target), axis=(1, 2, 3, 4))
 
 
+@flax.struct.dataclass
+class StepSettings:
+    """Numbers that the step's program takes as arguments: runs that differ in them share it."""
+
+    key: Any  # uint32 [2], of config.seed
+    drop_rate: Any  # probability that a scene is trained without its references
+    ema_decay: Any
+    optimizer: dict[str, Any]  # those of config.optimizer by name that `make_optimizer` lets vary
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> StepSettings:
+        """The settings of a run as host numbers."""
+        return cls(
+            key=np.asarray(jax.random.key_data(jax.random.key(config.seed))),
+            drop_rate=config.conditioning_dropout,
+            ema_decay=config.ema.decay,
+            optimizer={name: float(config.optimizer[name]) for name in _VARYING},
+        )
+
+
+_VARYING = (
+    *("peak_lr", "initial_lr", "final_lr", "warmup_steps", "decay_steps"),
+    *("eps", "weight_decay", "max_grad_norm"),
+)
+
+
 def make_train_step(
-    model: EscherNet, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
+    model: EscherNet, mesh: Mesh, config: ConfigDict
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """The jitted step: (state, batch) -> (state, metrics); the old state's memory is reused.
 
     metrics: scalars "loss", "lr", those of `gradient_norms`, and "scene_losses" [B], by which a
     broken scene can be named, and "valid_scenes", how many of them were not left out.
     """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    # Through a program, since only that gives numbers that take the dtype of what they meet.
+    settings = jax.jit(lambda x: x, out_shardings=everywhere)(StepSettings.from_config(config))
+    return functools.partial(train_program(model, mesh, config), settings=settings)
+
+
+def train_program(model: EscherNet, mesh: Mesh, config: ConfigDict) -> Any:
+    """The jitted program behind `make_train_step`: (state, batch, settings) -> (state, metrics)."""
     num_micro = config.accumulation_steps
-    schedule = learning_rate(config.optimizer)
-    by_scene = sharding.batch_sharding(mesh)
-    model = model.spread_over(sharding.spread(mesh, config.attention_gather))
+    fixed = {name: config.optimizer[name] for name in config.optimizer if name not in _VARYING}
+    by_scene = mesh_lib.batch_sharding(mesh)
+    model = model.spread_over(mesh_lib.spread(mesh, config.attention_gather))
 
-    def like_state(tree):
-        return jax.lax.with_sharding_constraint(tree, sharding.state_shardings(mesh, tree))
+    def like_state(tree: Any) -> Any:
+        return jax.lax.with_sharding_constraint(tree, mesh_lib.state_shardings(mesh, tree))
 
-    def loss_sum(trained, frozen, batch, draws):
+    def loss_sum(
+        trained: Params, frozen: Params, batch: Batch, draws: Draws
+    ) -> tuple[jax.Array, jax.Array]:
         losses = scene_losses(model, trained, frozen, batch, draws)
         # `where` keeps what a skipped scene holds out of the sum, whatever it is.
         return jnp.sum(jnp.where(batch.valid > 0, losses, 0.0)), losses
 
-    def train_step(state: TrainState, batch: Batch):
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        draws = draw(key, model, batch, config.conditioning_dropout)
+    def train_step(
+        state: TrainState, batch: Batch, settings: StepSettings
+    ) -> tuple[TrainState, dict[str, Any]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(settings.key), state.step)
+        draws = draw(key, model, batch, settings.drop_rate)
         draws = jax.lax.with_sharding_constraint(draws, _draws_shardings(mesh))
         num_valid = jnp.maximum(jnp.sum(batch.valid), 1.0)
         gradient_of = jax.value_and_grad(loss_sum, has_aux=True)
@@ -127,12 +163,13 @@ def make_train_step(
         else:
             total, losses, grads = _accumulate(gradient_of, state, (batch, draws), num_micro, mesh)
         grads = like_state(jax.tree.map(lambda g: g / num_valid, grads))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        rates = SimpleNamespace(**fixed, **settings.optimizer)
+        updates, opt_state = make_optimizer(rates).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = update_ema(state.ema, params, state.step, config.ema.decay) if state.ema else {}
+        ema = update_ema(state.ema, params, state.step, settings.ema_decay) if state.ema else {}
         metrics = {
             "loss": total / num_valid,
-            "lr": schedule(state.step),
+            "lr": learning_rate(rates)(state.step),
             **gradient_norms(grads),
             "scene_losses": jax.lax.with_sharding_constraint(losses, by_scene),
             "valid_scenes": jnp.sum(batch.valid),
@@ -161,22 +198,28 @@ def gradient_norms(grads: Params) -> dict[str, jax.Array]:
     return norms
 
 
-def _draws_shardings(mesh: Mesh) -> Draws:
-    by_scene, by_target = sharding.batch_sharding(mesh), sharding.target_sharding(mesh)
-    return Draws(timesteps=by_scene, noise=by_target, posterior_noise=by_target, drop=by_scene)
+def _draws_shardings(mesh: Mesh) -> Any:
+    by_scene, by_target = mesh_lib.batch_sharding(mesh), mesh_lib.target_sharding(mesh)
+    return Draws(by_scene, by_target, by_target, by_scene)  # type: ignore[arg-type]
 
 
-def _accumulate(gradient_of, state: TrainState, arrays, num_micro: int, mesh: Mesh):
+def _accumulate(
+    gradient_of: Callable[..., Any],
+    state: TrainState,
+    arrays: tuple[Batch, Draws],
+    num_micro: int,
+    mesh: Mesh,
+) -> tuple[jax.Array, jax.Array, Params]:
     """Sums loss and gradients over micro-batches, one after another.
 
     Scene b goes to micro-batch b % num_micro, so that every device keeps its own scenes.
     """
 
-    def split(x):
+    def split(x: jax.Array) -> jax.Array:
         x = x.reshape(x.shape[0] // num_micro, num_micro, *x.shape[1:])
         return jnp.moveaxis(x, 1, 0)  # [num_micro, B / num_micro, ...]
 
-    def add(carry, micro):
+    def add(carry: Any, micro: tuple[Batch, Draws]) -> tuple[Any, jax.Array]:
         batch, draws = micro
         batch = jax.lax.with_sharding_constraint(batch, batch.shardings(mesh))
         micro = batch, jax.lax.with_sharding_constraint(draws, _draws_shardings(mesh))

@@ -80,8 +80,8 @@ class MetricWriter:
         if self._wandb:
             self._wandb.log(values, step=step)
 
-    def draw_loss(self) -> None:
-        """Draws the loss of the whole run as `loss.png` beside metrics.jsonl."""
+    def plot_loss(self) -> None:
+        """Plots the loss of the whole run as `loss.png` beside metrics.jsonl."""
         if not self._active:
             return
         rows, _ = _read(self._path)

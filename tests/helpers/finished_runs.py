@@ -2,15 +2,14 @@
 
 from escherjax.devices import mesh
 from escherjax.models import eschernet
-from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import TrainState, abstract_state
 from escherjax.weights import runs
 
 
 def final_state(workdir):
     config = runs.read_config(workdir)
-    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    abstract = abstract_state(model, optimizer, mesh.single_device_mesh(), config)
+    model = eschernet.from_config(config)
+    abstract = abstract_state(model, mesh.single_device_mesh(), config)
     with runs.open_manager(workdir) as manager:
         trees, position = runs.restore(manager, abstract.stored())
     state = TrainState.from_stored(trees)

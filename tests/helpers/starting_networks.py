@@ -8,7 +8,6 @@ from safetensors.numpy import save_file
 
 from escherjax.devices import mesh
 from escherjax.models import eschernet
-from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import create_state
 from escherjax.weights import folder_configs, names, runs
 
@@ -55,8 +54,8 @@ def mesh_of(config):
 
 def saved_run(workdir, config, params):
     """A work directory with a checkpoint at step 7, whose average is twice the parameters."""
-    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    state = create_state(model, optimizer, mesh_of(config), config, params)
+    model = eschernet.from_config(config)
+    state = create_state(model, mesh_of(config), config, params)
     state = state.replace(step=state.step + 7, ema=jax.tree.map(lambda x: 2 * x, state.ema))
     runs.prepare_workdir(workdir, config)
     with runs.open_manager(workdir) as manager:

@@ -5,7 +5,6 @@ import numpy as np
 
 from escherjax.devices import mesh
 from escherjax.models import eschernet
-from escherjax.train.optimizer import make_optimizer
 from escherjax.train.state import create_state
 from escherjax.weights import runs
 from tests.helpers.tiny import tiny_config
@@ -16,7 +15,7 @@ def write_workdir(folder, **changes):
     config = tiny_config(**changes)
     runs.prepare_workdir(folder, config)
     model = eschernet.from_config(config)
-    state = create_state(model, make_optimizer(config.optimizer), mesh.single_device_mesh(), config)
+    state = create_state(model, mesh.single_device_mesh(), config)
     with runs.open_manager(folder) as manager:
         for step in (2, 4):
             state = state.replace(

@@ -58,9 +58,8 @@ def measure(config: ConfigDict, num_steps: int, kernels: bool) -> dict[str, Any]
     state = jax.block_until_ready(create_state(model, mesh, config))
     init_sec = time.perf_counter() - started
     harness.note(f"initialised in {init_sec:.1f} s")
-    flops = perf.train_step_flops(
-        model, state.params, state.frozen, config, config.num_references, config.num_targets
-    )
+    counts = config.num_references, config.num_targets
+    flops = perf.train_step_flops(model, state, config, counts)
     batches = _loaded_batches(config, mesh) if config.data.source else _random_batches(config, mesh)
     step = make_train_step(model, mesh, config)
     started = time.perf_counter()

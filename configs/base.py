@@ -10,6 +10,8 @@ step computes and nothing in the shape of what is saved: a run that broke is men
 may change too, which is logged. What fields must be together, `escherjax/train/checks.py` says.
 """
 
+import functools
+
 from ml_collections import ConfigDict
 
 from escherjax.config import field, group
@@ -17,96 +19,70 @@ from escherjax.errors import UserError
 
 _DTYPES = ("bfloat16", "float32")
 
+count = functools.partial(field, at_least=1)
+
 FIELDS = group(
     "a training run",
     seed=field(42, "of every random number: data, noise, initial parameters (released code)"),
-    num_steps=field(100_000, "optimizer updates (paper)", at_least=1, resumable=True),
-    batch_size=field(672, "scenes an update, over all devices (paper: 6 GPUs x 112)", at_least=1),
-    accumulation_steps=field(
-        1, "micro-batches an update; must divide batch_size", at_least=1, resumable=True
-    ),
-    resolution=field(256, "pixels, square (paper)", at_least=1),
-    num_references=field(3, "N, reference views a scene (paper)", at_least=1),
-    min_references=field(
-        0, "1 or more: N is drawn from [min, num] for each scene; 0: always num", at_least=0
-    ),
-    num_targets=field(3, "M, target views a scene (paper)", at_least=1),
+    num_steps=count(100_000, "optimizer updates (paper)", resumable=True),
+    batch_size=count(672, "scenes an update, over all devices (paper: 6 GPUs x 112)"),
+    accumulation_steps=count(1, "micro-batches an update", resumable=True),
+    resolution=count(256, "pixels, square (paper)"),
+    num_references=count(3, "N, reference views a scene (paper)"),
+    min_references=field(0, "fewest references of a scene, at random; 0: always N", at_least=0),
+    num_targets=count(3, "M, target views a scene (paper)"),
     cape=field("6dof", "camera encoding: 6dof, 4dof, 4dof_paper, none"),
     dtype=field("bfloat16", "compute (paper); parameters have their own", choices=_DTYPES),
     param_dtype=field("float32", "of parameters, EMA and optimizer state", choices=_DTYPES),
-    remat=field(
-        False, "recompute activations in the backward pass, to save memory", resumable=True
-    ),
+    remat=field(False, "recompute activations backwards, to save memory", resumable=True),
     attention=field("auto", "kernel: auto, xla, cudnn (GPU), splash (TPU)", resumable=True),
-    attention_gather=field(
-        "all", "of all views' keys, with mesh.view: all at once, or ring", resumable=True
-    ),
-    conditioning_dropout=field(
-        0.1, "probability that a scene's reference tokens become zero", at_least=0, at_most=1
-    ),
-    guidance_scale=field(
-        3.0, "classifier-free guidance of the samples made while training", resumable=True
-    ),
-    log_every_steps=field(10, "updates between two lines of figures", at_least=1, resumable=True),
-    checkpoint_every_steps=field(2000, "(released code)", at_least=1, resumable=True),
-    sample_every_steps=field(
-        2000, "picture of references, targets and samples; 0: never", at_least=0, resumable=True
-    ),
+    attention_gather=field("all", "of the keys of mesh.view: all at once, or ring", resumable=True),
+    conditioning_dropout=field(0.1, "share of scenes without references", at_least=0, at_most=1),
+    guidance_scale=field(3.0, "classifier-free, of samples while training", resumable=True),
+    log_every_steps=count(10, "updates between two lines of figures", resumable=True),
+    checkpoint_every_steps=count(2000, "(released code)", resumable=True),
+    sample_every_steps=field(2000, "picture of samples; 0: never", at_least=0, resumable=True),
     eval_every_steps=field(2000, "PSNR on held-out scenes; 0: never", at_least=0, resumable=True),
-    keep_checkpoints=field(3, "newest checkpoints to keep", at_least=1, resumable=True),
-    keep_every_steps=field(
-        0, "checkpoints of these steps stay for good; 0: none", at_least=0, resumable=True
-    ),
-    stall_seconds=field(
-        900.0, "no progress for so long: stacks are logged; 0: never", at_least=0, resumable=True
-    ),
+    keep_checkpoints=count(3, "newest checkpoints to keep", resumable=True),
+    keep_every_steps=field(0, "these stay for good; 0: none", at_least=0, resumable=True),
+    stall_seconds=field(900.0, "a stall shows stacks; 0: never", at_least=0, resumable=True),
     unet=group(
         "Stable Diffusion 1.5's U-Net, 859.5M parameters",
-        block_channels=field(
-            (320, 640, 1280, 1280), "width of each level", at_least=1, may_be_empty=False
-        ),
+        block_channels=count((320, 640, 1280, 1280), "width of each level", may_be_empty=False),
         attention=field((True, True, True, False), "which levels attend", may_be_empty=False),
-        layers_per_block=field(2, "residual blocks a level", at_least=1),
-        num_heads=field(8, "attention heads", at_least=1),
-        norm_groups=field(32, "groups of a group norm", at_least=1),
+        layers_per_block=count(2, "residual blocks a level"),
+        num_heads=count(8, "attention heads"),
+        norm_groups=count(32, "groups of a group norm"),
     ),
     encoder=group(
         "ConvNeXtV2-tiny, 27.9M parameters; its last width feeds the U-Net",
-        depths=field((3, 3, 9, 3), "blocks of each stage", at_least=1, may_be_empty=False),
-        widths=field((96, 192, 384, 768), "of each stage", at_least=1, may_be_empty=False),
-        patch_size=field(4, "pixels", at_least=1),
-        image_size=field(224, "references are resized to this, bicubic", at_least=1),
+        depths=count((3, 3, 9, 3), "blocks of each stage", may_be_empty=False),
+        widths=count((96, 192, 384, 768), "of each stage", may_be_empty=False),
+        patch_size=count(4, "pixels"),
+        image_size=count(224, "references are resized to this, bicubic"),
     ),
     latents=group(
         "what noise is added to",
-        kind=field(
-            "vae",
-            "vae: SD's autoencoder, frozen; pixels: space-to-depth, no parameters",
-            choices=("vae", "pixels"),
-        ),
-        patch=field(2, "pixels only: side of the block behind one latent position", at_least=1),
+        kind=field("vae", "frozen autoencoder, or space-to-depth", choices=("vae", "pixels")),
+        patch=count(2, "pixels only: side of the block behind one latent position"),
         vae=group(
             "Stable Diffusion's autoencoder",
-            latent_channels=field(4, "of a latent", at_least=1),
-            block_channels=field(
-                (128, 256, 512, 512), "width of each level", at_least=1, may_be_empty=False
-            ),
-            layers_per_block=field(2, "residual blocks a level", at_least=1),
-            norm_groups=field(32, "groups of a group norm", at_least=1),
+            latent_channels=count(4, "of a latent"),
+            block_channels=count((128, 256, 512, 512), "width of each level", may_be_empty=False),
+            layers_per_block=count(2, "residual blocks a level"),
+            norm_groups=count(32, "groups of a group norm"),
             scaling_factor=field(0.18215, "latents are multiplied by this"),
         ),
     ),
     diffusion=group(
         "Stable Diffusion's schedule",
-        num_train_timesteps=field(1000, "noise levels", at_least=1),
+        num_train_timesteps=count(1000, "noise levels"),
         beta_schedule=field("scaled_linear", "how betas grow: scaled_linear or linear"),
         beta_start=field(0.00085, "the first beta"),
         beta_end=field(0.012, "the last beta"),
         prediction_type=field("epsilon", "the network predicts epsilon, v_prediction or sample"),
         timestep_spacing=field("leading", "of DDIM: leading (released code) or trailing"),
-        rescale_betas_zero_snr=field(
-            False, "last timestep without any signal; v_prediction or sample only"
-        ),
+        rescale_betas_zero_snr=field(False, "no signal at the end; v_prediction or sample only"),
     ),
     optimizer=group(
         "AdamW with a joint gradient clip",
@@ -133,33 +109,20 @@ FIELDS = group(
         source=field("", 'folder of shards, "procedural" (rendered at start), or several: A,B'),
         weights=field((), "share of each of several sources; (): by number of scenes"),
         split=field("train", "of the shards"),
-        heldout_split=field(
-            "heldout", "of the first source, for eval; procedural has its own", resumable=True
-        ),
-        buckets=field(
-            (), "((N, M, weight), ...): every step draws one; (): num_references, targets"
-        ),
+        heldout_split=field("heldout", "of the first source, for eval", resumable=True),
+        buckets=field((), "((N, M, weight), ...): one a step; (): num_references, num_targets"),
         with_replacement=field(True, "draw the N + M views of a scene with replacement (paper)"),
-        background=field(
-            "zero123", "zero123: only alpha = 0 turns white (released code); white, black, random"
-        ),
+        background=field("zero123", "zero123 (alpha 0: white, as released), white, black, random"),
         latents=field(False, "take targets' moments from the shards (data_prep.latents)"),
         zoom=field((), "(low, high), log-uniform factor on the focal length: crops; pads if < 1"),
         shift=field(0.0, "how far off centre a crop may lie, in sides of the picture"),
         augment_views=field(False, "draw zoom and shift for each view, not for each scene"),
-        on_bad_record=field(
-            "stop", "stop: refuse to go on; skip: leave the scene out, count it", adjustable=True
-        ),
-        num_workers=field(
-            -1,
-            "processes that read shards, on each host; -1: cores - 2, at most 16; 0: threads",
-            at_least=-1,
-            resumable=True,
-        ),
-        num_threads=field(16, "that read without processes", at_least=1, resumable=True),
+        on_bad_record=field("stop", "stop, or skip: leave the scene out", adjustable=True),
+        num_workers=field(-1, "processes; -1: cores - 2, <= 16; 0: threads", -1, resumable=True),
+        num_threads=count(16, "that read without processes", resumable=True),
         prefetch=field(16, "batches made ahead, on each host", at_least=0, resumable=True),
-        num_scenes=field(1024, "procedural only", at_least=1),
-        num_views=field(12, "procedural only: views rendered of each scene", at_least=1),
+        num_scenes=count(1024, "procedural only"),
+        num_views=count(12, "procedural only: views rendered of each scene"),
     ),
     mesh=group(
         "devices along each axis; -1: the rest",
@@ -173,19 +136,17 @@ FIELDS = group(
     eval=group(
         "while training, on fixed scenes",
         resumable=True,
-        num_scenes=field(16, "held-out scenes", at_least=1),
-        num_references=field(
-            (1, 3), "N values, each a row of figures", at_least=1, may_be_empty=False
-        ),
-        num_targets=field(4, "M", at_least=1),
-        num_sampling_steps=field(50, "of DDIM", at_least=1),
-        batch_size=field(16, "scenes sampled at once", at_least=1),
+        num_scenes=count(16, "held-out scenes"),
+        num_references=count((1, 3), "N values, a row of figures each", may_be_empty=False),
+        num_targets=count(4, "M"),
+        num_sampling_steps=count(50, "of DDIM"),
+        batch_size=count(16, "scenes sampled at once"),
     ),
     profile=group(
         "updates written for a profiler to WORKDIR/profile",
         resumable=True,
         start_step=field(0, "the first of them, counted from 1; 0: none", at_least=0),
-        num_steps=field(5, "how many", at_least=1),
+        num_steps=count(5, "how many"),
     ),
     wandb=group(
         "metrics to wandb too (pip install 'escherjax[logs]')",
@@ -199,10 +160,8 @@ FIELDS = group(
         unet=field("", "only the U-Net, as Stable Diffusion 1.5's; before the two above"),
         encoder=field("", "only the image encoder: a ConvNeXtV2 folder as transformers writes it"),
         vae=field("", "only the VAE, such as Stable Diffusion 1.5's"),
-        workdir_weights=field(
-            "", 'of init.workdir; "": ema where the run kept one', choices=("", "ema", "raw")
-        ),
-        allow_partial=field(False, "leave tensors that do not fit at initialisation; else refuse"),
+        workdir_weights=field("", 'of it; "": ema where kept', choices=("", "ema", "raw")),
+        allow_partial=field(False, "leave what does not fit at initialisation"),
     ),
 )
 RESUMABLE_FIELDS, ADJUSTABLE_FIELDS = FIELDS.marked("resumable"), FIELDS.marked("adjustable")

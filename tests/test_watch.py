@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from escherjax.train import perf
-from escherjax.train.watch import Watch, Work
+from escherjax.train.watch import Watch, Watchdog, Work
 from tests.helpers.tiny import tiny_config
 
 
@@ -73,13 +73,13 @@ class Rows:
         self.rows.append(values)
 
 
-def test_a_host_that_is_too_slow_is_warned_about_once(caplog, monkeypatch):
+def test_a_host_that_is_too_slow_is_warned_about_once(caplog, monkeypatch, tmp_path):
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     rows = Rows()
-    watch = Watch(tiny_config(log_every_steps=1), rows, 0)
+    watch = Watch(tiny_config(log_every_steps=1), rows, 0, Watchdog(tmp_path, 0))
     metrics = {name: jnp.ones(()) for name in ("loss", "grad_norm", "valid_scenes")}
     for step in range(1, 5):
-        watch.dispatching()
+        watch.computing(f"computing update {step}")
         watch._idle.seconds += 1e6  # in place of a wait
         watch.dispatched(step, metrics, ["scene"], Work(1, 0.0))
     watch.settle()

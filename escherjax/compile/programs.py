@@ -44,28 +44,17 @@ def lower_program(name: str, config: ConfigDict, mesh: Mesh) -> Program:
         config: a resolved training config.
         mesh: devices to compile for, real or of a topology.
     """
-<<<<<<< HEAD
-    model, optimizer = eschernet.from_config(config), make_optimizer(config.optimizer)
-    state = abstract_state(model, optimizer, mesh, config)
-    arguments: Any = state
-    jitted: Any
-=======
     model = eschernet.from_config(config)
     state = abstract_state(model, mesh, config)
->>>>>>> fbe155f (train: prepare and a loop on one screen; step numbers as arguments; watch and checks in one file each)
+    arguments: Any = state
+    jitted: Any
     if name == "train":
-        batch = abstract_batch(
-            mesh,
-            config.batch_size,
-            (config.num_references, config.num_targets),
-            config.resolution,
-            eschernet.moments_shape(config) if config.data.latents else (),
-        )
+        counts = config.num_references, config.num_targets
+        moments_shape = eschernet.moments_shape(config) if config.data.latents else ()
+        batch = abstract_batch(config.batch_size, counts, config.resolution, moments_shape, mesh)
         jitted = train_program(model, mesh, config)
         rest = (batch, StepSettings.from_config(config))
-        flops = perf.train_step_flops(
-            model, state.params, state.frozen, config, config.num_references, config.num_targets
-        )
+        flops = perf.train_step_flops(model, state, config, counts)
     else:
         arguments = state.sampling_params()
         jitted, rest, flops = _sampling(model, arguments, config, mesh)
@@ -80,7 +69,7 @@ def _sampling(
     """Returns (jitted generation, its arguments after the parameters, its FLOPs)."""
     size, num_targets = config.eval.batch_size, config.eval.num_targets
     counts = max(config.eval.num_references), num_targets
-    batch = abstract_batch(mesh, size, counts, config.resolution)
+    batch = abstract_batch(size, counts, config.resolution, mesh=mesh)
     latents = jax.ShapeDtypeStruct(
         (size, num_targets, *model.latent_shape(config.resolution)),
         jnp.float32,

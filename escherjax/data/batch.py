@@ -66,16 +66,17 @@ class Batch:
 
 
 def abstract_batch(
-    mesh: Mesh,
     size: int,
     view_counts: tuple[int, int],
     resolution: int,
     moments_shape: tuple[int, ...] = (),
+    mesh: Mesh | None = None,
 ) -> Batch:
-    """What `Batch.on_mesh` makes of `size` scenes, as ShapeDtypeStructs; without intrinsics.
+    """A batch of `size` scenes as ShapeDtypeStructs, without intrinsics.
 
     Args:
       moments_shape: (h, w, 2 C) of stored moments in the place of target images; () for none.
+      mesh: what the batch lies on, as after `Batch.on_mesh`; None for shapes alone.
     """
     num_references, num_targets = view_counts
 
@@ -92,6 +93,8 @@ def abstract_batch(
         num_references=struct(jnp.int32),
         valid=struct(jnp.float32),
     )
+    if mesh is None:
+        return batch
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         batch,

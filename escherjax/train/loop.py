@@ -132,7 +132,7 @@ def _run(setup: Setup, stop: Stop) -> int:
             batches = stack.enter_context(closing(loader))
         start = saved = int(state.step)
         writer = stack.enter_context(closing(MetricWriter(workdir, start, config)))
-        watch = stack.enter_context(closing(Watch(config, writer, watchdog, start)))
+        watch = stack.enter_context(closing(Watch(config, writer, start, watchdog)))
         profile = stack.enter_context(closing(ProfileWindow(config, workdir, start)))
         train_step = StepCache(setup, watch)
         num_bad = 0
@@ -212,7 +212,7 @@ class StepCache:
         return state
 
     def _work_of(self, view_counts: tuple[int, int]) -> Work:
-        config, abstract = self._setup.config, self._setup.abstract
+        config = self._setup.config
         log.info(
             "compiling the training step for N = %d, M = %d: seconds if small, minutes for the "
             "full network",
@@ -220,9 +220,8 @@ class StepCache:
         )
         flops = 0.0  # only MFU needs it, and tracing the full network takes seconds
         if chips.peak_flops():
-            flops = perf.train_step_flops(
-                self._setup.model, abstract.params, abstract.frozen, config, *view_counts
-            )
+            model, abstract = self._setup.model, self._setup.abstract
+            flops = perf.train_step_flops(model, abstract, config, view_counts)
         return Work(config.batch_size * view_counts[1], flops)
 
 

@@ -16,8 +16,11 @@ import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 from ml_collections import ConfigDict
 
-from escherjax.cameras import Cameras
-from escherjax.models.eschernet import EscherNet
+from escherjax.data.batch import Batch, abstract_batch
+from escherjax.models import eschernet
+from escherjax.models.eschernet import EscherNet, Params
+from escherjax.train.state import TrainState
+from escherjax.train.step import draw, scene_losses
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
@@ -54,51 +57,26 @@ def _jaxpr_flops(jaxpr: Any) -> float:
 
 
 def train_step_flops(
-    model: EscherNet,
-    trained: Any,
-    frozen: Any,
-    config: ConfigDict,
-    num_references: int,
-    num_targets: int,
+    model: EscherNet, state: TrainState, config: ConfigDict, view_counts: tuple[int, int]
 ) -> float:
     """FLOPs of one training step by the usual count: forward and twice that for backward.
 
     The frozen latent encoder counts once, or not at all where moments are stored; recomputation
-    (remat) does not count. trained, frozen: parameters or their ShapeDtypeStructs.
-    num_references, num_targets: the step's N and M.
+    (remat) does not count. state: arrays or their ShapeDtypeStructs. view_counts: N and M.
     """
     plain = dataclasses.replace(model, unet=model.unet.clone(attention_impl="xla", remat=False))
-    batch, side = config.batch_size, config.resolution
+    moments_shape = eschernet.moments_shape(config) if config.data.latents else ()
+    batch = abstract_batch(config.batch_size, view_counts, config.resolution, moments_shape)
 
-    def network(
-        params: Any,
-        references: Any,
-        latents: Any,
-        timesteps: Any,
-        ref_c2w: Any,
-        target_c2w: Any,
-    ) -> jax.Array:
-        tokens = plain.encode_images(params, references)
-        return plain.predict(
-            params, latents, timesteps, tokens, Cameras(ref_c2w), Cameras(target_c2w)
-        )
+    def losses(params: Params, frozen: Params, batch: Batch) -> jax.Array:
+        draws = draw(jax.random.key(0), plain, batch, 0.0)
+        return scene_losses(plain, params, frozen, batch, draws)
 
-    def views(count: int, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch, count, *shape), jnp.float32)
-
-    forward = count_flops(
-        network,
-        trained,
-        views(num_references, side, side, 3),
-        views(num_targets, *plain.latent_shape(side)),
-        jax.ShapeDtypeStruct((batch,), jnp.int32),
-        views(num_references, 4, 4),
-        views(num_targets, 4, 4),
-    )
+    forward = count_flops(losses, state.params, state.frozen, batch)
     if config.data.latents:
         return 3 * forward
-    encode = count_flops(plain.encode_latents, frozen, views(num_targets, side, side, 3))
-    return 3 * forward + encode
+    images = jax.ShapeDtypeStruct(batch.target_images.shape, jnp.float32)
+    return 3 * forward - 2 * count_flops(plain.encode_latents, state.frozen, images)
 
 
 def host_memory() -> dict[str, float]:

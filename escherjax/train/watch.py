@@ -26,6 +26,7 @@ from escherjax.train.writers import MetricWriter
 
 log = logging.getLogger("escherjax.train")
 _POLL_SECONDS = 0.5
+MOST_IDLE = 0.1  # share of the time, beyond which a run is warned that its host is too slow
 
 
 class Work(NamedTuple):
@@ -43,12 +44,13 @@ class Watch:
     """
 
     def __init__(
-        self, config: ConfigDict, writer: MetricWriter, watchdog: Watchdog, start_step: int
+        self, config: ConfigDict, writer: MetricWriter, start_step: int, watchdog: Watchdog
     ):
         self._config, self._writer, self._watchdog = config, writer, watchdog
         self._peak = chips.peak_flops()
         self._pending: tuple[int, dict[str, Any], list[str], Work] | None = None
-        self._warm = False
+        self._warm = self._warned = False
+        self._idle = perf.IdleTime()
         self._start_window(start_step)
         self._bar = tqdm(
             total=config.num_steps,
@@ -70,6 +72,7 @@ class Watch:
         start = time.perf_counter()
         yield
         self._window_start += time.perf_counter() - start
+        self._idle.forget()
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -80,8 +83,9 @@ class Watch:
         self._data_wait_sec += time.perf_counter() - start
 
     def computing(self, what: str) -> None:
-        """Says that the step is on its way to the device."""
+        """An update is about to be given to the device."""
         self._watchdog.note(what)
+        self._idle.handing_over()
 
     def dispatched(
         self, step: int, metrics: dict[str, Any], scene_ids: list[str], work: Work
@@ -90,6 +94,7 @@ class Watch:
 
         scene_ids: the scenes of this host's part of the batch, to name if the loss breaks.
         """
+        self._idle.handed_over(metrics["loss"])
         self.settle()
         self._pending = (step, metrics, scene_ids, work)
 
@@ -126,10 +131,11 @@ class Watch:
 
     def close(self) -> None:
         self._bar.close()
+        self._idle.close()
 
     def _start_window(self, step: int) -> None:
         self._window_start, self._window_step = time.perf_counter(), step
-        self._data_wait_sec = 0.0
+        self._data_wait_sec = self._idle.seconds = 0.0
         self._work_done: list[Work] = []
 
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
@@ -143,6 +149,17 @@ class Watch:
         if self._peak:
             values["mfu"] = flops / elapsed / self._peak
         values["data_wait_frac"] = self._data_wait_sec / elapsed
+        values["host_bound_frac"] = self._idle.seconds / elapsed
+        slow = values["host_bound_frac"] > MOST_IDLE and jax.default_backend() != "cpu"
+        if slow and not self._warned:
+            self._warned = True
+            log.warning(
+                "the device had nothing to do for %.0f%% of the time up to step %d: it waits for "
+                "this host (for data: %.0f%%). See config.data.num_workers, or make steps larger.",
+                100 * values["host_bound_frac"],
+                step,
+                100 * values["data_wait_frac"],
+            )
         memory = jax.local_devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in memory:
             values["peak_device_memory_gib"] = memory["peak_bytes_in_use"] / 2**30

@@ -1,13 +1,13 @@
 """EscherNet 6DoF at full size, from Stable Diffusion 1.5's shape.
 
-    python -m escherjax.train --config configs/6dof.py --workdir runs/6dof \\
+    python -m escherjax.train --config 6dof --workdir runs/6dof \\
         --config.data.source=SHARDS --config.init.pipeline=FOLDER
 
 FOLDER holds EscherNet's weights. To start as the paper did, from Stable Diffusion 1.5:
 
         --config.init.unet=SD15 --config.init.vae=SD15 --config.init.encoder=CONVNEXTV2
 
-Paper: 100k steps of 672 scenes, a week on 6 A100. `--config configs/6dof.py:smoke` runs the same
+Paper: 100k steps of 672 scenes, a week on 6 A100. `--config 6dof:smoke` runs the same
 program on a CPU in a minute.
 """
 

@@ -1,10 +1,10 @@
 """A small EscherNet that learns one rendered scene by heart on two CPU cores, in five minutes.
 
-    python -m escherjax.train --config configs/demo.py --workdir runs/demo
+    python -m escherjax.train --config demo --workdir runs/demo
 
-`make demo` runs it and draws views of the scene from cameras that it was not trained on. One scene
-is far too little to draw others: the held-out figures of this run are about another scene each, and
-stay below copying the nearest reference. `small.py` is the size that learns to generalise.
+`make demo` runs it and samples views of the scene from cameras that it was not trained on. One
+scene is far too little to learn others: the held-out figures of this run are about other scenes,
+and stay below copying the nearest reference. `small.py` is the size that learns to generalise.
 """
 
 from ml_collections import ConfigDict

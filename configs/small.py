@@ -1,9 +1,9 @@
 """An EscherNet of 47M parameters for 64 x 64 pixels, to learn from scratch on one GPU in minutes.
 
-    python -m escherjax.train --config configs/small.py --workdir runs/small
+    python -m escherjax.train --config small --workdir runs/small
 
 20,480 scenes are rendered at the start (4 GB of host memory); pixels stand in for the VAE, so that
-everything is learned here. N is drawn from 1 to 4 for each scene.
+everything is learned here. N is 1 to 4, at random for each scene.
 """
 
 from ml_collections import ConfigDict

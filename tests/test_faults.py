@@ -260,7 +260,7 @@ def test_a_profile_whose_updates_are_done_already_is_told(tmp_path, caplog):
     ProfileWindow(tiny_config(profile__start_step=0), tmp_path, done=4)
     assert not caplog.records
     ProfileWindow(tiny_config(profile__start_step=4), tmp_path, done=4)
-    assert "4 updates are done already; needed at least 5" in caplog.text
+    assert "4 updates are done already; it must be at least 5" in caplog.text
 
 
 @pytest.fixture(scope="module")

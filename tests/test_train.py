@@ -230,7 +230,7 @@ def test_wrong_configs_are_refused_before_anything_is_written(tmp_path, changes,
 
 def test_an_address_is_no_work_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="needed a folder of this file system"):
+    with pytest.raises(UserError, match="must be a folder of this file system"):
         main(["--config", "configs/demo.py", "--workdir", "gs://bucket/run"])
     assert not list(tmp_path.iterdir())
 

@@ -1,7 +1,7 @@
 """Trains EscherNet from a config.
 
-    python -m escherjax.train --config configs/demo.py --workdir runs/demo
-    python -m escherjax.train --config configs/6dof.py --workdir runs/6dof \\
+    python -m escherjax.train --config demo --workdir runs/demo
+    python -m escherjax.train --config 6dof --workdir runs/6dof \\
         --config.data.source=SHARDS --config.batch_size=256
 
 The same command run again continues from the newest checkpoint. SIGTERM saves and exits with 75;
@@ -29,7 +29,12 @@ def main(argv: Sequence[str]) -> int:
         epilog="--config.FIELD=VALUE changes any field of the config; see configs/base.py.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="config file")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="NAME[:ARG]",
+        help="shipped config (6dof, 4dof, small, demo) or config file",
+    )
     parser.add_argument(
         "--workdir", required=True, help="folder where checkpoints, metrics and pictures go"
     )
@@ -37,8 +42,8 @@ def main(argv: Sequence[str]) -> int:
 
     if "://" in arguments.workdir:
         raise UserError(
-            f"--workdir {arguments.workdir}: needed a folder of this file system. Mount the bucket "
-            "or a shared disk; only shards (config.data.source) are read from addresses."
+            f"--workdir must be a folder of this file system, got {arguments.workdir}. Mount the "
+            "bucket or a shared disk; only shards (config.data.source) are read from addresses."
         )
     faulthandler.register(signal.SIGUSR1)
     with stop_signals() as stop:

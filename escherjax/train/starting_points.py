@@ -39,19 +39,14 @@ _MOST_NAMES = 3  # in a cell of the table
 
 @dataclasses.dataclass(frozen=True)
 class StartingPoint:
-    """Where one part of the network starts.
-
-    source: as the user named it; loaded and initialised: how many (tensors, parameters) came from
-    there and were drawn instead; left: paths of the drawn ones; ignored: names of tensors that the
-    source holds and this network has no place for.
-    """
+    """Where one part of the network starts."""
 
     part: str
-    source: str
-    loaded: tuple[int, int]
-    initialised: tuple[int, int]
-    left: tuple[str, ...]
-    ignored: tuple[str, ...]
+    source: str  # as the user named it
+    loaded: tuple[int, int]  # how many (tensors, parameters) came from there
+    initialised: tuple[int, int]  # how many were initialised at random instead
+    left: tuple[str, ...]  # paths of the latter
+    ignored: tuple[str, ...]  # names of tensors in the source that this network has no place for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,16 +152,16 @@ def _open_folder(weights: str, part: str) -> _Stored:
     """A part from its own folder, or from the folder that holds it."""
     folder = hub.resolve(weights, part)
     if not folder.is_dir():
-        raise UserError(f"{weights} is no folder; needed one of PyTorch weights. Correct the path.")
+        raise UserError(f"{weights} is not a directory; expected a folder of PyTorch weights.")
     if runs.locate(folder) is not None:
         raise UserError(
-            f"{weights} is a training work directory; needed a folder of PyTorch weights. Name it "
+            f"{weights} is a training work directory, not a folder of PyTorch weights. Name it "
             "as config.init.workdir."
         )
-    trained_for = _said_beside(folder.parent)
+    trained_for = _trained_for(folder.parent)
     for name in _FOLDERS[part]:
         if (folder / name).is_dir():
-            trained_for, folder = _said_beside(folder), folder / name
+            trained_for, folder = _trained_for(folder), folder / name
             break
     sizes, params, report = reading.read_component(folder, part)
     arrays = {(part, *path): a for path, a in traverse_util.flatten_dict(params).items()}
@@ -180,16 +175,16 @@ def _open_folder(weights: str, part: str) -> _Stored:
     )
 
 
-def _said_beside(folder: Path) -> dict[str, Any]:
-    """What a pipeline folder says of its U-Net's training; nothing of what it leaves out."""
+def _trained_for(folder: Path) -> dict[str, Any]:
+    """What a pipeline folder states about its U-Net's training, by config field."""
     problems: list[str] = []
     scheduler = strict_json.read_optional(folder / "scheduler" / "scheduler_config.json", problems)
     facts = strict_json.read_optional(folder / "escherjax.json", problems)
     if problems:
         raise UserError("; ".join(problems) + ". Restore or remove what cannot be read.")
     scheduler, facts = scheduler or {}, facts or {}
-    said = {f"diffusion.{name}": scheduler[name] for name in _DIFFUSION if name in scheduler}
-    return said | ({"cape": facts["cape"]} if "cape" in facts else {})
+    found = {f"diffusion.{name}": scheduler[name] for name in _DIFFUSION if name in scheduler}
+    return found | ({"cape": facts["cape"]} if "cape" in facts else {})
 
 
 def _open_workdir(path: str, weights: str, part: str) -> _Stored:
@@ -197,8 +192,8 @@ def _open_workdir(path: str, weights: str, part: str) -> _Stored:
     place = runs.locate(Path(path))
     if place is None:
         raise UserError(
-            f"config.init.workdir = {path} holds no checkpoints/ beside a config.json; needed a "
-            "training work directory or one checkpoint in it."
+            f"config.init.workdir = {path} holds no checkpoints/ beside a config.json; expected "
+            "a training work directory or one checkpoint in it."
         )
     workdir, step = place
     config = runs.read_config(workdir)
@@ -240,7 +235,7 @@ def _fitting(
             tensors.append(f"tensor {_name(path)} {list(leaf.shape)} is missing")
         elif stored.shapes[path] != tuple(leaf.shape):
             found = list(stored.shapes[path])
-            tensors.append(f"tensor {_name(path)} is {found}; needed {list(leaf.shape)}")
+            tensors.append(f"tensor {_name(path)} is {found}; must be {list(leaf.shape)}")
         else:
             fitting.append(path)
     tensors += [

@@ -263,7 +263,7 @@ class ProfileWindow:
     """Writes updates `config.profile.start_step` and following to `WORKDIR/profile`, on each host.
 
     Their number is `config.profile.num_steps`; the first update of all is 1, start_step 0 is never.
-    done: updates that a run which continues has behind it; a window that began there is told.
+    done: updates that a run which continues has behind it; a window that began there is reported.
     """
 
     def __init__(self, config: ConfigDict, workdir: Path, done: int = 0):
@@ -274,7 +274,7 @@ class ProfileWindow:
         if first and self._begin < done:
             log.warning(
                 "no profile is written: config.profile.start_step = %d, and %d updates are done "
-                "already; needed at least %d",
+                "already; it must be at least %d",
                 *(first, done, done + 1),
             )
 
@@ -289,7 +289,7 @@ class ProfileWindow:
             self.close()
 
     def close(self) -> None:
-        """Ends the window if it is open; one that cannot be written is told, no failure."""
+        """Ends the window if it is open; one that cannot be written is logged and no failure."""
         if self._open:
             self._open = False
             try:

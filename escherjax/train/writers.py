@@ -95,7 +95,7 @@ class MetricWriter:
         if not self._active:
             return
         for file in (self._file, self._board):
-            with suppress(OSError):  # every line was flushed, and a failure told, when written
+            with suppress(OSError):  # every line was flushed, and a failure reported, when written
                 file.close()
         if self._wandb:
             self._wandb.finish()

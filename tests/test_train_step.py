@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from escherjax.config import load_config
-from escherjax.data.batch import Batch
+from escherjax.data.batch import Batch, abstract_batch
 from escherjax.devices import mesh as sharding
 from escherjax.models import eschernet
 from escherjax.train import perf
@@ -17,7 +17,14 @@ from escherjax.train.state import (
     make_optimizer,
     update_ema,
 )
-from escherjax.train.step import Draws, gradient_norms, make_train_step, scene_losses
+from escherjax.train.step import (
+    Draws,
+    StepSettings,
+    gradient_norms,
+    make_train_step,
+    scene_losses,
+    train_program,
+)
 from escherjax.weights import names
 from escherjax.weights.reading import read_pipeline_folder
 from tests.helpers.batches import make_batch
@@ -202,6 +209,22 @@ def test_a_skipped_scene_changes_nothing(one_device, two_batches):
     assert largest_difference(a.params, b.params) == 0
     _, all_losses = one_device([two_batches[0]])
     assert all_losses != a_losses
+
+
+def test_runs_that_differ_in_seed_and_rates_share_one_program():
+    """So that they also share its entry in the compilation cache."""
+
+    def program(**changes):
+        config = tiny_config(**changes)
+        model, mesh = eschernet.from_config(config), sharding.single_device_mesh()
+        batch = abstract_batch(config.batch_size, (2, 2), config.resolution, mesh=mesh)
+        state, settings = abstract_state(model, mesh, config), StepSettings.from_config(config)
+        return train_program(model, mesh, config).lower(state, batch, settings).as_text()
+
+    changes = {"peak_lr": 1e-2, "initial_lr": 1e-3, "final_lr": 0.0, "warmup_steps": 7}
+    changes |= {"decay_steps": 9, "weight_decay": 0.5, "max_grad_norm": 3.0, "eps": 1e-3}
+    others = {f"optimizer__{name}": value for name, value in changes.items()}
+    assert program() == program(seed=1, conditioning_dropout=0.5, ema__decay=0.9, **others)
 
 
 def test_ema_starts_at_the_first_update_and_ends_at_the_decay():

@@ -118,7 +118,7 @@ FIELDS = group(
         shift=field(0.0, "how far off centre a crop may lie, in sides of the picture"),
         augment_views=field(False, "zoom and shift differ by view, not only by scene"),
         on_bad_record=field("stop", "stop, or skip: leave the scene out", adjustable=True),
-        num_workers=field(-1, "processes; -1: cores - 2, <= 16; 0: threads", -1, resumable=True),
+        num_workers=field(-1, "reading; -1: cores - 2; 0: threads", at_least=-1, resumable=True),
         num_threads=count(16, "that read without processes", resumable=True),
         prefetch=field(16, "batches made ahead, on each host", at_least=0, resumable=True),
         num_scenes=count(1024, "procedural only"),

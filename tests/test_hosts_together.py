@@ -76,7 +76,8 @@ def test_hosts_with_other_configs_are_refused_with_the_fields_that_differ(tmp_pa
 
 
 def test_hosts_with_other_code_are_refused(tmp_path, start):
-    shutil.copytree(REPOSITORY / "escherjax", tmp_path / "copy" / "escherjax")
+    for folder in ("escherjax", "configs"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / "copy" / folder)
     with (tmp_path / "copy" / "escherjax" / "cape.py").open("a") as file:
         file.write("# changed\n")
     for process in [start(0), start(1, code=tmp_path / "copy")]:

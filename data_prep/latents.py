@@ -223,12 +223,12 @@ def main(argv: Sequence[str]) -> None:
     import jax.numpy as jnp
     from jax.experimental import multihost_utils
 
-    from escherjax.data import metadata, moments, shards
+    from escherjax.data import moments, shards
     from escherjax.models.vae import VAE
     from escherjax.weights import facts
 
     sources = {
-        split: shards.open_shards(args.data, split) for split in metadata.split_names(args.data)
+        split: shards.open_shards(args.data, split) for split in shards.split_names(args.data)
     }
     config, params = read_vae(args.weights)
     reduction = 2 ** (len(config.block_channels) - 1)

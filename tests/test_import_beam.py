@@ -82,7 +82,7 @@ def test_failed_pipeline_keeps_whole_shards_and_says_why(options, tmp_path):
     with pytest.raises(StoppedError, match="pipeline of FnApiRunner failed: .*no room at all"):
         import_until(out, "scene-3", StoppedError("no room at all"))
     assert not list(tmp_path.glob("out/*.tmp"))
-    with pytest.raises(UserError, match="no whole data set"):
+    with pytest.raises(UserError, match="not a whole data set"):
         shards.open_shards(tmp_path / "out")
     zero123.main(out)
     assert len(shards.open_shards(tmp_path / "out")) == 4

@@ -145,7 +145,7 @@ def test_import_killed_in_the_middle_of_a_shard_goes_on_to_the_same_bytes(
     assert command.returncode == -signal.SIGKILL
     stuck.mend()
     assert len(list(out.glob("*.tmp"))) == 1
-    with pytest.raises(UserError, match="no whole data set"):
+    with pytest.raises(UserError, match="not a whole data set"):
         shards.open_shards(out)
     finish(renders, out)
     assert contents(out) == whole

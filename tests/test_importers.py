@@ -222,7 +222,7 @@ def test_stopped_import_goes_on_and_gives_the_bytes_of_an_undisturbed_one(render
     args = importer_arguments(source, tmp_path / "again")
     with pytest.raises(KeyboardInterrupt):
         import_until(args, source, stop)
-    with pytest.raises(UserError, match="no whole data set"):
+    with pytest.raises(UserError, match="not a whole data set"):
         records.open_shards(args.out)
     kept = {path.name: path.stat().st_ino for path in args.out.glob("*array_record*[0-9]")}
     assert len(kept) == {0: 0, 3: 2, 6: 4}[stop]

@@ -247,7 +247,7 @@ def test_config_names_several_sources_and_the_first_is_held_out(parts, tmp_path)
 
 def test_every_source_that_cannot_be_opened_is_named(tmp_path):
     settings = tiny_config(data__source=f"{tmp_path}/one,procedural,{tmp_path}/two")
-    with pytest.raises(UserError, match="(?s)/one is no whole data set.*/two is no whole data set"):
+    with pytest.raises(UserError, match="(?s)/one is not a whole.*/two is not a whole"):
         sources.open_training_source(settings)
 
 

@@ -184,7 +184,7 @@ def test_source_gives_the_rendered_scenes(scenes):
 
 
 def test_empty_requests_are_refused():
-    with pytest.raises(UserError, match="num_scenes is 0"):
+    with pytest.raises(UserError, match="num_scenes must be at least 1, got 0"):
         procedural.ProceduralSource(0, 0, 4, 32)
-    with pytest.raises(UserError, match="num_views is 0"):
+    with pytest.raises(UserError, match="num_views must be at least 1, got 0"):
         procedural.render_scenes(0, [0], num_views=0, resolution=32)

@@ -66,7 +66,7 @@ def test_every_fault_of_a_scene_is_listed():
     assert kinds == [("pose not finite", 1), ("pose not finite", 4)] + [
         ("bad intrinsics", view) for view in range(9)
     ]
-    with pytest.raises(UserError, match="view 1 holds.*view 4 holds.*view 0 are.*and 6 more"):
+    with pytest.raises(UserError, match="view 1 holds.*view 4 holds.*of view 0 must.*and 6 more"):
         records.validate_scene(scene)
 
 
@@ -80,7 +80,7 @@ def test_unfinished_folder_and_unknown_split_are_refused(shards):
     with pytest.raises(UserError, match="no split 'val'; it has train"):
         records.open_shards(shards, "val")
     (shards / "dataset_info.json").unlink()
-    with pytest.raises(UserError, match="no whole data set"):
+    with pytest.raises(UserError, match="not a whole data set"):
         records.open_shards(shards)
 
 
@@ -138,7 +138,7 @@ def spoil(c2w):
         ({"K": -make_scene().K}, "intrinsics of view 0"),
         ({"K": make_scene().K * np.array([1, np.nan, 1])[:, None, None]}, "intrinsics of view 1"),
         ({"images": [], "c2w": np.zeros((0, 4, 4)), "K": np.zeros((0, 3, 3))}, "no views"),
-        ({"images": np.zeros((3, 8, 9, 4), np.uint8)}, "has pictures uint8"),
+        ({"images": np.zeros((3, 8, 9, 4), np.uint8)}, "pictures must be uint8"),
         ({"height": 0}, "height 0"),
     ],
 )
@@ -151,7 +151,7 @@ def test_invalid_scene_is_never_written(tmp_path):
     bad = dataclasses.replace(make_scene(), **with_pose(mirror))
     with pytest.raises(UserError, match="mirrored"):
         records.write_scenes(tmp_path / "shards", [bad])
-    with pytest.raises(UserError, match="no whole data set"):
+    with pytest.raises(UserError, match="not a whole data set"):
         records.open_shards(tmp_path / "shards")
 
 
@@ -167,5 +167,5 @@ def test_existing_data_set_is_not_replaced(shards, scenes):
 
 @pytest.mark.parametrize("split", ["all", "Train", "a-b", "", "1st"])
 def test_split_names_that_tfds_cannot_read_are_refused(tmp_path, scenes, split):
-    with pytest.raises(UserError, match="needed lower-case letters"):
+    with pytest.raises(UserError, match="must be lower-case letters"):
         records.write_scenes(tmp_path / "shards", scenes, split=split)

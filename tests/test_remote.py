@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from escherjax import files
-from escherjax.data import loader, riegeli, shards
+from escherjax.data import loader, remote, shards
 from escherjax.errors import UserError
 from tests.helpers.patience import PATIENCE_SEC
 from tests.helpers.range_server import serve
 from tests.helpers.scenes import assert_same_scene, make_scene
 
-BLOCK = riegeli.POSTSCRIPT_SIZE
+BLOCK = remote.POSTSCRIPT_SIZE
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def write_array_record(path, contents, options="group_size:1,uncompressed"):
 def read_all(path):
     """Every record of a file by its byte ranges alone."""
     data = path.read_bytes()
-    begin = riegeli.footer_offset(data[-BLOCK:])
-    bounds = riegeli.chunk_bounds(data[begin:], begin).tolist()
-    return [riegeli.read_record(data[a:b], a) for a, b in zip(bounds, bounds[1:], strict=False)]
+    begin = remote.footer_offset(data[-BLOCK:])
+    bounds = remote.chunk_bounds(data[begin:], begin).tolist()
+    return [remote.read_record(data[a:b], a) for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -82,7 +82,7 @@ def test_a_footer_longer_than_blocks_is_read(tmp_path):
 )
 def test_other_layouts_are_named(tmp_path, options, message):
     write_array_record(tmp_path / "file", [b"x" * 1000] * 4, options)
-    with pytest.raises(riegeli.LayoutError, match=message):
+    with pytest.raises(remote.LayoutError, match=message):
         read_all(tmp_path / "file")
 
 
@@ -101,7 +101,7 @@ def test_damaged_files_raise_layout_errors_alone(tmp_path):
         (tmp_path / "file").write_bytes(data[:stop])
         try:
             read_all(tmp_path / "file")
-        except riegeli.LayoutError:
+        except remote.LayoutError:
             refused += 1
     assert refused > 100  # all that are cut, and more; a flipped bit of a record passes
 
@@ -176,9 +176,9 @@ def test_a_failure_that_passes_is_tried_again(server, scenes):
 @pytest.mark.parametrize(
     "address, message",
     [
-        ("{url}/bucket/nothing", "nothing is no whole data set: it has no dataset_info.json"),
+        ("{url}/bucket/nothing", "nothing is not a whole data set: it has no dataset_info.json"),
         ("{url}/private/shards", "private/shards/dataset_info.json cannot be read: PERMISSION"),
-        ("ftp://host/shards", "ftp://host/shards cannot be opened .*needed gs://BUCKET"),
+        ("ftp://host/shards", "ftp://host/shards cannot be opened .*gs://BUCKET"),
     ],
 )
 def test_addresses_that_cannot_be_read_are_named(server, address, message):

@@ -76,7 +76,7 @@ def test_what_a_run_kept_is_what_its_weights_expect(tmp_path):
     facts = loading.load(tmp_path).facts
     assert facts.camera_radius == (1.5, 1.6) and facts.fov_deg == pytest.approx(40.0, abs=1e-3)
     far = cameras.from_spherical(1.2, [0.0], [4.0])
-    (note,) = inputs.radius_notes(far, "references", facts)
+    (note,) = map(str, inputs.radius_notes(far, "references", facts))
     assert "references stand 4 to 4" in note and "trained with 1.5 to 1.6" in note
 
 

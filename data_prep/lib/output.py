@@ -48,7 +48,7 @@ def open_folder(out: Path, plan: Plan, overwrite: bool) -> None:
 
 def check_not_taken(out: Path, overwrite: bool) -> None:
     """Raises UserError if `out` cannot be reached, is a file, or holds a whole data set."""
-    from escherjax.data.metadata import COMPLETE_FILE
+    from escherjax.data.shards import COMPLETE_FILE
 
     try:
         out.exists()
@@ -174,8 +174,7 @@ def _remove_progress(out: Path) -> None:
 def _remove_data(out: Path) -> None:
     """Removes what an import writes to a folder, and nothing else."""
     from escherjax.data import moments
-    from escherjax.data.metadata import COMPLETE_FILE, FEATURES_FILE
-    from escherjax.data.shards import DATASET_NAME
+    from escherjax.data.shards import COMPLETE_FILE, DATASET_NAME, FEATURES_FILE
 
     names = (COMPLETE_FILE, FEATURES_FILE, REPORT_FILE, moments.FILE_NAME)
     for path in (*(out / name for name in names), *out.glob(f"{DATASET_NAME}-*.array_record-*")):

@@ -1,4 +1,4 @@
-"""Stored VAE moments: what a record holds of them, and what a data set says of their making.
+"""Stored VAE moments: their fields in a record, and the file that says how they were made.
 
 The moments of a view are mean and log variance of its latents before the scaling factor, side by
 side in the last axis, rounded to bfloat16. They hold for one resolution, one background and one
@@ -28,20 +28,15 @@ _NUMBER = np.dtype(ml_dtypes.bfloat16)
 
 @dataclasses.dataclass(frozen=True)
 class MomentsInfo:
-    """How the moments of a data set were made.
+    """How the moments of a data set were made."""
 
-    resolution: side of the encoded pictures in pixels; background: as in `LoaderConfig`; shape:
-    (h, w, 2 C) of one view; vae_sha256: `vae_fingerprint` of the VAE; dtype: what it computed in;
-    made_by: version of this package.
-    """
-
-    resolution: int
-    background: str
-    shape: tuple[int, int, int]
-    vae_sha256: str
-    dtype: str
-    made_by: str
-    format: int = FORMAT
+    resolution: int  # side of the encoded pictures in pixels
+    background: str  # as in `LoaderConfig`
+    shape: tuple[int, int, int]  # (h, w, 2 C) of one view
+    vae_sha256: str  # `vae_fingerprint` of the VAE
+    dtype: str  # that it computed in
+    made_by: str  # version of this package
+    format: int = FORMAT  # of the file
 
 
 def read_info(folder: str) -> MomentsInfo:
@@ -82,7 +77,7 @@ def write_info(folder: Path, info: MomentsInfo) -> None:
 def mismatches(
     info: MomentsInfo, resolution: int, background: str, shape: tuple[int, int, int]
 ) -> list[str]:
-    """What keeps moments from standing in for pictures of these; see MomentsInfo."""
+    """The settings in which moments differ from the pictures of a run; see MomentsInfo."""
     needed = {"resolution": resolution, "background": background, "shape": shape}
     return [
         f"{name} is {getattr(info, name)!r} there and {value!r} in this run"
@@ -107,21 +102,15 @@ def vae_fingerprint(params: Mapping[str, Any]) -> str:
 
     params: host arrays by name, nested. The decoder has no part in moments.
     """
+    from flax import traverse_util
+
     digest = hashlib.sha256()
-    for name, array in sorted(_flat(params)):
+    for name, array in sorted(traverse_util.flatten_dict(dict(params), sep="/").items()):
         if name.startswith(("encoder/", "quant_conv/")):
             values = np.ascontiguousarray(array, np.dtype("<f4"))
             digest.update(f"{name} {values.shape}\n".encode())
             digest.update(values.tobytes())
     return digest.hexdigest()
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves = []
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        leaves += _flat(value, f"{path}/") if isinstance(value, Mapping) else [(path, value)]
-    return leaves
 
 
 def record_features() -> dict[str, Any]:
@@ -162,8 +151,8 @@ def moments_faults(moments: np.ndarray | None, num_views: int) -> list[str]:
         return []
     if moments.dtype != _NUMBER or moments.ndim != 4 or len(moments) != num_views:
         return [
-            f"has moments {moments.dtype} {moments.shape}; needed bfloat16 "
-            f"({num_views}, height, width, 2 x channels)."
+            f"moments must be bfloat16 ({num_views}, height, width, 2 x channels), got "
+            f"{moments.dtype} {moments.shape}."
         ]
     if not np.isfinite(moments.astype(np.float32)).all():
         return ["has moments that are not finite."]

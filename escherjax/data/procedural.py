@@ -1,10 +1,10 @@
-"""Procedural scenes: colourful objects of a few solids, seen by exact Zero-1-to-3 style cameras.
+"""Makes procedural scenes: colourful objects of a few solids, seen by Zero-1-to-3 style cameras.
 
-Scene number i of a seed is always the same object and the same cameras: everything is drawn on the
-host, from a generator keyed by (seed, i). Objects fill a cube of side 1 about the origin, z up;
-every face of a solid has its own colour, so that each side looks different. Cameras stand at radius
-1.5 to 2.2, look at the origin, and have a focal length of 280 pixels at 256 (Zero-1-to-3, arXiv
-2303.11328, section 4.1).
+Scene number i of a seed is always the same object and the same cameras: all random numbers come
+from a generator on the host, keyed by (seed, i). Objects fill a cube of side 1 about the origin, z
+up; every face of a solid has its own colour, so that each side looks different. Cameras stand at
+radius 1.5 to 2.2, look at the origin, and have a focal length of 280 pixels at 256 (Zero-1-to-3,
+arXiv 2303.11328, section 4.1).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from escherjax import cameras
@@ -28,7 +29,7 @@ FOCAL_PER_PIXEL = 280.0 / 256.0
 FOV_DEG = math.degrees(2 * math.atan(0.5 / FOCAL_PER_PIXEL))
 GOLDEN_ANGLE = np.pi * (3.0 - np.sqrt(5.0))
 SIDE_HUES = np.array([0.0, 0.5, 0.14, 0.64, 0.33, 0.83])  # of faces -x, +x, -y, +y, -z, +z
-KINDS = [  # quadric of a kind of solid, and how often it is drawn
+KINDS = [  # quadric of a kind of solid, and its probability
     (raytrace.BOX, 0.34),
     (raytrace.BALL, 0.22),
     (raytrace.CYLINDER, 0.2),
@@ -38,7 +39,7 @@ KINDS = [  # quadric of a kind of solid, and how often it is drawn
 
 
 def _numbers(seed: int, indices: np.ndarray, count: int) -> np.ndarray:
-    """Uniform draws [S, count] float32 in [0, 1): row i depends on (seed, indices[i]) alone."""
+    """Uniform random numbers [S, count] float32 in [0, 1); row i depends on (seed, indices[i])."""
     return np.stack(
         [
             np.random.Generator(np.random.Philox(key=[seed, index])).random(count, np.float32)
@@ -47,16 +48,16 @@ def _numbers(seed: int, indices: np.ndarray, count: int) -> np.ndarray:
     )
 
 
-def _matrices(*entries: np.ndarray) -> np.ndarray:
+def _matrices(*entries: ArrayLike) -> np.ndarray:
     """Nine arrays [...], row by row, to matrices [..., 3, 3]."""
-    entries = np.broadcast_arrays(*entries)
-    return np.stack(entries, -1).reshape(*entries[0].shape, 3, 3)
+    arrays = np.broadcast_arrays(*entries)
+    return np.stack(arrays, -1).reshape(*arrays[0].shape, 3, 3)
 
 
 def _rotations(yaw: np.ndarray, tilt: np.ndarray, tilt_azimuth: np.ndarray) -> np.ndarray:
     """Rotation matrices [..., 3, 3]: a turn about z, then a tilt about a horizontal axis."""
 
-    def about_z(angle):
+    def about_z(angle: np.ndarray) -> np.ndarray:
         c, s = np.cos(angle), np.sin(angle)
         return _matrices(c, -s, 0, s, c, 0, 0, 0, 1)
 
@@ -72,7 +73,9 @@ def _linear_from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray)
     return (value[..., None] * (1.0 - saturation[..., None] * ramp)) ** 2
 
 
-def _bounds(center, rotation, half_size, kind) -> tuple[np.ndarray, np.ndarray]:
+def _bounds(
+    center: np.ndarray, rotation: np.ndarray, half_size: np.ndarray, kind: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(low, high) corners of each solid's bounding box in world axes, [..., S, 3]; cuts ignored."""
     axes = rotation * half_size[..., None, :]  # [..., S, 3 world, 3 local]
     disc, rise = np.linalg.norm(axes[..., :2], axis=-1), axes[..., 2]
@@ -143,10 +146,12 @@ def random_worlds(seed: int, indices: np.ndarray) -> raytrace.World:
     light = np.stack(
         [np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)], -1
     )
-    solids = (rotation, center, half_size, quadric, cut, face_colors, pattern_color)
     solids = raytrace.Solids(
-        *(x.astype(np.float32) for x in solids), pattern, pattern_scale.astype(np.float32)
+        *(rotation, center, half_size, quadric, cut, face_colors, pattern_color),
+        pattern,
+        pattern_scale,
     )
+    solids = jax.tree.map(lambda x: x.astype(np.float32), solids)._replace(pattern=pattern)
     return raytrace.World(solids, count.astype(np.int32), light.astype(np.float32))
 
 
@@ -186,13 +191,22 @@ def render_scenes(
 ) -> dict[str, np.ndarray]:
     """Renders scenes of a seed, by their numbers, in chunks of one fixed shape.
 
-    seed, indices [S]: ints >= 0. Returns numpy arrays `images` uint8 [S, V, H, W, 4] with straight
-    alpha and H = W = resolution, `c2w` float32 [S, V, 4, 4] (OpenCV axes) and `K` float32
-    [S, V, 3, 3]. A scene does not depend on which others are asked for.
+    A scene does not depend on which others are rendered with it.
+
+    Args:
+        seed: at least 0.
+        indices: [S] numbers of the scenes, at least 0.
+        num_views: of each scene, at least 1.
+        resolution: side of the pictures in pixels.
+        supersample: see `raytrace.render`.
+
+    Returns:
+        NumPy arrays `images` uint8 [S, V, H, W, 4] with straight alpha, `c2w` float32 [S, V, 4, 4]
+        (OpenCV axes) and `K` float32 [S, V, 3, 3].
     """
     for name, value in (("num_views", num_views), ("resolution", resolution)):
         if value < 1:
-            raise UserError(f"procedural scenes: {name} is {value}; needed at least 1.")
+            raise UserError(f"procedural scenes: {name} must be at least 1, got {value}.")
     indices = np.asarray(indices, np.int64).reshape(-1)
     total, chunk = len(indices), _scenes_per_call(num_views, resolution, supersample)
     at_once = 1 if jax.default_backend() == "cpu" else chunk
@@ -202,7 +216,7 @@ def render_scenes(
     waiting = None  # one chunk is copied to the host while the next is rendered
     with tqdm(total=total, desc="rendering scenes", unit="scene", delay=5) as bar:
 
-        def collect(start, rendered):
+        def collect(start: int, rendered: jax.Array) -> None:
             stop = min(start + chunk, total)
             images[start:stop] = np.asarray(rendered)[: stop - start]
             bar.update(stop - start)
@@ -231,7 +245,7 @@ class ProceduralSource:
         self, seed: int, num_scenes: int, num_views: int, resolution: int, first_scene: int = 0
     ):
         if num_scenes < 1:
-            raise UserError(f"procedural scenes: num_scenes is {num_scenes}; needed at least 1.")
+            raise UserError(f"procedural scenes: num_scenes must be at least 1, got {num_scenes}.")
         self.seed, self.num_views, self.resolution = seed, num_views, resolution
         self.first_scene = first_scene
         numbers = np.arange(first_scene, first_scene + num_scenes)

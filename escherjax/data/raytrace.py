@@ -1,4 +1,4 @@
-"""Ray tracing of a few convex solids in JAX: exact cameras, exact silhouettes, patterned faces.
+"""Traces rays through a few convex solids: exact cameras, exact silhouettes, patterned faces.
 
 Every solid is one convex body in its own coordinates p = R^T (x - center) / half_size:
 
@@ -12,12 +12,15 @@ intervals overlap. The constraint that is entered last gives the normal.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
+
+Array = Any  # jax.Array, or numpy.ndarray before a program takes it
 
 # (k, A, B, C) of the quadric. A box only needs one that contains the cube: a ball of radius 4.
 BOX = (1.0, 1.0, 0.0, -16.0)
@@ -40,36 +43,36 @@ class Solids(NamedTuple):
     normal in the solid's coordinates, in the order -x, +x, -y, +y, -z, +z.
     """
 
-    rotation: jax.Array  # [S, 3, 3] world from local
-    center: jax.Array  # [S, 3]
-    half_size: jax.Array  # [S, 3]
-    quadric: jax.Array  # [S, 4] (k, A, B, C)
-    cut: jax.Array  # [S, 4] (n, h): the part with n.p > h is cut off
-    face_colors: jax.Array  # [S, 6, 3]
-    pattern_color: jax.Array  # [S, 3]
-    pattern: jax.Array  # [S] int32, PLAIN .. WAVES
-    pattern_scale: jax.Array  # [S] periods across the solid
+    rotation: Array  # [S, 3, 3] world from local
+    center: Array  # [S, 3]
+    half_size: Array  # [S, 3]
+    quadric: Array  # [S, 4] (k, A, B, C)
+    cut: Array  # [S, 4] (n, h): the part with n.p > h is cut off
+    face_colors: Array  # [S, 6, 3]
+    pattern_color: Array  # [S, 3]
+    pattern: Array  # [S] int32, PLAIN .. WAVES
+    pattern_scale: Array  # [S] periods across the solid
 
 
 class World(NamedTuple):
     """One scene: the first `count` of its solids are there; `light` points towards the sun."""
 
     solids: Solids  # fields [S, ...]
-    count: jax.Array  # [] int32
-    light: jax.Array  # [3] unit length
+    count: Array  # [] int32
+    light: Array  # [3] unit length
 
 
-def _dot(a, b):
+def _dot(a: Sequence[Array] | Array, b: Sequence[Array] | Array) -> Array:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def _tag(distance, tag):
-    """Writes a small number into the last bits of distances: the winner of a max says who it is."""
+def _tag(distance: Array, tag: int) -> Array:
+    """Writes a small number into the last bits of distances: the winner of a max names itself."""
     bits = jax.lax.bitcast_convert_type(distance, jnp.int32)
     return jax.lax.bitcast_convert_type((bits & ~7) | tag, jnp.float32)
 
 
-def _enter_solid(o, d, solid: Solids):
+def _enter_solid(o: Sequence[Array], d: Sequence[Array], solid: Solids) -> Array:
     """Tagged distance at which rays o + t d (local) enter a solid; FAR if they miss it.
 
     The tag names the constraint that is entered last: 0, 1, 2 the slabs, 3 the cut, 4 the quadric.
@@ -106,7 +109,9 @@ def _enter_solid(o, d, solid: Solids):
     return jnp.where(hit, near, FAR)
 
 
-def _normal(point, d, tag, solid: Solids):
+def _normal(
+    point: Sequence[Array], d: Sequence[Array], tag: Array, solid: Solids
+) -> tuple[Array, ...]:
     """Local outward normal, 3 components, not normalised, of the constraint named by `tag`."""
     k, a, b, _ = (solid.quadric[i] for i in range(4))
     gradient = (2 * k * point[0], 2 * k * point[1], 2 * a * point[2] + b)
@@ -121,14 +126,14 @@ def _normal(point, d, tag, solid: Solids):
     )
 
 
-def _face(normal):
+def _face(normal: Sequence[Array]) -> Array:
     """Which face a local normal belongs to: int32 in the order -x, +x, -y, +y, -z, +z."""
     x, y, z = (jnp.abs(n) for n in normal)
     positive = [2 * i + (n > 0) for i, n in enumerate(normal)]
     return jnp.where((x >= y) & (x >= z), positive[0], jnp.where(y >= z, positive[1], positive[2]))
 
 
-def _in_pattern(point, kind, scale):
+def _in_pattern(point: Sequence[Array], kind: Array, scale: Array) -> Array:
     """Where a pattern shows its second colour: bool, from the local point."""
     # The offset keeps cell borders off the faces p = +-1, where rounding would make them flicker.
     cells = [scale * (0.5 * p + 0.5) + 0.137 for p in point]
@@ -148,11 +153,11 @@ def _in_pattern(point, kind, scale):
     )
 
 
-def _trace(origin, directions, world: World):
+def _trace(origin: Array, directions: Sequence[Array], world: World) -> tuple[Array, Array]:
     """Display colours of rays: origin [3]; directions 3 x [P]; returns (colour [P, 3], hit [P])."""
     solids = world.solids
 
-    def closer(index, best):
+    def closer(index: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
         distance, shade = best
         solid = jax.tree.map(lambda field: field[index], solids)
         to_local = solid.rotation.T / solid.half_size[:, None]  # [3, 3]
@@ -190,22 +195,29 @@ def _trace(origin, directions, world: World):
 @functools.partial(jax.jit, static_argnames=("resolution", "supersample", "scenes_at_once"))
 def render(
     worlds: World,
-    c2w: jax.Array,
-    K: jax.Array,
+    c2w: Array,
+    K: Array,
     resolution: int,
     supersample: int = 2,
     scenes_at_once: int = 1,
 ) -> jax.Array:
-    """Pictures of B scenes: RGBA uint8, straight alpha, colour 0 where alpha is 0.
+    """Renders B scenes.
 
-    worlds: fields [B, ...]; c2w: [B, V, 4, 4] OpenCV axes; K: [B, V, 3, 3] pixels of `resolution`.
-    Each pixel averages supersample^2 rays. scenes_at_once: how many scenes are traced as one
-    array; 1 keeps the arrays in a CPU's cache, a GPU wants many.
-    Returns [B, V, resolution, resolution, 4].
+    Args:
+        worlds: fields [B, ...].
+        c2w: [B, V, 4, 4] OpenCV axes.
+        K: [B, V, 3, 3] in pixels of `resolution`.
+        resolution: side of the pictures in pixels.
+        supersample: each pixel averages supersample^2 rays.
+        scenes_at_once: how many scenes are traced as one array; 1 keeps the arrays in a CPU's
+            cache, a GPU needs many.
+
+    Returns:
+        RGBA uint8 [B, V, resolution, resolution, 4], straight alpha, colour 0 where alpha is 0.
     """
     side = resolution * supersample
 
-    def one_view(world, c2w, K):
+    def one_view(world: World, c2w: Array, K: Array) -> Array:
         pixels = (jnp.arange(side, dtype=jnp.float32) + 0.5) / supersample
         u, v = jnp.meshgrid((pixels - K[0, 2]) / K[0, 0], (pixels - K[1, 2]) / K[1, 1])
         directions = [c2w[i, 0] * u + c2w[i, 1] * v + c2w[i, 2] for i in range(3)]
@@ -217,7 +229,7 @@ def render(
         rgba = jnp.concatenate([straight, rgba[..., 3:]], -1)
         return jnp.round(255.0 * rgba).astype(jnp.uint8)
 
-    def one_scene(scene):
+    def one_scene(scene: tuple[World, Array, Array]) -> Array:
         return jax.vmap(one_view, in_axes=(None, 0, 0))(*scene)
 
     return jax.lax.map(one_scene, (worlds, c2w, K), batch_size=scenes_at_once)

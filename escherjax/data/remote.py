@@ -1,20 +1,27 @@
-"""Shards on gs://, s3:// and http(s)://, read by byte ranges through tensorstore.
+"""Reads shards at gs://, s3:// and http(s):// addresses by byte ranges, through tensorstore.
 
 A record costs one request of its own size; nothing is downloaded whole, TensorFlow is not needed.
 Credentials are those tensorstore finds: Google's application default ones, AWS's profile or
 environment, none for public buckets and http.
+
+The array_record library opens local files alone, so the second half of this file reads the layout
+of what `shards.write_shard` writes: one record a chunk, uncompressed. Formats:
+https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md and
+https://github.com/google/array_record/blob/main/cpp/layout.proto. Sizes, types and counts are
+checked. The hashes (HighwayHash) are not: in Python they take longer than decoding the pictures.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import functools
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from escherjax.data import riegeli
 from escherjax.errors import UserError
 from escherjax.files import is_remote
 
@@ -23,6 +30,15 @@ OPENING_RETRIES = 4
 READING_RETRIES = 32
 _OPENING_THREADS = 32
 _KINDS = ("gcs", "s3", "http")
+
+POSTSCRIPT_SIZE = 1 << 16  # the last block of a file says where the footer is
+
+_BLOCK_SIZE = 1 << 16
+_BLOCK_HEADER_SIZE = 24
+_CHUNK_HEADER = struct.Struct("<QQQQQ")  # hash, data size, data hash, type + records, decoded size
+_RECORDS_CHUNK = ord("r")
+_UNCOMPRESSED = 0
+_POSTSCRIPT_MAGIC = 0x71930E704FDAE05E
 
 
 def read_file(folder: str | Path, name: str) -> bytes | None:
@@ -44,7 +60,7 @@ class RemoteFolder:
     """The files below one address. Safe to use from threads."""
 
     def __init__(self, address: str, retries: int = READING_RETRIES):
-        """Raises UserError if tensorstore reads no such address; asks nothing of the network."""
+        """Raises UserError for an address that tensorstore does not read; sends no request yet."""
         import tensorstore
 
         self.address = address.rstrip("/")
@@ -55,7 +71,7 @@ class RemoteFolder:
             ).result()
         except ValueError as error:
             raise UserError(
-                f"{address} cannot be opened ({error}); needed gs://BUCKET/FOLDER, "
+                f"{address} cannot be opened ({error}); it must be gs://BUCKET/FOLDER, "
                 "s3://BUCKET/FOLDER, http(s)://HOST/FOLDER or a folder of this machine."
             ) from error
 
@@ -86,14 +102,20 @@ class RemoteShards:
     ):
         """Reads every shard's footer.
 
-        lengths: the number of records each shard should have. decode: what an item is made by.
-        Raises UserError naming all shards that are missing, cut or of another layout.
+        Args:
+            address: of the folder.
+            names: of the shards.
+            lengths: number of records that each shard should have.
+            decode: makes an item of a record.
+
+        Raises:
+            UserError: Names the shards that are missing, cut or of another layout.
         """
         self._decode = decode
         opening = RemoteFolder(address, OPENING_RETRIES)
         self._folder, self._names = RemoteFolder(address), list(names)
         with concurrent.futures.ThreadPoolExecutor(_OPENING_THREADS) as pool:
-            found = list(pool.map(lambda name: _read_bounds(opening, name), names))
+            found = list(pool.map(functools.partial(_read_bounds, opening), names))
         faults = [
             bounds
             if isinstance(bounds, str)
@@ -126,17 +148,132 @@ class RemoteShards:
         chunk = self._folder.read(self._names[shard], begin, end)
         if chunk is None:
             raise UserError(f"{self._folder.address}/{self._names[shard]} is gone since opening.")
-        return self._decode(riegeli.read_record(chunk, begin))
+        return self._decode(read_record(chunk, begin))
 
 
 def _read_bounds(folder: RemoteFolder, name: str) -> np.ndarray | str:
     """Where the records of a shard lie, or what is wrong with it."""
-    postscript = folder.read(name, -riegeli.POSTSCRIPT_SIZE)
+    postscript = folder.read(name, -POSTSCRIPT_SIZE)
     try:
         if postscript is None:
             return f"{name}: it is missing"
-        begin = riegeli.footer_offset(postscript)
+        begin = footer_offset(postscript)
         footer = folder.read(name, begin)
-        return riegeli.chunk_bounds(footer or b"", begin)
-    except riegeli.LayoutError as error:
+        return chunk_bounds(footer or b"", begin)
+    except LayoutError as error:
         return f"{name}: {error}"
+
+
+class LayoutError(ValueError):
+    """Bytes that are not of an ArrayRecord file; the text says why, without naming the file."""
+
+
+def footer_offset(postscript: bytes) -> int:
+    """Where the footer begins. postscript: the last POSTSCRIPT_SIZE bytes of a file.
+
+    Raises LayoutError if the file is cut, or no ArrayRecord file.
+    """
+    if len(postscript) != POSTSCRIPT_SIZE:
+        raise LayoutError(f"it ends with {len(postscript)} bytes of {POSTSCRIPT_SIZE}")
+    try:
+        fields = _message(_chunk_records(postscript, 0)[0])
+    except (LayoutError, IndexError) as error:
+        raise LayoutError(f"it has no ArrayRecord postscript ({error})") from error
+    if fields.get(2) != _POSTSCRIPT_MAGIC or 1 not in fields:
+        raise LayoutError("it has no ArrayRecord postscript (wrong magic number)")
+    return fields[1]
+
+
+def chunk_bounds(footer: bytes, begin: int) -> np.ndarray:
+    """Record i lies in the bytes bounds[i] .. bounds[i + 1] of its file: int64 [records + 1].
+
+    footer: the file's bytes from `begin`, its `footer_offset`, on. Raises LayoutError if the footer
+    is damaged, or its chunks hold several records.
+    """
+    metadata, *entries = _chunk_records(footer, begin)
+    chunks = [_message(entry) for entry in entries]
+    counts = _message(_message(metadata).get(1, b""))
+    if counts.get(2) != len(chunks):
+        raise LayoutError(f"its footer lists {len(chunks)} chunks of {counts.get(2)}")
+    if any(chunk.get(3) != 1 for chunk in chunks):
+        raise LayoutError("its records are grouped (group_size above 1)")
+    bounds = np.array([chunk.get(1, 0) for chunk in chunks] + [begin], np.int64)
+    if (np.diff(bounds) <= 0).any() or bounds[0] < 0:
+        raise LayoutError("its footer lists chunks out of order")
+    return bounds
+
+
+def read_record(chunk: bytes, begin: int) -> bytes:
+    """The record of one chunk. chunk: the file's bytes from `begin` to the chunk's end or later.
+
+    Raises LayoutError if there is no chunk with one uncompressed record.
+    """
+    records = _chunk_records(chunk, begin)
+    if len(records) != 1:
+        raise LayoutError(f"the chunk at byte {begin} holds {len(records)} records")
+    return records[0]
+
+
+def _chunk_records(raw: bytes, begin: int) -> Sequence[bytes]:
+    """The records of the chunk that begins at byte `begin` of a file; `raw`: bytes from there."""
+    raw = _without_block_headers(raw, begin)
+    where = f"the chunk at byte {begin}"
+    if len(raw) < _CHUNK_HEADER.size:
+        raise LayoutError(f"{where} is cut")
+    _, size, _, type_and_count, decoded_size = _CHUNK_HEADER.unpack_from(raw)
+    count = type_and_count >> 8
+    if type_and_count & 0xFF != _RECORDS_CHUNK:
+        raise LayoutError(f"at byte {begin} is no chunk of records")
+    data = raw[_CHUNK_HEADER.size : _CHUNK_HEADER.size + size]
+    if len(data) < size or size < 2:
+        raise LayoutError(f"{where} is cut")
+    if data[0] != _UNCOMPRESSED:
+        raise LayoutError("it is compressed")
+    sizes_size, start = _varint(data, 1)
+    place, values = start, start + sizes_size
+    bounds = [values]
+    for _ in range(min(count, sizes_size)):
+        record_size, place = _varint(data, place)
+        bounds.append(bounds[-1] + record_size)
+    if place != values or bounds[-1] != size or size - values != decoded_size:
+        raise LayoutError(f"{where} is damaged: its sizes do not add up")
+    return [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def _without_block_headers(raw: bytes, begin: int) -> bytes:
+    """Every 64 KiB of a file begin with a header that interrupts whatever chunk lies there."""
+    first = -begin % _BLOCK_SIZE
+    if first >= len(raw):
+        return raw
+    starts = range(first, len(raw), _BLOCK_SIZE)
+    parts = [raw[at + _BLOCK_HEADER_SIZE : at + _BLOCK_SIZE] for at in starts]
+    return b"".join([raw[:first], *parts])
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """(value, place behind it) of a protobuf varint."""
+    value = shift = 0
+    while place < len(data) and shift < 64:
+        byte = data[place]
+        value |= (byte & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 0x80:
+            return value, place
+    raise LayoutError("a number in it is cut")
+
+
+def _message(data: bytes) -> dict[int, Any]:
+    """Field number -> int or bytes, of a protobuf message with such fields alone."""
+    fields: dict[int, Any] = {}
+    place = 0
+    while place < len(data):
+        tag, place = _varint(data, place)
+        value, place = _varint(data, place)
+        if tag & 7 == 2:
+            fields[tag >> 3] = data[place : place + value]
+            place += value
+        elif tag & 7:
+            raise LayoutError("its footer is damaged")
+        else:
+            fields[tag >> 3] = value
+    return fields

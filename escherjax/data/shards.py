@@ -1,7 +1,6 @@
-"""Scene records: one record is one posed set of views, stored as a TFDS data set of ArrayRecords.
+"""Reads and writes scene records: posed views, stored as a TFDS data set of ArrayRecord files.
 
-A folder of shards holds `scenes-SPLIT.array_record-00000-of-00004` ..., `features.json` and
-`dataset_info.json`, the last of which is written last: where it is, the data set is whole.
+A folder of shards holds `scenes-SPLIT.array_record-00000-of-00004` ..., and two JSON files.
 `tfds.builder_from_directory(folder).as_data_source(split)` reads it too; TensorFlow is not needed.
 """
 
@@ -11,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import re
 import shutil
@@ -24,83 +24,74 @@ import numpy as np
 from escherjax import cameras
 from escherjax.data import moments as moments_lib
 from escherjax.data import remote
-from escherjax.data.metadata import COMPLETE_FILE, naming_damage, read_metadata
 from escherjax.errors import UserError, listed
 from escherjax.files import file_size, is_remote, whole_file
 
 DATASET_NAME = "scenes"
+COMPLETE_FILE = "dataset_info.json"  # written last: where it is, the data set is whole
+FEATURES_FILE = "features.json"
+# What damaged fields of a record or of metadata raise.
+_WRONG_FIELDS = (ValueError, LookupError, TypeError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """V views of one object or place.
-
-    images: V encoded pictures (PNG, JPEG or WebP, with or without alpha), all of one size; or a
-        uint8 array [V, H, W, 4] with straight alpha.
-    c2w: [V, 4, 4] float32 camera-to-world, OpenCV axes, world z up.
-    K: [V, 3, 3] float32, pixels of the pictures.
-    moments: [V, h, w, 2 C] bfloat16 of the views' VAE latents (see data/moments.py), or None.
-    """
+    """V views of one object or place."""
 
     scene_id: str
-    source: str
+    source: str  # name of the format that it was imported from
+    # V encoded pictures (PNG, JPEG or WebP, with or without alpha), all of one size; or uint8
+    # [V, H, W, 4] with straight alpha
     images: Sequence[bytes] | np.ndarray
-    c2w: np.ndarray
-    K: np.ndarray
-    height: int
+    c2w: np.ndarray  # [V, 4, 4] float32 camera-to-world, OpenCV axes, world z up
+    K: np.ndarray  # [V, 3, 3] float32, pixels of the pictures
+    height: int  # of the pictures, in pixels
     width: int
-    moments: np.ndarray | None = None
+    moments: np.ndarray | None = None  # [V, h, w, 2 C] bfloat16 of the views' VAE latents
 
     @property
     def num_views(self) -> int:
+        """Number of views."""
         return len(self.c2w)
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What makes a record unusable. kind: few words, for counting; text: found and needed."""
+    """What makes a record unusable."""
 
-    kind: str
-    text: str
-    view: int | None = None
+    kind: str  # few words, for counting
+    text: str  # what was found and what is expected
+    view: int | None = None  # None for the whole record
 
 
 def scene_faults(scene: Scene) -> list[Fault]:
     """All that keeps the fields of a scene from fitting together; pictures are not decoded here."""
-    views = len(scene.images)
-    faults = []
+    views, faults = len(scene.images), []
     if views < 1:
-        faults.append(
-            Fault("wrong counts", "has no views; needed at least one picture with its camera.")
-        )
+        faults.append(Fault("wrong counts", "has no views; it must have one at least."))
     if scene.c2w.shape != (views, 4, 4) or scene.K.shape != (views, 3, 3):
         text = (
-            f"has {views} pictures, poses {scene.c2w.shape} and intrinsics {scene.K.shape}; "
-            f"needed ({views}, 4, 4) and ({views}, 3, 3)."
+            f"has {views} pictures, poses {scene.c2w.shape} and intrinsics {scene.K.shape}; these "
+            f"must be ({views}, 4, 4) and ({views}, 3, 3)."
         )
         faults.append(Fault("wrong counts", text))
     if scene.height < 1 or scene.width < 1:
-        text = f"says height {scene.height} and width {scene.width} pixels."
+        text = f"states height {scene.height} and width {scene.width} pixels."
         faults.append(Fault("wrong picture size", text))
     if isinstance(scene.images, np.ndarray):
         shape = (views, scene.height, scene.width, 4)
         if scene.images.shape != shape or scene.images.dtype != np.uint8:
-            text = f"has pictures {scene.images.dtype} {scene.images.shape}; needed uint8 {shape}."
+            found = f"{scene.images.dtype} {scene.images.shape}"
+            text = f"pictures must be uint8 {shape}, got {found}."
             faults.append(Fault("wrong picture size", text))
-    texts = moments_lib.moments_faults(scene.moments, views)
-    faults += [Fault("bad moments", text) for text in texts]
+    bad_moments = moments_lib.moments_faults(scene.moments, views)
+    faults += [Fault("bad moments", text) for text in bad_moments]
     if scene.c2w.shape[1:] == (4, 4):
-        faults += [
-            Fault(f"pose {kind}", text, view) for view, kind, text in cameras.pose_faults(scene.c2w)
-        ]
+        poses = cameras.pose_faults(scene.c2w)
+        faults += [Fault(f"pose {kind}", text, view) for view, kind, text in poses]
     if scene.K.shape[1:] == (3, 3):
-        usable = np.isfinite(scene.K).all((1, 2)) & (scene.K[:, [0, 1], [0, 1]] > 0).all(1)
-        for view in np.flatnonzero(~usable).tolist():
-            text = (
-                f"intrinsics of view {view} are {scene.K[view].tolist()}; needed finite numbers "
-                "and positive focal lengths."
-            )
-            faults.append(Fault("bad intrinsics", text, view))
+        lenses = cameras.intrinsics_faults(scene.K)
+        faults += [Fault("bad intrinsics", text, view) for view, text in lenses]
     return faults
 
 
@@ -185,7 +176,7 @@ def write_shard(path: Path, scenes: Iterable[Scene]) -> int:
 
 @contextlib.contextmanager
 def _write_errors(path: Path) -> Iterator[None]:
-    """Makes ArrayRecord's errors, which name the reason in words alone, OSErrors with a number."""
+    """Turns ArrayRecord's errors, which give the reason in words alone, into numbered OSErrors."""
     try:
         yield
     except RuntimeError as error:
@@ -203,8 +194,8 @@ def write_metadata(
 ) -> None:
     """Makes a folder of written shards a whole data set.
 
-    shard_lengths: scenes in each shard of each split, in order of the shards. with_moments:
-    whether the scenes hold stored moments.
+    shard_lengths: scenes in each shard of each split, in order of the shards; with_moments: whether
+    the scenes hold stored moments.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import dataset_info, file_adapters, naming
@@ -266,7 +257,7 @@ def check_split_name(split: str) -> None:
     """Raises UserError unless `split` can name a split of a data set."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", split) or split == "all":
         raise UserError(
-            f"split '{split}': needed lower-case letters, digits and '_', a letter first."
+            f"split '{split}' must be lower-case letters, digits and '_', a letter first."
         )
 
 
@@ -278,6 +269,52 @@ def check_unique(scene_ids: Sequence[str]) -> None:
         named = ", ".join(f"'{scene_id}'" for scene_id in twice[:5])
         more = f" and {len(twice) - 5} more" if len(twice) > 5 else ""
         raise UserError(f"scene id {named}{more} comes twice; every scene needs its own.")
+
+
+def read_metadata(folder: str | Path) -> tuple[dict[str, list[int]], Any]:
+    """(scenes in each shard of each split, TFDS builder) of a folder or an address.
+
+    Raises UserError if there is no whole data set, or the files are damaged.
+    """
+    import tensorflow_datasets as tfds
+
+    with contextlib.ExitStack() as stack:
+        if is_remote(folder):
+            files = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            for name in (COMPLETE_FILE, FEATURES_FILE):
+                content = remote.read_file(folder, name)
+                if content is not None:
+                    (files / name).write_bytes(content)
+        else:
+            files = Path(folder)
+        if not (files / COMPLETE_FILE).exists():
+            raise UserError(
+                f"{folder} is not a whole data set: it has no {COMPLETE_FILE}. Give the folder "
+                "that a data_prep command made; if one was stopped, start it again and it goes on."
+            )
+        with naming_damage(folder):
+            info = json.loads((files / COMPLETE_FILE).read_text())
+            lengths = {s["name"]: [int(n) for n in s["shardLengths"]] for s in info["splits"]}
+            return lengths, tfds.builder_from_directory(files)
+
+
+@contextlib.contextmanager
+def naming_damage(folder: str | Path) -> Iterator[None]:
+    """Turns what TFDS raises for metadata that it cannot follow into a UserError."""
+    from google.protobuf import json_format
+
+    try:
+        yield
+    except (json_format.Error, AttributeError, ImportError, *_WRONG_FIELDS) as error:
+        raise UserError(
+            f"{COMPLETE_FILE} or {FEATURES_FILE} of {folder} is damaged "
+            f"({type(error).__name__}: {str(error)[:200]}); copy them again."
+        ) from error
+
+
+def split_names(folder: str | Path) -> list[str]:
+    """The splits of a data set that have scenes. Raises UserError as `read_metadata`."""
+    return [split for split, lengths in read_metadata(folder)[0].items() if sum(lengths)]
 
 
 class ShardSource:
@@ -314,15 +351,7 @@ class ShardSource:
             fields["source"] = fields["source"].decode()
             fields["moments"] = moments_lib.from_fields(fields)
             return Scene(**{field.name: fields[field.name] for field in dataclasses.fields(Scene)})
-        except (
-            DecodeError,
-            RuntimeError,
-            ValueError,
-            KeyError,
-            TypeError,
-            IndexError,
-            OSError,
-        ) as error:
+        except (DecodeError, RuntimeError, OSError, *_WRONG_FIELDS) as error:
             # TFDS puts its own explanation, of many lines, behind the first
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(

@@ -1,7 +1,7 @@
-"""Where the cameras of a run's training scenes stand, and what they see: measured once, and kept.
+"""Measures where the cameras of a run's training scenes stand and what they see, and keeps it.
 
-The network sees neither lenses nor lengths, so whoever draws views with it has to keep to those it
-was trained with. `training_cameras.json` in the work directory says which they were.
+The network sees neither lenses nor lengths, so views are sampled best with those that it was
+trained with. `training_cameras.json` in the work directory says which they were.
 """
 
 from __future__ import annotations
@@ -30,16 +30,15 @@ _SAME_FOV_DEG = 0.1  # fields of view that differ by less are one
 
 @dataclasses.dataclass(frozen=True)
 class TrainingCameras:
-    """radius: (smallest, largest) distance of a camera from the origin, in the scenes' unit; None
-    where paths lead through it. fov_deg: field of view of the square that is shown, where all
-    cameras have the same."""
+    """Distances and field of view of training cameras."""
 
+    # (smallest, largest) from the origin in the scenes' unit; None where paths lead through it
     radius: tuple[float, float] | None
-    fov_deg: float | None
+    fov_deg: float | None  # of the square that is shown; None where cameras differ
 
 
 def of_config(config: ConfigDict) -> TrainingCameras | None:
-    """What is known without looking at scenes: of procedural ones, whose cameras are drawn so."""
+    """What is known without reading scenes: procedural ones have fixed ranges."""
     if config.data.source != "procedural":
         return None
     fov_deg = None if config.data.zoom else procedural.FOV_DEG

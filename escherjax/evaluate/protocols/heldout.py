@@ -17,8 +17,7 @@ import numpy as np
 from escherjax import cameras
 from escherjax.data import images
 from escherjax.data.formats.folders import find_folders, layout_of, read_scene_folder
-from escherjax.data.metadata import COMPLETE_FILE, split_names
-from escherjax.data.shards import Scene, check_unique, open_shards
+from escherjax.data.shards import COMPLETE_FILE, Scene, check_unique, open_shards, split_names
 from escherjax.errors import UserError
 from escherjax.evaluate.picture_rules import PictureRules
 from escherjax.evaluate.protocol import Case, CaseRequest, Protocol, Source

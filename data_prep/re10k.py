@@ -30,6 +30,7 @@ def scenes(args: argparse.Namespace) -> importing.Scenes:
     """The clips, and what reads one."""
     from data_prep.lib import re10k_clips
     from data_prep.lib.assembling import Assembler
+    from escherjax.data.images import View
 
     if not args.frames.is_dir():
         raise UserError(
@@ -47,7 +48,7 @@ def scenes(args: argparse.Namespace) -> importing.Scenes:
                 f"{missing[0]}.png or .jpg there, and so on."
             )
         views = [
-            (pictures[timestamp], c2w, functools.partial(re10k_clips.pinhole, K))
+            View(pictures[timestamp], c2w, functools.partial(re10k_clips.pinhole, K))
             for timestamp, K, c2w in frames
             if timestamp in pictures
         ]

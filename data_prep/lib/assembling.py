@@ -57,7 +57,8 @@ class Assembler:
             moved, notes = cameras.normalize_poses(c2w, *self.world)
             self._check_near(scene_id, moved[:, :3, 3])
             views = [
-                (path, pose, pinhole) for (path, _, pinhole), pose in zip(views, moved, strict=True)
+                View(path, pose, pinhole)
+                for (path, _, pinhole), pose in zip(views, moved, strict=True)
             ]
         scene = folders.assemble_scene(scene_id, source, views, self.resolution, self.stored, read)
         return Imported(scene, notes)

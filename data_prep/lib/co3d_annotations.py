@@ -112,7 +112,7 @@ def read_frames(
         except UserError as error:
             problems.append(str(error))
             continue
-        views.append((path, c2w, pinhole_intrinsics(intrinsics, where)))
+        views.append(View(path, c2w, pinhole_intrinsics(intrinsics, where)))
     if problems:
         raise UserError(listed(problems))
     if not masks:

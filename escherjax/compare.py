@@ -288,7 +288,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write a page, .html")
     arguments = parser.parse_args(argv)
     if len(arguments.runs) < 2:
-        raise UserError("one evaluation was named; needed two or more to compare.")
+        raise UserError("runs must be two evaluations or more, got one.")
 
     out = arguments.out
     with contextlib.nullcontext() if out is None else files.output_file(out):

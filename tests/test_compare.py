@@ -178,9 +178,9 @@ def test_nothing_to_compare_is_refused(tmp_path):
     other = write_run(tmp_path / "other", {("z", 1): (1, 2)})
     with pytest.raises(UserError, match="share no scored scene"):
         compare.compare([one, other])
-    with pytest.raises(UserError, match="needed two or more"):
+    with pytest.raises(UserError, match="two evaluations or more"):
         compare.main([str(one)])
-    with pytest.raises(UserError, match="no summary of an evaluation"):
+    with pytest.raises(UserError, match="not a summary of an evaluation"):
         compare.main([str(one), str(tmp_path)])
 
 

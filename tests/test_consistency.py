@@ -144,9 +144,9 @@ def test_inputs_that_do_not_fit_are_all_named(scene):
     with pytest.raises(UserError) as refused:
         view_consistency(pictures / 255, c2w[:3], K[None], pairs=[(0, 1), (2, 2), (1, 9)])
     for text in (
-        "images are float64 (5, 128, 128, 3); needed uint8",
-        "c2w has shape (3, 4, 4); needed (5, 4, 4)",
-        "K has shape (1, 3, 3); needed (5, 3, 3)",
+        "images must be uint8 [V, H, W, 3], got float64 (5, 128, 128, 3)",
+        "c2w must have shape (5, 4, 4), got (3, 4, 4)",
+        "K must have shape (5, 3, 3), got (1, 3, 3)",
         "pairs [[2, 2], [1, 9]] are no two different views out of 0..4",
     ):
         assert text in str(refused.value)

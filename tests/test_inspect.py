@@ -239,7 +239,7 @@ def test_quick_names_a_scene_that_cannot_be_drawn(tmp_path, capsys):
     _, _, cut = bad_scenes()["cut"]
     folder = write_raw(tmp_path / "set", [encode_unchecked(cut), encode_unchecked(make_scene("a"))])
     page = run(folder, tmp_path / "page.html", "--quick")
-    assert "not drawn: record 0, scene 'cut': picture cannot be decoded" in capsys.readouterr().out
+    assert "not shown: record 0, scene 'cut': picture cannot be decoded" in capsys.readouterr().out
     assert [scene["id"] for scene in Page(page).scenes] == ["a"]
 
 
@@ -316,8 +316,8 @@ def transposed(scene):
     "change, words",
     [
         (unconverted, "look away from the point where their optical axes meet"),
-        (unconverted, "nearest to world -z; needed world +z up"),
-        (y_up, "needed world +z up"),
+        (unconverted, "nearest to world -z; it must be world +z"),
+        (y_up, "it must be world +z"),
         (inverted, "stand on one point, turned differently: are these world-to-camera matrices"),
         (inverted_at_radii, "stand on one line, turned differently"),
         (transposed, "rotations may be transposed"),
@@ -400,9 +400,9 @@ def test_no_page_on_request_and_wrong_arguments_are_refused(tmp_path, capsys):
     shards.write_scenes(tmp_path / "set", [make_scene(f"s{i}") for i in range(5)])
     assert run(tmp_path / "set", tmp_path / "page.html", "--scenes", "0", "--limit", "3") is None
     assert capsys.readouterr().out.startswith("records                                  3\n")
-    with pytest.raises(UserError, match="--views 0: needed at least 1"):
+    with pytest.raises(UserError, match="--views must be at least 1, got 0"):
         run(tmp_path / "set", tmp_path / "page.html", "--views", "0")
-    with pytest.raises(UserError, match="is no folder; make it first"):
+    with pytest.raises(UserError, match="is not a directory; make it first"):
         run(tmp_path / "set", tmp_path / "none" / "page.html")
     with pytest.raises(UserError, match="no split 'val'"):
         run(tmp_path / "set", tmp_path / "page.html", "--split", "val")

@@ -91,9 +91,9 @@ def test_batches_axes_and_number_formats_change_nothing(made, rng):
     got = lpips(*unit, weights, batch_size=2)
     assert got.shape == (1, 3)
     np.testing.assert_allclose(got[0], expected, rtol=0, atol=1e-5)  # as above
-    with pytest.raises(UserError, match=r"lpips \(alex\).*30 x 32 pixels; needed at least 31"):
+    with pytest.raises(UserError, match=r"lpips \(alex\).*at least 31 x 31 pixels, got 30 x 32"):
         lpips(images[:, :30], references[:, :30], weights)
-    with pytest.raises(UserError, match="batch_size is 0"):
+    with pytest.raises(UserError, match="batch_size must be at least 1, got 0"):
         lpips(images, references, weights, batch_size=0)
 
 

@@ -102,7 +102,7 @@ def test_missing_views_and_sets_are_named(objects, tmp_path):
     for view in (3, 24):
         for suffix in ("npy", "png"):
             (folder / f"{view:03d}.{suffix}").unlink()
-    with pytest.raises(UserError, match="'cup'.* misses view 003, 024; needed 000 to 024"):
+    with pytest.raises(UserError, match="'cup'.* misses view 003, 024; it must have 000 to 024"):
         make_protocol("gso25", tmp_path).read("cup", 1, 16, "6dof")
     with pytest.raises(UserError, match="'alarm' has no .*render_sync_36_single"):
         make_protocol("gso3d", objects).read("alarm", 1, 16, "6dof")

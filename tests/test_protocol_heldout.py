@@ -158,7 +158,7 @@ def test_folders_of_any_layout_give_pictures_of_their_cameras(rendered, tmp_path
 
 
 def test_bad_scenes_and_options_are_named(shards, soft, rendered, tmp_path):
-    with pytest.raises(UserError, match="scene 'a' has 5 views; needed more than 5"):
+    with pytest.raises(UserError, match="scene 'a' has 5 views but must have more than 5"):
         open_heldout(shards, counts=(5,)).read("a", 5, 32, "6dof")
     with pytest.raises(UserError, match="at most 3, .* got 4"):
         open_heldout(shards).read("a", 4, 32, "6dof")
@@ -166,7 +166,10 @@ def test_bad_scenes_and_options_are_named(shards, soft, rendered, tmp_path):
         open_heldout(shards).read("z", 1, 32, "6dof")
     with pytest.raises(UserError, match="has no split 'val'; it has heldout"):
         open_heldout(shards, split="val")
-    with pytest.raises(UserError, match="num_targets = 0.*fov_deg = 190.*for the mode 'corrected'"):
+    with pytest.raises(
+        UserError,
+        match="num_targets must .* got 0.*fov_deg must .* got 190.*for the mode 'corrected'",
+    ):
         open_heldout(soft, "faithful", num_targets=0, fov_deg=190.0)
     with pytest.raises(UserError, match="no scenes in"):
         open_heldout(tmp_path)

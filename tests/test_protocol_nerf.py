@@ -177,15 +177,15 @@ def test_real_scene_with_lists_of_ones_own(data_dir, tmp_path):
 def test_missing_and_broken_lists_and_splits_are_named(scenes, tmp_path):
     with pytest.raises(UserError, match="no list .* for N = 5, 100 of any scene"):
         open_nerf(scenes, counts=(1, 5, 100))
-    with pytest.raises(UserError, match="no index lists in .*nowhere; needed the folder"):
+    with pytest.raises(UserError, match="no index lists in .*nowhere; name the folder"):
         open_nerf(scenes, index_path=scenes / "nowhere")
     lists = tmp_path / "lists" / "drums"
     lists.mkdir(parents=True)
     for values, words in (
         ([1, 12], "names frames 1 to 12, but transforms_train.json has 12 frames"),
-        ([3, 3], "needed 2 different integers"),
-        ([1.0, 2.0], "holds float64"),
-        ([1, 2, 3], "needed 2 different integers"),
+        ([3, 3], "must hold 2 different integers"),
+        ([1.0, 2.0], "got float64"),
+        ([1, 2, 3], "must hold 2 different integers"),
     ):
         np.save(lists / "train_N2M20_random.npy", np.array(values))
         with pytest.raises(UserError, match=words):

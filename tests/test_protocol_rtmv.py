@@ -75,7 +75,7 @@ def test_cameras_are_the_originals(golden_dir, tmp_path):
 
 def test_missing_frames_are_named(tmp_path):
     folder = write_scene(tmp_path / "short", views=19)
-    with pytest.raises(UserError, match="scene 'short': the first frames.* needed 0 to 19"):
+    with pytest.raises(UserError, match="scene 'short': the first frames.* must be 0 to 19"):
         make_protocol("rtmv", tmp_path).read("short", 1, SIZE, "6dof")
     (folder / "00004.json").unlink()
     with pytest.raises(UserError, match=r"00004\.json not found"):

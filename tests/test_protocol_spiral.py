@@ -112,15 +112,15 @@ def test_modes_differ_in_the_background(tmp_path):
 
 def test_wrong_counts_and_angles_are_named(angles, tmp_path):
     write_pictures(tmp_path / "a", 3)
-    with pytest.raises(UserError, match="'a': .* has 3 pictures; needed 4"):
+    with pytest.raises(UserError, match="'a': .* must have 4 pictures, got 3"):
         make_protocol("mvdream", tmp_path).read("a", 4, SIDE, "6dof")
-    with pytest.raises(UserError, match="'a': .* has 3 pictures; needed 1"):
+    with pytest.raises(UserError, match="'a': .* must have 1 pictures, got 3"):
         make_protocol("text2img", tmp_path).read("a", 1, SIDE, "6dof")
     franka = make_protocol("franka", tmp_path)
     with pytest.raises(UserError, match=r"angles\.npy cannot be read"):
         franka.read("a", 3, SIDE, "6dof")
     for values, words in (
-        (angles, r"holds float64 \(10, 2\) beside 3 pictures"),
+        (angles, r"for 3 pictures, .* got float64 \(10, 2\)"),
         (np.full((3, 2), np.nan), "angles that are not finite"),
         (np.full((3, 2), 45.0), "elevations beyond"),
     ):
@@ -128,5 +128,5 @@ def test_wrong_counts_and_angles_are_named(angles, tmp_path):
         with pytest.raises(UserError, match=words):
             franka.read("a", 3, SIDE, "6dof")
     np.save(tmp_path / "a" / "angles.npy", angles[:3])
-    with pytest.raises(UserError, match="has 3 pictures; needed 5 or more"):
+    with pytest.raises(UserError, match="must have 5 pictures or more, got 3"):
         franka.read("a", 5, SIDE, "6dof")

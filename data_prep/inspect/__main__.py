@@ -78,9 +78,9 @@ def main(argv: Sequence[str]) -> None:
     for name, lowest in (("scenes", 0), ("views", 1), ("limit", 1), ("workers", 1)):
         value = getattr(args, name)
         if value is not None and value < lowest:
-            raise UserError(f"--{name} {value}: needed at least {lowest}.")
+            raise UserError(f"--{name} must be at least {lowest}, got {value}.")
     if args.scenes and not args.out.parent.is_dir():
-        raise UserError(f"--out {args.out}: {args.out.parent} is no folder; make it first.")
+        raise UserError(f"--out {args.out}: {args.out.parent} is not a directory; make it first.")
 
     import numpy as np
     from tqdm import tqdm
@@ -124,7 +124,7 @@ def main(argv: Sequence[str]) -> None:
     print_report(rows, total.histograms(), lists)
     if not args.scenes:
         return
-    broken = [finding for finding in total.faulty if survey.can_be_drawn(finding)]
+    broken = [finding for finding in total.faulty if survey.can_be_shown(finding)]
     noted = [finding.index for finding in (*broken, *total.warned)]
     noted += [i for i, (_, a) in agreements.items() if a.scene_warning or a.outliers]
     notes = {finding.index: finding.warnings for finding in total.warned}
@@ -139,7 +139,7 @@ def main(argv: Sequence[str]) -> None:
             )
         except UserError as error:  # --quick has not seen more than the header of its pictures
             lists["bad records"].append(f"record {index}, scene {scene.scene_id!r}: {error}")
-            print(f"not drawn: {lists['bad records'][-1]}")
+            print(f"not shown: {lists['bad records'][-1]}")
     title = f"{args.shards} {args.split}"
     inspect_page.write(args.out, title, rows, total.histograms(), lists, shown)
     print(args.out)

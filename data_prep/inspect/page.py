@@ -47,7 +47,7 @@ LINES_SHOWN = 10_000
 def scene_data(
     scene: Scene, max_views: int, warnings: Sequence[str], agreement: Agreement | None
 ) -> dict[str, Any]:
-    """What the page's script draws of one scene; its pictures can be decoded, its poses are finite.
+    """What the page shows of one scene; its pictures can be decoded, its poses are finite.
 
     Of at most `max_views` views, evenly spread: number, thumbnail (data URI), camera centre `at`,
     axes `right`, `down`, `forward` in the world, and the picture's corners on the plane one unit

@@ -19,8 +19,8 @@ from escherjax.errors import UserError
 
 HISTOGRAM_BINS = 10
 AIM_TOLERANCE_DEG = 5.0
-# Faults of scenes whose cameras can be drawn all the same, so that the fault can be seen.
-DRAWABLE_FAULTS = ("pose mirrored", "pose not rigid", "duplicate id")
+# Faults of scenes whose cameras can be plotted all the same, so that the fault can be seen.
+SHOWABLE_FAULTS = ("pose mirrored", "pose not rigid", "duplicate id")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Finding:
     upright: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
 
 
-def can_be_drawn(finding: Finding) -> bool:
+def can_be_shown(finding: Finding) -> bool:
     """Whether pictures and poses of the record are sound enough for a plot."""
-    return all(fault.kind in DRAWABLE_FAULTS for fault in finding.faults)
+    return all(fault.kind in SHOWABLE_FAULTS for fault in finding.faults)
 
 
 def examine(source: ShardSource, index: int, decode: bool = True) -> Finding:
@@ -112,7 +112,7 @@ def warnings_of(scene: Scene) -> list[str]:
         name = f"{'-' if up[axis] < 0 else '+'}{'xyz'[axis]}"
         warnings.append(
             f"the cameras' mean up direction is {np.round(up / length, 2).tolist()}, nearest to "
-            f"world {name}; needed world +z up."
+            f"world {name}; it must be world +z."
         )
     if scene.num_views < 3:
         return warnings

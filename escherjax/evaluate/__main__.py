@@ -5,10 +5,10 @@
     python -m escherjax.evaluate --weights W --data GSO30 --protocol gso25 --out eval/
     python -m escherjax.evaluate --follow runs/6dof --data SHARDS --protocol heldout --out eval/
 
-Every case, one scene seen through its first N references, is drawn and scored beside copying the
-nearest reference. --out gets per_view.jsonl, summary.json and report.html. A job that was killed
-goes on when started again; --shard i/n on several machines with one --out does the i-th part, i
-from 0, and the last to finish writes the summary. --follow evaluates each checkpoint that a
+Every case, one scene seen through its first N references, is sampled and scored beside copying
+the nearest reference. --out gets per_view.jsonl, summary.json and report.html. A job that was
+killed continues when started again; --shard i/n on several machines with one --out does the i-th
+part, i from 0, and the last to finish writes the summary. --follow evaluates each checkpoint that a
 training run saves, until its last, and needs nothing of it but its folder.
 """
 
@@ -93,7 +93,7 @@ def _check(arguments: argparse.Namespace) -> None:
             problems.append("--merge takes no weights: it makes the summary of what is in --out.")
     else:
         if (arguments.weights is None) == (arguments.follow is None):
-            problems.append("needed one of --weights W and --follow WORKDIR.")
+            problems.append("one of --weights W and --follow WORKDIR must be given.")
         if arguments.data is None:
             problems.append("--data is missing.")
         if arguments.protocol is None:
@@ -102,7 +102,7 @@ def _check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < lowest:
             option = "--" + name.replace("_", "-")
-            problems.append(f"{option} {value}: needed at least {lowest}.")
+            problems.append(f"{option} must be at least {lowest}, got {value}.")
     if arguments.follow is None and arguments.follow_until_step is not None:
         problems.append("--follow-until-step goes with --follow WORKDIR.")
     if problems:
@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         "--metrics",
         default="psnr,ssim,lpips",
         help="of psnr, ssim, lpips, and consistency: of a scene's views with each other, no truth "
-        "needed, but the extra 'prep' (default %(default)s)",
+        "required, but the extra 'prep' (default %(default)s)",
     )
     on("--limit", type=int, metavar="n", help="only the first n scenes")
     on("--split", help="of shards or transforms_SPLIT.json, for heldout")
@@ -177,7 +177,10 @@ def _parser() -> argparse.ArgumentParser:
     work = parser.add_argument_group("where the work is done").add_argument
     work("--out", required=True, type=Path, metavar="DIR")
     work(
-        "--batch-size", type=int, metavar="n", help="cases drawn at a time (default: one a device)"
+        "--batch-size",
+        type=int,
+        metavar="n",
+        help="cases sampled at a time (default: one a device)",
     )
     work(
         "--view-parallel",
@@ -229,13 +232,15 @@ def _counts(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}; needed numbers such as 1,2,3,5") from None
+        raise argparse.ArgumentTypeError(f"must be numbers such as 1,2,3,5, got {text!r}") from None
 
 
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r}; needed i/n with i from 0 to n - 1, as 0/4")
+        raise argparse.ArgumentTypeError(
+            f"must be i/n with i from 0 to n - 1, such as 0/4, got {text!r}"
+        )
     return int(index), int(count)
 
 

@@ -37,7 +37,7 @@ def follow(
     for, None for the training's own. Checkpoints deleted before they were read are skipped with a
     message, damaged ones too. Returns False if stopped by a signal, or if other processes have
     parts of the last one to do.
-    Raises UserError if `workdir` is no training work directory.
+    Raises UserError if `workdir` is not a training work directory.
     """
     config = runs.read_config(workdir)  # also says what is wrong with the folder
     last = int(config.num_steps) if until_step is None else until_step

@@ -48,7 +48,7 @@ def as_text(content: dict[str, Any]) -> str:
         lines += ["", *_consistency_table(content).as_text()]
     if content["num_skipped"]:
         number = page.counted(content["num_skipped"], "case")
-        lines.append(f"{number} could not be used; summary.json says which and why")
+        lines.append(f"{number} could not be used; summary.json lists them with the reasons")
     return "\n".join(lines)
 
 

@@ -191,6 +191,6 @@ def read_settings(out: Path) -> dict[str, Any]:
         return json.loads((out / SETTINGS).read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{out / SETTINGS} cannot be read ({in_words(error)}); needed the --out of an "
+            f"{out / SETTINGS} cannot be read ({in_words(error)}); it must be in the --out of an "
             "evaluation."
         ) from error

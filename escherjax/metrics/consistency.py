@@ -133,10 +133,10 @@ def nearest_pairs(c2w: np.ndarray) -> list[tuple[int, int]]:
 def _check(images: np.ndarray, c2w: np.ndarray, K: np.ndarray, pairs: np.ndarray) -> None:
     problems = []
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-        problems.append(f"images are {images.dtype} {images.shape}; needed uint8 [V, H, W, 3].")
+        problems.append(f"images must be uint8 [V, H, W, 3], got {images.dtype} {images.shape}.")
     for name, array, shape in (("c2w", c2w, (4, 4)), ("K", K, (3, 3))):
         if array.shape != (len(images), *shape):
-            problems.append(f"{name} has shape {array.shape}; needed {(len(images), *shape)}.")
+            problems.append(f"{name} must have shape {(len(images), *shape)}, got {array.shape}.")
     if not problems:
         problems += [text for _, _, text in cameras.pose_faults(c2w)]
     outside = [pair for pair in pairs.tolist() if not 0 <= min(pair) < max(pair) < len(images)]

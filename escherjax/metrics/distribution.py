@@ -51,9 +51,11 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _checked(name: str, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b = (np.asarray(x, np.float64) for x in (a, b))
-    shapes = f"features have shapes {a.shape} and {b.shape}"
+    shapes = f"shapes {a.shape} and {b.shape}"
     if a.ndim != 2 or b.ndim != 2 or a.shape[1:] != b.shape[1:] or min(len(a), len(b)) < 2:
-        raise UserError(f"{name}: {shapes}; needed [N, D] and [M, D], N and M at least 2.")
+        raise UserError(
+            f"{name}: features must be [N, D] and [M, D] with N and M at least 2, got {shapes}."
+        )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise UserError(f"{name}: features hold NaN or infinity; find out which picture they are.")
     return a, b

@@ -27,23 +27,23 @@ def check_pair(images: jax.Array, references: jax.Array, metric: str, smallest: 
     problems = []
     if images.shape != references.shape:
         problems.append(
-            f"images {images.shape} and references {references.shape} differ in shape; "
-            "needed one reference for each image, of its size."
+            f"images {images.shape} and references {references.shape} must have the same "
+            "shape, one reference for each image."
         )
     for name, array in (("images", images), ("references", references)):
         if array.ndim < 3 or array.shape[-1] != 3:
-            problems.append(f"{name} have shape {array.shape}; needed [..., H, W, 3].")
+            problems.append(f"{name} must be [..., H, W, 3], got shape {array.shape}.")
         elif min(array.shape[-3:-1]) < smallest:
             problems.append(
-                f"{name} are {array.shape[-3]} x {array.shape[-2]} pixels; needed at least "
-                f"{smallest} x {smallest}."
+                f"{name} must be at least {smallest} x {smallest} pixels, got {array.shape[-3]} x "
+                f"{array.shape[-2]}."
             )
     kinds = [array.dtype for array in (images, references)]
     both_uint8 = all(kind == jnp.uint8 for kind in kinds)
     if not both_uint8 and not all(jnp.issubdtype(kind, jnp.floating) for kind in kinds):
         problems.append(
-            f"images are {kinds[0]} and references {kinds[1]}; needed both uint8 in 0..255, or "
-            "both floating point in [0, 1]."
+            "images and references must both be uint8 in 0..255, or both floating point in "
+            f"[0, 1], got {kinds[0]} and {kinds[1]}."
         )
     if problems:
         raise UserError(f"{metric}: {' '.join(problems)}")
@@ -94,7 +94,7 @@ def ssim(images: jax.Array, references: jax.Array, window: str = "uniform") -> j
         weights = np.exp(-0.5 * np.square(offsets / _GAUSSIAN_SIGMA))
         weights, covariance_scale = weights / weights.sum(), 1.0
     else:
-        raise UserError(f"ssim: window is {window!r}; needed 'uniform' or 'gaussian'.")
+        raise UserError(f"ssim: window must be 'uniform' or 'gaussian', got {window!r}.")
     check_pair(images, references, "ssim", smallest=len(weights))
     scale = 1 / 255 if images.dtype == jnp.uint8 else 1.0
     x, y = (scale * array.astype(jnp.float32) for array in (images, references))

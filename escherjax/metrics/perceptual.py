@@ -121,7 +121,7 @@ def lpips(
     """
     check_pair(images, references, f"lpips ({weights.net})", smallest=SMALLEST[weights.net])
     if batch_size < 1:
-        raise UserError(f"lpips: batch_size is {batch_size}; needed at least 1.")
+        raise UserError(f"lpips: batch_size must be at least 1, got {batch_size}.")
     leading = images.shape[:-3]
     x, y = (array.reshape(-1, *array.shape[-3:]) for array in (images, references))
     total = len(x)

@@ -122,8 +122,8 @@ def read(out: Path) -> dict[str, Any]:
         _ = summary["results"], summary["settings"]["protocol"], summary["per_scene"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no summary of an evaluation ({in_words(error)}); needed the --out of "
-            "escherjax.evaluate, once it has finished."
+            f"{path} is not a summary of an evaluation ({in_words(error)}); it must be the --out "
+            "of escherjax.evaluate, once it has finished."
         ) from error
     return summary
 

@@ -25,7 +25,7 @@ from escherjax.reports import sheets
 class HeldOut:
     """Fixed scenes with fixed views and fixed noise, so that numbers compare across steps.
 
-    batches: what the loader yields for the held-out scenes, already drawn, each with at least
+    batches: what the loader yields for the held-out scenes, already read, each with at least
     max(config.eval.num_references) references.
     """
 
@@ -95,7 +95,7 @@ class HeldOut:
                 values[f"heldout/{name}_n{count}"] = float(np.mean(means))
         return values
 
-    def draw_picture(self, params: Params, path: Path, num_scenes: int = 4) -> None:
+    def write_picture(self, params: Params, path: Path, num_scenes: int = 4) -> None:
         """Writes references, targets and samples of the first scenes as one PNG."""
         count = self._config.num_references
         for batch, samples in self._sample(params, count):

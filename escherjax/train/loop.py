@@ -265,7 +265,7 @@ def _report(
             )
     if sample and not sampled:
         with files.explained(setup.workdir, str(picture.relative_to(setup.workdir))):
-            heldout.draw_picture(params, picture)
+            heldout.write_picture(params, picture)
         log.info("step %d, held-out samples: %s", step, picture)
 
 

@@ -93,7 +93,7 @@ def _read_unscored(
     target_folder = folder.parent.parent / renders / "model"
     if not target_folder.is_dir():
         raise UserError(
-            f"scene '{request.scene_id}' has no {target_folder}; needed its cameras 000.npy, ..."
+            f"scene '{request.scene_id}' has no {target_folder} with its cameras 000.npy, ..."
         )
     poses = read_zero123_poses(target_folder, sorted(os.listdir(target_folder)), GSO_AXES[renders])
     _check_numbers(request.scene_id, target_folder, list(poses), num_targets)
@@ -127,5 +127,6 @@ def _check_numbers(scene_id: str, folder: Path, numbers: list[int], count: int) 
         named = ", ".join(f"{number:03d}" for number in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UserError(
-            f"scene '{scene_id}': {folder} misses view {named}{more}; needed 000 to {count - 1:03d}"
+            f"scene '{scene_id}': {folder} misses view {named}{more}; it must have 000 to "
+            f"{count - 1:03d}"
         )

@@ -1,7 +1,8 @@
 """Protocol `heldout`: scenes of one's own, from shards or scene folders.
 
-Every scene's views are put in an order drawn from its id. The first N of it are the references; the
-views after the largest N are the targets, the same ones for every N, all of them scored.
+Every scene's views are put in a random order seeded by its id. The first N of it are the
+references; the views after the largest N are the targets, the same ones for every N, all of them
+scored.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ def make(source: Source) -> Protocol:
     max_radius = source.max_radius
     problems = []
     if num_targets is not None and num_targets < 1:
-        problems.append(f"num_targets = {num_targets}: needed at least 1.")
+        problems.append(f"num_targets must be at least 1, got {num_targets}.")
     if fov_deg is not None and not 0 < fov_deg < 180:
-        problems.append(f"fov_deg = {fov_deg:g}: needed degrees between 0 and 180.")
+        problems.append(f"fov_deg must be between 0 and 180 degrees, got {fov_deg:g}.")
     if fov_deg is not None and source.mode == "faithful":
         problems.append("fov_deg is for the mode 'corrected'; 'faithful' keeps fields of view.")
     if max_radius is not None and not max_radius > 0:
-        problems.append(f"max_radius = {max_radius:g}: needed more than 0.")
+        problems.append(f"max_radius must be above 0, got {max_radius:g}.")
     if problems:
         raise UserError(" ".join(problems))
     rules = PictureRules("zero123" if source.mode == "faithful" else "white", fov_deg)
@@ -130,8 +131,8 @@ def _read_case(
     scene = read()
     if scene.num_views <= reserved:
         raise UserError(
-            f"scene '{request.scene_id}' has {scene.num_views} views; needed more than {reserved}, "
-            "the most references. Ask for fewer references, or leave the scene out."
+            f"scene '{request.scene_id}' has {scene.num_views} views but must have more than "
+            f"{reserved}, the most references. Ask for fewer references, or leave the scene out."
         )
     order = view_order(request.scene_id, scene.num_views)
     references = order[: request.num_references]

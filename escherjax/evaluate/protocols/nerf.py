@@ -1,7 +1,7 @@
 """Protocol `nerf`: NeRF-Synthetic, references by published index lists, all test frames scored.
 
 The list of N references of a scene is SCENE/train_N{N}M20_random.npy, integers that count frames
-of transforms_train.json. The published lists are prefixes of one order, but for N = 1, drawn apart.
+of transforms_train.json. The published lists are prefixes of one order, except for N = 1.
 
 For 6DoF networks the published evaluation scales translations by 1.5 / (largest radius of the
 training cameras), and turns the world by half a turn about x; relative cameras do not change by
@@ -47,8 +47,9 @@ def make(source: Source) -> Protocol:
     if missing:
         raise UserError(
             f"{index_path} has no list train_N{{N}}M20_random.npy for N = "
-            f"{', '.join(map(str, missing))} of any scene; needed folders named as the scenes "
-            f"({', '.join(list(scenes)[:3])}, ...). Leave these numbers out, or name the folder."
+            f"{', '.join(map(str, missing))} of any scene; there must be folders named as the "
+            f"scenes ({', '.join(list(scenes)[:3])}, ...). Leave these numbers out, or name the "
+            "folder."
         )
     rules = of_renders(source.mode)
 
@@ -82,15 +83,17 @@ def read_index(path: Path, count: int, num_frames: int) -> np.ndarray:
     try:
         index = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); needed an .npy of integers.") from error
+        raise UserError(
+            f"{path} cannot be read ({error}); it must be an .npy of integers."
+        ) from error
     if index.dtype.kind not in "iu" or index.shape != (count,) or len(set(index.tolist())) < count:
         raise UserError(
-            f"{path} holds {index.dtype} {index.shape}; needed {count} different integers."
+            f"{path} must hold {count} different integers, got {index.dtype} {index.shape}."
         )
     if index.min() < 0 or index.max() >= num_frames:
         raise UserError(
             f"{path} names frames {index.min()} to {index.max()}, but transforms_train.json has "
-            f"{num_frames} frames; needed the whole training split."
+            f"{num_frames} frames; it must be the whole training split."
         )
     return index
 
@@ -145,7 +148,7 @@ def _index_folder(data_path: Path, given: str | Path | None) -> Path:
         if folder.is_dir():
             return folder
     raise UserError(
-        f"no index lists in {' or '.join(map(str, candidates))}; needed the folder with "
+        f"no index lists in {' or '.join(map(str, candidates))}; name the folder with "
         "SCENE/train_N3M20_random.npy, as metrics/NeRF_idx of EscherNet's repository has them, "
         "or lists of your own."
     )

@@ -39,7 +39,7 @@ def make(source: Source) -> Protocol:
         if numbers != list(range(NUM_FRAMES)):
             raise UserError(
                 f"scene '{request.scene_id}': the first frames of {folder} are "
-                f"{', '.join(map(str, numbers))}; needed 0 to {NUM_FRAMES - 1}."
+                f"{', '.join(map(str, numbers))} but must be 0 to {NUM_FRAMES - 1}."
             )
         pictures, target_K = rules.truths(views, request.resolution, read_picture)
         c2w = np.stack([pose for _, pose, _ in views]).astype(np.float32)

@@ -4,7 +4,7 @@ A scene is a folder with images_rgba/ (or pictures of its own). All make 100 vie
 spiral of radius 1.5, from the north to the south pole in 6.4 turns.
 
 franka: photographs with angles.npy, one row (azimuth, elevation) in radians a picture; N of them
-are drawn by a shuffle seeded with 42. The published evaluation seeds once and shuffles for each
+are chosen by a shuffle seeded with 42. The published evaluation seeds once and shuffles for each
 scene in the order of its folder listing; here every scene is shuffled from the seed, so that none
 depends on the others.
 mvdream: four pictures, from azimuths 0, 90, 180 and 270 degrees. text2img: one, from azimuth 0.
@@ -80,9 +80,10 @@ def _read_case(name: str, request: CaseRequest, folder: Path, rules: PictureRule
         chosen = np.arange(request.num_references)
     needed = request.num_references if name == "franka" else len(azimuth)
     if len(paths) < needed or (name != "franka" and len(paths) > needed):
+        more = " or more" if name == "franka" else ""
         raise UserError(
-            f"scene '{request.scene_id}': {place} has {len(paths)} pictures; needed {needed}"
-            + (" or more." if name == "franka" else ".")
+            f"scene '{request.scene_id}': {place} must have {needed} pictures{more}, got "
+            f"{len(paths)}."
         )
     c2w = cameras.from_spherical(polar, azimuth, np.full(len(azimuth), RADIUS))[chosen]
     views = [
@@ -117,18 +118,18 @@ def _read_angles(path: Path, num_pictures: int) -> tuple[np.ndarray, np.ndarray]
         angles = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); needed one row (azimuth, elevation) in radians for "
-            "every picture."
+            f"{path} cannot be read ({error}); it must have one row (azimuth, elevation) in "
+            "radians for every picture."
         ) from error
     if angles.shape != (num_pictures, 2) or angles.dtype.kind != "f":
         raise UserError(
-            f"{path} holds {angles.dtype} {angles.shape} beside {num_pictures} pictures; needed "
-            f"({num_pictures}, 2), rows (azimuth, elevation) in radians."
+            f"{path} must be ({num_pictures}, 2) for {num_pictures} pictures, rows (azimuth, "
+            f"elevation) in radians, got {angles.dtype} {angles.shape}."
         )
     if not np.isfinite(angles).all() or np.abs(angles[:, 1]).max() > np.pi / 2:
         raise UserError(
-            f"{path} holds angles that are not finite, or elevations beyond +-pi / 2; needed rows "
-            "(azimuth, elevation) in radians."
+            f"{path} holds angles that are not finite, or elevations beyond +-pi / 2; its rows "
+            "must be (azimuth, elevation) in radians."
         )
     return camera_angles(angles.astype(np.float64))
 

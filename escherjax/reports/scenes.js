@@ -77,6 +77,7 @@ function showScene(box, scene, count, images, zoom) {
 function makeZoom(box, images) {
   const zoom = make(box, "dialog");
   zoom.setAttribute("aria-label", "One view enlarged");
+  zoom.tabIndex = -1;
   let shown = null;  // {scene, count, place} of the enlarged view
 
   zoom.show = (scene, count, place) => {
@@ -102,6 +103,7 @@ function makeZoom(box, images) {
       keys.append(use ? ` ${use}\u2002 ` : " ");
     }
     if (!zoom.open) zoom.showModal();
+    zoom.focus();  // what had it was replaced
   };
 
   const flip = on => {

@@ -61,10 +61,18 @@ def check_channels(name: str, num_heads: int, head_dim: int) -> None:
 
 
 def poses(name: str, cameras: Cameras) -> Poses:
-    """What the encodings need of each camera, computed once for all layers.
+    """Computes what an encoding needs of each camera, once for all layers.
 
-    cameras.c2w: [B, V, 4, 4]. Returns a pytree of float32 arrays: for 6dof
-    {"key": P, "query": P^-T} of [B, V, 4, 4]; for 4dof angles [B, V, 4]; for none an empty dict.
+    Args:
+        name: one of `VARIANTS`.
+        cameras: c2w [B, V, 4, 4], OpenCV axes.
+
+    Returns:
+        A pytree of float32 arrays: for 6dof {"key": P, "query": P^-T}, each [B, V, 4, 4]; for 4dof
+        {"angles": [B, V, 4]} in radians; for none an empty dict.
+
+    Raises:
+        UserError: for an unknown name.
     """
     check_variant(name)
     if name == "none":
@@ -77,10 +85,14 @@ def poses(name: str, cameras: Cameras) -> Poses:
 
 
 def angles_4dof(c2w: jax.Array) -> jax.Array:
-    """(polar, azimuth, log-radius, 0) angles in radians, [..., 4], of poses [..., 4, 4].
+    """Computes the four angles of 4DoF CaPE.
 
-    The radius is clipped to [1.5, 2.2] and its logarithm spread over [0, pi]. Roll and gaze are
-    not seen, so camera axes do not matter.
+    Args:
+        c2w: [..., 4, 4] camera-to-world. Only positions count, so camera axes do not matter.
+
+    Returns:
+        (polar, azimuth, log radius, 0) in radians, [..., 4] float32; the radius is clipped to
+        [1.5, 2.2] and its logarithm spread over [0, pi].
     """
     polar, azimuth, radius = cameras_lib.to_spherical(jnp.asarray(c2w, jnp.float32))
     log_low, log_high = jnp.log(jnp.float32(MIN_RADIUS)), jnp.log(jnp.float32(MAX_RADIUS))
@@ -92,8 +104,13 @@ def angles_4dof(c2w: jax.Array) -> jax.Array:
 def rotate_queries(name: str, q: jax.Array, query_poses: Poses) -> jax.Array:
     """Turns queries by their views' cameras.
 
-    q: [B, V*T, heads, head_dim], view-major. query_poses: from `poses`, [B, V, ...].
-    Returns the shape and dtype of q.
+    Args:
+        name: one of `VARIANTS`.
+        q: [B, V*T, heads, head_dim], view-major.
+        query_poses: from `poses`, [B, V, ...].
+
+    Returns:
+        The turned queries, in the shape and dtype of q.
     """
     if name == "6dof":
         return _apply_matrices(q, query_poses["query"])
@@ -110,11 +127,17 @@ def rotate_keys(name: str, k: jax.Array, key_poses: Poses) -> jax.Array:
 def encode_6dof(
     q: jax.Array, k: jax.Array, query_w2c: jax.Array, key_w2c: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """CaPE 6DoF of queries and keys (arXiv 2402.03908, eq. 8, dual form).
+    """Encodes queries and keys by CaPE 6DoF (arXiv 2402.03908, eq. 8, dual form).
 
-    q: [B, Vq*Tq, heads, head_dim]; k: [B, Vk*Tk, heads, head_dim]; head_dim divisible by 4.
-    query_w2c: [B, Vq, 4, 4], key_w2c: [B, Vk, 4, 4] rigid world-to-camera, in the axes the weights
-    expect (OpenGL for the published ones). Returns (q, k) turned, same shapes and dtypes.
+    Args:
+        q: [B, Vq*Tq, heads, head_dim], head_dim divisible by 4.
+        k: [B, Vk*Tk, heads, head_dim].
+        query_w2c: [B, Vq, 4, 4] rigid world-to-camera, in the axes that the weights expect (OpenGL
+            for the published ones).
+        key_w2c: [B, Vk, 4, 4], likewise.
+
+    Returns:
+        (q, k) turned, in their shapes and dtypes.
     """
     query = jnp.swapaxes(cameras_lib.rigid_inverse(jnp.asarray(query_w2c, jnp.float32)), -1, -2)
     return _apply_matrices(q, query), _apply_matrices(k, jnp.asarray(key_w2c, jnp.float32))
@@ -127,11 +150,21 @@ def encode_4dof(
     key_angles: jax.Array,
     layout: str = "released",
 ) -> tuple[jax.Array, jax.Array]:
-    """CaPE 4DoF of queries and keys (arXiv 2402.03908, eq. 6).
+    """Encodes queries and keys by CaPE 4DoF (arXiv 2402.03908, eq. 6).
 
-    q, k: [B, V*T, heads, head_dim]; query_angles, key_angles: [B, V, 4] radians (`angles_4dof`).
-    layout: "released" cuts the full width in four quarters (the published weights), "paper" repeats
-    blocks of eight inside each head. Returns (q, k) turned, same shapes and dtypes.
+    Args:
+        q: [B, Vq*Tq, heads, head_dim].
+        k: [B, Vk*Tk, heads, head_dim].
+        query_angles: [B, Vq, 4] radians, from `angles_4dof`.
+        key_angles: [B, Vk, 4] radians.
+        layout: "released" cuts the full width in four quarters (the published weights); "paper"
+            repeats blocks of eight inside each head.
+
+    Returns:
+        (q, k) turned, in their shapes and dtypes.
+
+    Raises:
+        UserError: for another layout, or a width that cannot carry it.
     """
     names = {"released": "4dof", "paper": "4dof_paper"}
     if layout not in names:

@@ -239,5 +239,5 @@ def test_schedule_passes_through_jit_as_an_argument():
 def test_scheduler_fields_of_other_types_are_refused_by_name(fields):
     config = schedule.to_diffusers(schedule.NoiseSchedule.from_config())
     ((name, value),) = fields.items()
-    with pytest.raises(UserError, match=f"scheduler_config.json: {name} = "):
+    with pytest.raises(UserError, match=f"scheduler_config.json: {name} must"):
         schedule.from_diffusers({**config, name: value})

@@ -120,7 +120,7 @@ def test_a_deviation_of_nan_is_no_rounding():
         (["--private"], "go with --push-to-hub"),
         (["--revision", "v2"], "go with --push-to-hub"),
         (["--push-to-hub", "bad name!"], "'bad name!' is no hub id"),
-        (["--weights", "nowhere/at/all"], "nowhere/at/all is not a folder"),
+        (["--weights", "nowhere/at/all"], "nowhere/at/all is not a directory"),
     ],
 )
 def test_wrong_arguments_are_refused_and_write_nothing(run, tmp_path, arguments, message):

@@ -190,7 +190,7 @@ def test_wrong_input_is_refused_with_the_reason(tiny_pipe, tmp_path):
 
 
 def test_folders_that_hold_no_weights_are_refused(tmp_path):
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="is not a directory"):
         escherjax.load(tmp_path / "nothing")
     with pytest.raises(UserError, match="neither checkpoints"):
         escherjax.load(tmp_path)

@@ -74,7 +74,7 @@ def test_a_work_directory_loads_its_averaged_parameters(workdir):
                 pipe.params[name],
                 fresh[name],
             )
-    with pytest.raises(UserError, match="not a folder"):
+    with pytest.raises(UserError, match="not a directory"):
         load(workdir / "checkpoints" / "8")
 
 
@@ -216,7 +216,7 @@ def test_cameras_from_a_file(workdir, scene, tmp_path):
         (["--sampler", "euler"], "ddim"),
         (["--dtype", "float64"], "bfloat16"),
         (["--cameras", "above"], "camera 'above' must be front"),
-        (["--cape", "4dof"], "trained with '6dof'"),
+        (["--cape", "4dof"], "cape must be '6dof'"),
         (["--steps", "1001"], "from 1 to 1000"),
         (["--plan", "pyramid"], "joint, anchors"),
         (["--chunk", "0"], "chunk must be at least 1, got 0"),

@@ -129,7 +129,7 @@ def test_reconstruction_is_decoding_the_mean(tiny, rng):
 
 
 def test_widths_that_do_not_fit_the_norm_groups_are_refused():
-    with pytest.raises(UserError, match="norm_groups 32"):
+    with pytest.raises(UserError, match="norm_groups = 32"):
         VAEConfig(block_channels=(128, 200))
     with pytest.raises(UserError, match="block_channels"):
         VAEConfig(block_channels=())

@@ -31,18 +31,17 @@ from escherjax.models.convnextv2 import gelu
 class Conditioning:
     """What attention sees beside the image: reference tokens and all cameras.
 
-    tokens: [B, N*L, D], view-major. target_poses, ref_poses: from `cape.poses`, of M and N views.
-    num_views: M. key_lengths: int32 [B], how many tokens count; num_targets: int32 [B], how many
-    target views, of all devices together, other views attend to; None = all.
-    guided: each scene comes out twice, without its references and with them: pairs [B, 2]. What is
-    not known to differ yet is computed once: a scene becomes a pair where it first meets tokens.
+    Where it is guided, each scene comes out twice, without its references and with them: pairs
+    [B, 2]. What is not known to differ yet is computed once: a scene becomes a pair where it first
+    meets tokens.
     """
 
-    tokens: jax.Array
-    target_poses: Poses
-    ref_poses: Poses
-    num_views: int
-    key_lengths: jax.Array | None = None
+    tokens: jax.Array  # [B, N*L, D], view-major
+    target_poses: Poses  # from `cape.poses`, of M views
+    ref_poses: Poses  # of N views
+    num_views: int  # M
+    key_lengths: jax.Array | None = None  # int32 [B], how many tokens count; None for all
+    # int32 [B], how many target views, of all devices together, others attend to; None for all
     num_targets: jax.Array | None = None
     guided: bool = False
 

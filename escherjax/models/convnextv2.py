@@ -21,18 +21,13 @@ _NORM_EPS = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class ConvNeXtV2Config:
-    """Sizes of the encoder; the defaults are ConvNeXt V2 tiny, which EscherNet fine-tunes.
+    """Sizes of the encoder; the defaults are ConvNeXt V2 tiny, which EscherNet fine-tunes."""
 
-    depths, widths: blocks and channels of each stage, any number of stages.
-    patch_size: side of the stem's patches, in pixels. image_size: side images are resized to.
-    final_norm_eps: epsilon of the norm of each token; EscherNet's value is the default.
-    """
-
-    depths: tuple[int, ...] = (3, 3, 9, 3)
-    widths: tuple[int, ...] = (96, 192, 384, 768)
-    patch_size: int = 4
-    image_size: int = 224
-    final_norm_eps: float = 1e-12
+    depths: tuple[int, ...] = (3, 3, 9, 3)  # blocks of each stage, any number of stages
+    widths: tuple[int, ...] = (96, 192, 384, 768)  # channels of each stage
+    patch_size: int = 4  # side of the stem's patches, in pixels
+    image_size: int = 224  # side that images are resized to
+    final_norm_eps: float = 1e-12  # epsilon of the norm of each token, as in EscherNet
 
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.widths) or not self.depths:

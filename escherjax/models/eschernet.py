@@ -204,7 +204,7 @@ class EscherNet:
         num_references: jax.Array | None = None,
         num_targets: jax.Array | None = None,
     ) -> jax.Array:
-        """The U-Net's output for noisy latents of B scenes (noise or v, as the schedule says).
+        """The U-Net's output for noisy latents of B scenes (noise, v or x0, see the schedule).
 
         latents: [B, M, h, w, C]; timesteps: [B] int; tokens: [B, N, L, D]; cameras with
         c2w [B, N, 4, 4] and [B, M, 4, 4]; num_references, num_targets: [B] int, how many of the N

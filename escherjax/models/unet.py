@@ -37,19 +37,19 @@ from escherjax.models.blocks import (
 class UNetConfig:
     """Sizes of the U-Net; the defaults are Stable Diffusion 1.5's (859,520,964 parameters).
 
-    block_channels: width of each level, finest first; each further level halves the sides.
-    attention: whether a level has transformers, on the way down and up; the middle always has.
-    cross_channels: width D of the reference tokens. Raises UserError if sizes do not fit together.
+    Raises UserError if they do not fit together.
     """
 
     in_channels: int = 4
     out_channels: int = 4
+    # Width of each level, finest first; each further level halves the sides
     block_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    # Whether a level has transformers, on the way down and up; the middle always has
     attention: tuple[bool, ...] = (True, True, True, False)
-    layers_per_block: int = 2
+    layers_per_block: int = 2  # residual units on the way down; one more on the way up
     num_heads: int = 8
-    cross_channels: int = 768
-    norm_groups: int = 32
+    cross_channels: int = 768  # width D of the reference tokens
+    norm_groups: int = 32  # groups of each GroupNorm
 
     def __post_init__(self) -> None:
         if not self.block_channels or len(self.attention) != len(self.block_channels):

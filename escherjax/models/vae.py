@@ -24,25 +24,21 @@ _MIN_LOGVAR, _MAX_LOGVAR = -30.0, 20.0
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Sizes of the autoencoder; the defaults are those of Stable Diffusion 1.5.
-
-    block_channels: widths from the image inwards, any number of levels; every level but the last
-    halves the sides. layers_per_block: residual units of an encoder level; a decoder level
-    has one more. scaling_factor: latents are multiplied with it before diffusion.
-    """
+    """Sizes of the autoencoder; the defaults are those of Stable Diffusion 1.5."""
 
     in_channels: int = 3
     latent_channels: int = 4
+    # Widths from the image inwards, any number of levels; each but the last halves the sides
     block_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_groups: int = 32
-    scaling_factor: float = 0.18215
+    layers_per_block: int = 2  # residual units of an encoder level; a decoder level has one more
+    norm_groups: int = 32  # groups of each GroupNorm
+    scaling_factor: float = 0.18215  # latents are multiplied by it before diffusion
 
     def __post_init__(self) -> None:
         if not self.block_channels or any(c % self.norm_groups for c in self.block_channels):
             raise UserError(
-                f"The VAE's block_channels are {self.block_channels}; at least one is needed, and "
-                f"each must be a multiple of norm_groups {self.norm_groups}."
+                "vae.block_channels must be at least one multiple of norm_groups = "
+                f"{self.norm_groups}, got {self.block_channels}."
             )
 
 

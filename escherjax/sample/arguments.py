@@ -251,12 +251,12 @@ def recorded_arguments(path: Path) -> dict[str, Any]:
         stored = record.get("arguments") or vars(parser().parse_args(command[len(COMMAND) :]))
         weights = record.get("weights") or {"path": stored["weights"], "hash": None}
         pinned = {"weights": weights["path"], "weights_hash": weights["hash"]}
+        return {**stored, **pinned, "out": None, "repeat": None}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"--repeat {path}: {in_words(error)}; expected the {RECORD_NAME} that a run of "
             f"'{' '.join(COMMAND)}' wrote."
         ) from error
-    return {**stored, **pinned, "out": None, "repeat": None}
 
 
 def record_arguments(arguments: argparse.Namespace) -> dict[str, Any]:

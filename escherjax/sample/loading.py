@@ -34,25 +34,33 @@ def load(
 ) -> Pipeline:
     """Loads a training work directory, one checkpoint in it, or a pipeline folder of PyTorch.
 
-    path: a folder, or where none exists a hub id `owner/name[@revision]` of a pipeline folder.
-    dtype: compute dtype, "float32" or "bfloat16". cape: camera encoding of a pipeline folder,
-    before what its escherjax.json says; without that file, None reads it from a folder name that
-    contains "6dof" or "4dof". weights: of a work directory, "ema" for the averaged parameters or
-    "raw"; None takes the average where the run kept one. view_devices: how many local devices share
-    the target views of a scene; scene_devices: how many such groups share the scenes of
-    `generate_batch`; each device has a copy of the parameters.
-    Raises UserError if the folder is none of these, its weights do not fit together, or the hub
-    refuses.
+    Args:
+        path: a folder, or where none exists a hub id `owner/name[@revision]` of a pipeline folder.
+        dtype: compute dtype, "float32" or "bfloat16".
+        cape: camera encoding of a pipeline folder, which overrides its escherjax.json; without that
+            file, None reads it from a folder name that contains "6dof" or "4dof".
+        weights: of a work directory, "ema" for the averaged parameters or "raw"; None takes the
+            average where the run kept one.
+        view_devices: how many local devices share the target views of a scene.
+        scene_devices: how many such groups share the scenes of `generate_batch`; each device has a
+            copy of the parameters.
+
+    Returns:
+        The pipeline, its parameters on these devices.
+
+    Raises:
+        UserError: if the folder is none of these, its weights do not fit together, or the hub
+            refuses.
     """
     if weights not in (None, "ema", "raw"):
-        raise UserError(f"weights = {weights!r}; needed 'ema', 'raw' or None.")
+        raise UserError(f"weights must be 'ema', 'raw' or None, got {weights!r}.")
     if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"dtype = {dtype!r}; needed 'float32' or 'bfloat16'.")
+        raise UserError(f"dtype must be 'float32' or 'bfloat16', got {dtype!r}.")
     mesh = sharding.view_mesh(view_devices, scene_devices)
     folder = hub.resolve(path)
     if not folder.is_dir():
         raise UserError(
-            f"{path} is not a folder; needed a training work directory, one of its "
+            f"{path} is not a directory; expected a training work directory, one of its "
             "checkpoints, a pipeline folder, or the hub id of one."
         )
     place = runs.locate(folder)
@@ -83,7 +91,9 @@ def _load_workdir(
 ) -> Pipeline:
     config = runs.read_config(workdir).copy_and_resolve_references()
     if cape not in (None, config.cape):
-        raise UserError(f"cape = {cape!r}, but {workdir} was trained with {config.cape!r}.")
+        raise UserError(
+            f"cape must be {config.cape!r}, with which {workdir} was trained, got {cape!r}."
+        )
     with config.unlocked():
         config.dtype = dtype
         config.mesh.data = config.mesh.fsdp = 1
@@ -125,7 +135,7 @@ def _load_pipeline_folder(
     for report in read.reports:
         if report.ignored:
             log.info(
-                "%s: ignored %s, which this network has no place for",
+                "%s: ignored %s, which this network does not have",
                 report.source,
                 ", ".join(report.ignored),
             )
@@ -137,7 +147,7 @@ def _load_pipeline_folder(
     )
     if facts.resolution % model.reduction:
         raise UserError(
-            f"{folder / facts_lib.FILE_NAME}: resolution = {facts.resolution}; needed a multiple "
-            f"of {model.reduction}, by which latents shrink an image."
+            f"{folder / facts_lib.FILE_NAME}: resolution must be a multiple of "
+            f"{model.reduction}, by which latents shrink an image, got {facts.resolution}."
         )
     return Pipeline(model, read.params, facts.resolution, facts, read.stored, mesh)

@@ -77,19 +77,19 @@ class Pipeline:
         plan: str | Plan = "joint",
         min_targets: int = 0,
     ) -> np.ndarray:
-        """Generates new views of one scene, all targets jointly or as a plan says.
+        """Generates new views of one scene, all targets jointly or by a plan.
 
         One program is compiled for each bucket of (N, M): see `escherjax.sample.scene_batch`. The
         noise of a view follows from the seed and its number alone, whatever the plan.
 
         Args:
             images: [N, H, H, 3] float in [0, 1] of any size, or a list of PIL images or paths
-                (turned as their EXIF orientation says, composited on white, cut to the central
+                (turned upright by their EXIF orientation, composited on white, cut to the central
                 square).
             reference_cameras: c2w [N, 4, 4], of the turned pictures.
             target_cameras: c2w [M, 4, 4].
             num_steps: denoising steps, at least 1.
-            guidance_scale: weight of classifier-free guidance; 1 or less for none.
+            guidance_scale: weight of classifier-free guidance, 1 or less for none.
             seed: of the noise, 0 to 2^32 - 1.
             initial_latents: [M, h, w, C] standard normal; None draws them from `seed`.
             sampler: "ddim", "dpmpp_2m" or "unipc".
@@ -110,7 +110,9 @@ class Pipeline:
             UserError: for empty or unequal views, bad poses, values outside [0, 1], NaN, and
                 settings that the sampler does not know.
         """
-        sampling = Sampling(num_steps, guidance_scale, guidance_rescale, sampler, eta, seed)
+        sampling = self._resolve(
+            Sampling(num_steps, guidance_scale, guidance_rescale, sampler, eta, seed)
+        )
         pixels = scene_batch.reference_pixels(images, self.resolution)
         reference_c2w = scene_batch.checked_poses(reference_cameras, "reference cameras")
         target_c2w = scene_batch.checked_poses(target_cameras, "target cameras")
@@ -252,7 +254,7 @@ class Pipeline:
         Raises:
             UserError: as `generate` does.
         """
-        sampling = sampling.resolve(self.facts.guidance_scale)
+        sampling = self._resolve(sampling)
         seeds = [sampling.seed] if seeds is None else seeds
         for seed in seeds:
             dataclasses.replace(sampling, seed=seed)  # raises for a seed that is none
@@ -287,6 +289,9 @@ class Pipeline:
     def target_bucket(self, num_targets: int) -> int:
         """The number of targets, as many or more, that `generate` compiles a program for."""
         return scene_batch.target_bucket(num_targets, self._program.view_devices)
+
+    def _resolve(self, sampling: Sampling) -> Sampling:
+        return sampling.resolve(self.facts.guidance_scale, self.model.schedule.num_train_timesteps)
 
     def _noise(self, seed: int, num_views: int, first: np.ndarray | None = None) -> np.ndarray:
         """Standard normal [V, h, w, C]; a view's does not depend on how many there are.
@@ -332,9 +337,17 @@ class Pipeline:
         reference_cameras: Cameras,
         target_cameras: Cameras,
     ) -> jax.Array:
-        """The network's output [B, M, h, w, C]: the noise, or v for a network trained so.
+        """Runs the network once.
 
-        latents: [B, M, h, w, C]; timesteps: [B]; tokens: [B, N, L, D]; cameras of B scenes.
+        Args:
+            latents: [B, M, h, w, C], noisy.
+            timesteps: [B] int.
+            tokens: [B, N, L, D] of `encode_images`.
+            reference_cameras: c2w [B, N, 4, 4].
+            target_cameras: c2w [B, M, 4, 4].
+
+        Returns:
+            [B, M, h, w, C] float32: the noise, or v or x0 for a network trained so.
         """
         return self._predict(
             self.params,
@@ -348,9 +361,13 @@ class Pipeline:
     def save_torch(self, folder: str | Path, dtype: str | None = None) -> None:
         """Writes a PyTorch pipeline folder, whole or not at all, that `load` reads again.
 
-        folder: empty, or not there yet. dtype: "float32", "float16" or "bfloat16"; None writes
-        every tensor in the type it was read in, and in float32 a network that was trained since,
-        so that no value changes. Raises UserError as `writing.save_pipeline_folder` does.
+        Args:
+            folder: empty, or not there yet.
+            dtype: "float32", "float16" or "bfloat16"; None writes every tensor in the type it was
+                read in, and in float32 a network that was trained since, so that no value changes.
+
+        Raises:
+            UserError: as `writing.save_pipeline_folder` does.
         """
         writing.save_pipeline_folder(
             folder, self.model, self.params, self.facts, self.stored, dtype

@@ -86,9 +86,9 @@ def reference_pixels(images: np.ndarray | Sequence[Any], resolution: int) -> np.
     """The reference images of `Pipeline.generate` as float32 [N, H, H, 3] in [0, 1].
 
     images: such an array, or a list of such [H, H, 3], of PIL images or of paths. The latter two
-    are turned as their EXIF orientation says, composited on white, cut to the central square, and
-    H = resolution. Raises UserError as `check_pixels` does, and for what is none of these or cannot
-    be read.
+    are turned upright by their EXIF orientation, composited on white, cut to the central square,
+    and H = resolution. Raises UserError as `check_pixels` does, and for what is none of these or
+    cannot be read.
     """
     if isinstance(images, (str, Path)) or hasattr(images, "getbands"):
         raise UserError(f"images must be a list, also for a single picture, got {images}.")

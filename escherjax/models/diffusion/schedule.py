@@ -40,28 +40,20 @@ TIMESTEP_SPACINGS = ("leading", "trailing")
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """Noise levels of all training timesteps, and how predictions and sampling steps are read.
+    """Noise levels of all training timesteps, and how predictions and sampling steps are read."""
 
-    betas, alphas_cumprod: [num_train_timesteps] float32.
-    beta_start, beta_end, beta_schedule: what the arrays were made from.
-    prediction_type: what the network predicts: "epsilon" (the noise), "v_prediction", or "sample"
-        (the clean latents; pixels without a VAE learn fastest so, arXiv 2511.13720).
-    steps_offset: added to every sampling timestep.
-    set_alpha_to_one: whether the last sampling step goes to no noise at all; else to abar_0.
-    timestep_spacing: of DDIM, "leading" or "trailing"; see `solvers.spaced_timesteps`.
-    rescale_betas_zero_snr: whether the last timestep is pure noise (arXiv 2305.08891).
-    """
-
-    betas: np.ndarray
-    alphas_cumprod: np.ndarray
-    beta_start: float
+    betas: np.ndarray  # [num_train_timesteps] float32
+    alphas_cumprod: np.ndarray  # [num_train_timesteps] float32
+    beta_start: float  # what the arrays were made from, as are the next two
     beta_end: float
     beta_schedule: str
+    # What the network predicts: "epsilon" (the noise), "v_prediction", or "sample" (the clean
+    # latents; pixels without a VAE learn fastest so, arXiv 2511.13720)
     prediction_type: str
-    steps_offset: int
-    set_alpha_to_one: bool
-    timestep_spacing: str
-    rescale_betas_zero_snr: bool
+    steps_offset: int  # added to every sampling timestep
+    set_alpha_to_one: bool  # the last sampling step goes to no noise at all; else to abar_0
+    timestep_spacing: str  # of DDIM, "leading" or "trailing"; see `solvers.spaced_timesteps`
+    rescale_betas_zero_snr: bool  # the last timestep is pure noise (arXiv 2305.08891)
 
     @classmethod
     def from_config(
@@ -85,21 +77,25 @@ class NoiseSchedule:
         Raises UserError on values outside their range.
         """
         if beta_schedule not in _BETA_SCHEDULES:
-            raise UserError(f"beta_schedule is {beta_schedule!r}; known: {_BETA_SCHEDULES}.")
+            raise UserError(
+                f"beta_schedule must be one of {_BETA_SCHEDULES}, got {beta_schedule!r}."
+            )
         if prediction_type not in _PREDICTION_TYPES:
-            raise UserError(f"prediction_type is {prediction_type!r}; known: {_PREDICTION_TYPES}.")
+            raise UserError(
+                f"prediction_type must be one of {_PREDICTION_TYPES}, got {prediction_type!r}."
+            )
         if num_train_timesteps < 2:
-            raise UserError(f"num_train_timesteps is {num_train_timesteps}; 2 or more are needed.")
+            raise UserError(f"num_train_timesteps must be at least 2, got {num_train_timesteps}.")
         if not 0.0 < beta_start <= beta_end < 1.0:
             raise UserError(
                 f"beta_start {beta_start} and beta_end {beta_end} must satisfy "
                 f"0 < beta_start <= beta_end < 1."
             )
         if steps_offset < 0:
-            raise UserError(f"steps_offset is {steps_offset}; it must be 0 or more.")
+            raise UserError(f"steps_offset must be 0 or more, got {steps_offset}.")
         if timestep_spacing not in TIMESTEP_SPACINGS:
             raise UserError(
-                f"timestep_spacing is {timestep_spacing!r}; known: {TIMESTEP_SPACINGS}."
+                f"timestep_spacing must be one of {TIMESTEP_SPACINGS}, got {timestep_spacing!r}."
             )
         if rescale_betas_zero_snr and prediction_type == "epsilon":
             raise UserError(
@@ -176,7 +172,7 @@ def from_diffusers(config: Mapping[str, Any]) -> NoiseSchedule:
             )
     fields = {name: config.get(name, default) for name, default in _DDIM_DEFAULTS.items()}
     wrong = [
-        f"{name} = {fields[name]!r}; needed a value like {default!r}"
+        f"{name} must be a value like {default!r}, got {fields[name]!r}"
         for name, default in _DDIM_DEFAULTS.items()
         if not _is_like(fields[name], default)
     ]

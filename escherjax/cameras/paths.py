@@ -14,7 +14,6 @@ import numpy as np
 from escherjax.cameras import poses, splines
 from escherjax.errors import UserError, listed
 
-PRESETS = ("orbit", "spiral", "archimedean", "dolly", "lemniscate")
 TURNS = {"orbit": 1.0, "spiral": 2.0, "archimedean": 40 / (2 * np.pi)}  # the others make none
 WITH_ELEVATION = ("orbit", "spiral", "dolly", "lemniscate")
 POLE_MARGIN_RAD = 1e-3
@@ -36,7 +35,7 @@ def trajectory(
     """Poses of a preset path about the origin, looking at it.
 
     Args:
-        name: one of `PRESETS`, each of them a function of this module.
+        name: one of `PRESETS`.
         num_views: at least 1.
         radius: of the path, above 0.
         elevation_rad: above the horizon, in [-pi/2, pi/2].
@@ -73,14 +72,7 @@ def trajectory(
         options["elevation_rad"] = elevation_rad
     if name in TURNS:
         options["turns"] = turns or TURNS[name]
-    presets: dict[str, Callable[..., np.ndarray]] = {
-        "orbit": orbit,
-        "spiral": spiral,
-        "archimedean": archimedean,
-        "dolly": dolly,
-        "lemniscate": lemniscate,
-    }
-    return presets[name](num_views, radius, **options)
+    return PRESETS[name](num_views, radius, **options)
 
 
 def orbit(
@@ -188,6 +180,11 @@ def lemniscate(
     steps = np.linalg.norm(np.diff(directions(dense), axis=0), axis=-1)
     x, y, z = directions(splines.equal_steps(dense, steps, num_views, closed=True)).T
     return _around(np.arctan2(z, np.hypot(x, y)), np.arctan2(y, x), radius)
+
+
+PRESETS: dict[str, Callable[..., np.ndarray]] = {
+    path.__name__: path for path in (orbit, spiral, archimedean, dolly, lemniscate)
+}
 
 
 def is_closed(name: str, turns: float | None = None) -> bool:

@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := $(or $(VIRTUAL_ENV),.venv)
 RUN := $(VENV)/bin/python
 DEMO_DIR ?= runs/demo
+IS_RECENT := 'import sys; sys.exit(sys.version_info < (3, 11) and "Python must be 3.11 or newer; set PYTHON=")'
 
 # Tests that take seconds and need neither PyTorch nor a compiled network.
 FAST := structure cameras cape trajectories camera_preview bootstrap facts published records scenes \
@@ -14,8 +15,8 @@ FAST := structure cameras cape trajectories camera_preview bootstrap facts publi
 .PHONY: demo test test-fast test-all lint format clean
 
 $(VENV)/.escherjax-core: pyproject.toml
+	$(if $(VIRTUAL_ENV),$(RUN),$(PYTHON)) -c $(IS_RECENT)
 	test -n "$(VIRTUAL_ENV)" || $(PYTHON) -m venv $(VENV)
-	$(RUN) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python must be 3.11 or newer; set PYTHON=")'
 	$(RUN) -m pip --version >/dev/null 2>&1 || $(RUN) -m ensurepip
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet --editable .

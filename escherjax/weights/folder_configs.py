@@ -1,8 +1,8 @@
-"""Sizes of a network from the `config.json` files of a PyTorch pipeline folder, and back.
+"""Converts between the `config.json` files of a PyTorch pipeline folder and sizes of networks.
 
 diffusers and transformers describe many more networks than this one. Whatever such a file asks for
 and we do not compute is refused by name; fields that change no number are ignored. Files that we
-write say each of these values, so that another default cannot change what they mean.
+write state each of these values, so that another default cannot change what they mean.
 """
 
 from __future__ import annotations
@@ -77,67 +77,69 @@ _DOWN_BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}  # -> has at
 _UP_BLOCKS = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 _VAE_DOWN_BLOCK, _VAE_UP_BLOCK = "DownEncoderBlock2D", "UpDecoderBlock2D"
 
+# Sizes that are one number: our field -> (field of the file, its default there, the largest).
+_Sizes = Mapping[str, tuple[str, int | None, int]]
+_UNET_SIZES: _Sizes = {
+    "in_channels": ("in_channels", 4, _MAX_SIZE),
+    "out_channels": ("out_channels", 4, _MAX_SIZE),
+    "layers_per_block": ("layers_per_block", 2, _MAX_LAYERS),
+    "num_heads": ("attention_head_dim", 8, _MAX_SIZE),  # the number of heads in this network
+    "cross_channels": ("cross_attention_dim", None, _MAX_SIZE),
+    "norm_groups": ("norm_num_groups", 32, _MAX_SIZE),
+}
+_VAE_SIZES: _Sizes = {
+    "in_channels": ("in_channels", 3, _MAX_SIZE),
+    "latent_channels": ("latent_channels", 4, _MAX_SIZE),
+    "layers_per_block": ("layers_per_block", 1, _MAX_LAYERS),
+    "norm_groups": ("norm_num_groups", 32, _MAX_SIZE),
+}
+_ENCODER_SIZES: _Sizes = {
+    "patch_size": ("patch_size", 4, _MAX_SIZE),
+    "image_size": ("image_size", 224, _MAX_SIZE),
+}
+
 _LAYOUT = {"_diffusers_version": "0.18.2"}  # whose fields and tensor names these are
 
 
 def unet_config(fields: Fields) -> UNetConfig:
     """Sizes in a diffusers UNet2DConditionModel `config.json`; UserError if it is another net."""
-    problems = _other_values(fields, _UNET_FIXED)
-    channels = _sizes(fields, "block_out_channels", problems)
-    attention = _block_types(fields, "down_block_types", _DOWN_BLOCKS, problems)
-    if _block_types(fields, "up_block_types", _UP_BLOCKS, problems) != attention[::-1]:
-        problems.append("up_block_types does not mirror down_block_types; needed the mirror image")
-    # diffusers' attention_head_dim is, in this network, the number of heads.
-    heads = "attention_head_dim"
-    per_level = fields.get(heads, 8)
-    if isinstance(per_level, list) and len(set(map(str, per_level))) == 1:
-        fields = {**fields, heads: per_level[0]}
-    sizes = {
-        "in_channels": _size(fields, "in_channels", problems, 4),
-        "out_channels": _size(fields, "out_channels", problems, 4),
-        "layers_per_block": _size(fields, "layers_per_block", problems, 2, _MAX_LAYERS),
-        "num_heads": _size(fields, heads, problems, 8),
-        "cross_channels": _size(fields, "cross_attention_dim", problems),
-        "norm_groups": _size(fields, "norm_num_groups", problems, 32),
-    }
-    _refuse(problems)
+    heads = fields.get("attention_head_dim")
+    if isinstance(heads, list) and len(set(map(str, heads))) == 1:  # one for each level
+        fields = {**fields, "attention_head_dim": heads[0]}
+    check = _Checker(fields, _UNET_FIXED)
+    attention = check.block_types("down_block_types", _DOWN_BLOCKS)
+    if check.block_types("up_block_types", _UP_BLOCKS) != attention[::-1]:
+        check.problems.append("up_block_types must mirror down_block_types")
+    channels = check.sizes("block_out_channels")
+    sizes = check.numbers(_UNET_SIZES)
+    check.refuse()
     return UNetConfig(block_channels=channels, attention=attention, **sizes)
 
 
 def vae_config(fields: Fields) -> VAEConfig:
     """Sizes in a diffusers AutoencoderKL `config.json`; UserError if it is another network."""
-    problems = _other_values(fields, _VAE_FIXED)
-    channels = _sizes(fields, "block_out_channels", problems)
-    _block_types(fields, "down_block_types", {_VAE_DOWN_BLOCK: False}, problems)
-    _block_types(fields, "up_block_types", {_VAE_UP_BLOCK: False}, problems)
-    sizes = {
-        "in_channels": _size(fields, "in_channels", problems, 3),
-        "latent_channels": _size(fields, "latent_channels", problems, 4),
-        "layers_per_block": _size(fields, "layers_per_block", problems, 1, _MAX_LAYERS),
-        "norm_groups": _size(fields, "norm_num_groups", problems, 32),
-    }
-    if _size(fields, "out_channels", problems, 3) != sizes["in_channels"]:
-        problems.append("out_channels differs from in_channels; needed equal numbers")
-    scaling_factor = _positive(fields, "scaling_factor", problems, 0.18215)
-    _refuse(problems)
+    check = _Checker(fields, _VAE_FIXED)
+    check.block_types("down_block_types", {_VAE_DOWN_BLOCK: False})
+    check.block_types("up_block_types", {_VAE_UP_BLOCK: False})
+    channels = check.sizes("block_out_channels")
+    sizes = check.numbers(_VAE_SIZES)
+    if check.size("out_channels", 3, _MAX_SIZE) != sizes["in_channels"]:
+        check.problems.append("out_channels must equal in_channels")
+    scaling_factor = check.positive("scaling_factor", 0.18215)
+    check.refuse()
     return VAEConfig(block_channels=channels, scaling_factor=scaling_factor, **sizes)
 
 
 def encoder_config(fields: Fields) -> ConvNeXtV2Config:
     """Sizes in a transformers ConvNextV2 `config.json`; UserError if it is another network."""
-    problems = _other_values(fields, _ENCODER_FIXED)
-    depths = fields.get("depths")
-    if isinstance(depths, list) and fields.get("num_stages", len(depths)) != len(depths):
-        problems.append(f"num_stages = {fields['num_stages']!r}, but depths = {depths!r}")
-    config = {
-        "depths": _sizes(fields, "depths", problems, _MAX_LAYERS),
-        "widths": _sizes(fields, "hidden_sizes", problems),
-        "patch_size": _size(fields, "patch_size", problems, 4),
-        "image_size": _size(fields, "image_size", problems, 224),
-        "final_norm_eps": _positive(fields, "layer_norm_eps", problems, 1e-12),
-    }
-    _refuse(problems)
-    return ConvNeXtV2Config(**config)
+    check = _Checker(fields, _ENCODER_FIXED)
+    depths = check.sizes("depths", _MAX_LAYERS)
+    if depths and fields.get("num_stages", len(depths)) != len(depths):
+        check.problems.append(f"num_stages = {fields['num_stages']!r}, but depths = {list(depths)}")
+    widths, sizes = check.sizes("hidden_sizes"), check.numbers(_ENCODER_SIZES)
+    eps = check.positive("layer_norm_eps", 1e-12)
+    check.refuse()
+    return ConvNeXtV2Config(depths=depths, widths=widths, final_norm_eps=eps, **sizes)
 
 
 def unet_fields(config: UNetConfig, sample_size: int) -> dict[str, Any]:
@@ -147,15 +149,9 @@ def unet_fields(config: UNetConfig, sample_size: int) -> dict[str, Any]:
     return {
         **_LAYOUT,
         **_UNET_FIXED,
-        "_class_name": "UNet2DConditionModel",
-        "attention_head_dim": config.num_heads,
+        **_number_fields(config, _UNET_SIZES),
         "block_out_channels": list(config.block_channels),
-        "cross_attention_dim": config.cross_channels,
         "down_block_types": [down[attends] for attends in config.attention],
-        "in_channels": config.in_channels,
-        "layers_per_block": config.layers_per_block,
-        "norm_num_groups": config.norm_groups,
-        "out_channels": config.out_channels,
         "sample_size": sample_size,
         "up_block_types": [up[attends] for attends in reversed(config.attention)],
     }
@@ -167,13 +163,9 @@ def vae_fields(config: VAEConfig, sample_size: int) -> dict[str, Any]:
     return {
         **_LAYOUT,
         **_VAE_FIXED,
-        "_class_name": "AutoencoderKL",
+        **_number_fields(config, _VAE_SIZES),
         "block_out_channels": list(config.block_channels),
         "down_block_types": [_VAE_DOWN_BLOCK] * num_levels,
-        "in_channels": config.in_channels,
-        "latent_channels": config.latent_channels,
-        "layers_per_block": config.layers_per_block,
-        "norm_num_groups": config.norm_groups,
         "out_channels": config.in_channels,
         "sample_size": sample_size,
         "scaling_factor": config.scaling_factor,
@@ -185,14 +177,13 @@ def encoder_fields(config: ConvNeXtV2Config) -> dict[str, Any]:
     """The `config.json` of a transformers ConvNextV2Model with weights in float32."""
     return {
         **_ENCODER_FIXED,
+        **_number_fields(config, _ENCODER_SIZES),
         "architectures": ["ConvNextV2Model"],
         "depths": list(config.depths),
         "drop_path_rate": 0.0,
         "hidden_sizes": list(config.widths),
-        "image_size": config.image_size,
         "layer_norm_eps": config.final_norm_eps,
         "num_stages": len(config.depths),
-        "patch_size": config.patch_size,
         "torch_dtype": "float32",
     }
 
@@ -209,71 +200,73 @@ def model_index(has_vae: bool) -> dict[str, Any]:
     return index | ({"vae": ["diffusers", "AutoencoderKL"]} if has_vae else {})
 
 
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise UserError("; ".join(problems))
+def _number_fields(config: Any, sizes: _Sizes) -> dict[str, int]:
+    return {theirs: getattr(config, ours) for ours, (theirs, _, _) in sizes.items()}
 
 
-def _other_values(fields: Fields, fixed: Fields) -> list[str]:
-    return [
-        f"{name} = {quoted(fields[name])} is not supported; needed {value!r}"
-        for name, value in fixed.items()
-        if name in fields and fields[name] != value
-    ]
+class _Checker:
+    """Takes values from a config.json and collects what is wrong with them."""
+
+    def __init__(self, fields: Fields, fixed: Fields):
+        self.fields = fields
+        self.problems = [
+            f"{name} must be {value!r}, got {quoted(fields[name])}"
+            for name, value in fixed.items()
+            if name in fields and fields[name] != value
+        ]
+
+    def refuse(self) -> None:
+        """Raises one UserError with all problems, if there are any."""
+        if self.problems:
+            raise UserError("; ".join(self.problems))
+
+    def numbers(self, sizes: _Sizes) -> dict[str, int]:
+        """Our field -> number, for all `sizes`."""
+        return {ours: self.size(*theirs) for ours, theirs in sizes.items()}
+
+    def size(self, name: str, default: int | None, limit: int) -> int:
+        value = self.fields.get(name, default)
+        if not _is_size(value, limit):
+            self._expect(name, value, f"a positive integer, at most {limit}")
+            return 0
+        return value
+
+    def sizes(self, name: str, limit: int = _MAX_SIZE) -> tuple[int, ...]:
+        value = self.fields.get(name)
+        if (
+            not isinstance(value, list)
+            or not 0 < len(value) <= _MAX_LEVELS
+            or not all(_is_size(entry, limit) for entry in value)
+        ):
+            expected = f"a list of positive integers, up to {_MAX_LEVELS} of at most {limit}"
+            self._expect(name, value, expected)
+            return ()
+        return tuple(value)
+
+    def positive(self, name: str, default: float) -> float:
+        value = self.fields.get(name, default)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not _FLOAT32_RANGE[0] <= value <= _FLOAT32_RANGE[1]:
+            self._expect(name, value, "a positive number that float32 holds")
+            return default
+        return float(value)
+
+    def block_types(self, name: str, known: Mapping[str, bool]) -> tuple[bool, ...]:
+        """Which levels have attention, by the names of their block types."""
+        value = self.fields.get(name)
+        if not isinstance(value, list) or not all(isinstance(v, str) and v in known for v in value):
+            self._expect(name, value, f"a list of {' or '.join(known)}")
+            return ()
+        channels = self.fields.get("block_out_channels")
+        if isinstance(channels, list) and len(value) != len(channels):
+            self.problems.append(
+                f"{name} must have one entry for each block_out_channels, got {len(value)}"
+            )
+        return tuple(known[v] for v in value)
+
+    def _expect(self, name: str, value: Any, expected: str) -> None:
+        self.problems.append(f"{name} must be {expected}, got {quoted(value)}")
 
 
 def _is_size(value: Any, limit: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= limit
-
-
-def _size(
-    fields: Fields,
-    name: str,
-    problems: list[str],
-    default: int | None = None,
-    limit: int = _MAX_SIZE,
-) -> int:
-    value = fields.get(name, default)
-    if not _is_size(value, limit):
-        needed = f"a positive integer, at most {limit}"
-        problems.append(f"{name} = {quoted(value)}; needed {needed}")
-        return 0
-    return value
-
-
-def _sizes(
-    fields: Fields, name: str, problems: list[str], limit: int = _MAX_SIZE
-) -> tuple[int, ...]:
-    value = fields.get(name)
-    if (
-        not isinstance(value, list)
-        or not 0 < len(value) <= _MAX_LEVELS
-        or not all(_is_size(entry, limit) for entry in value)
-    ):
-        needed = f"a list of positive integers, up to {_MAX_LEVELS} of at most {limit}"
-        problems.append(f"{name} = {quoted(value)}; needed {needed}")
-        return ()
-    return tuple(value)
-
-
-def _positive(fields: Fields, name: str, problems: list[str], default: float) -> float:
-    value = fields.get(name, default)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not _FLOAT32_RANGE[0] <= value <= _FLOAT32_RANGE[1]:
-        problems.append(f"{name} = {quoted(value)}; needed a positive number that float32 holds")
-        return default
-    return float(value)
-
-
-def _block_types(
-    fields: Fields, name: str, known: Mapping[str, bool], problems: list[str]
-) -> tuple[bool, ...]:
-    """Which levels have attention, by the names of their block types."""
-    value = fields.get(name)
-    if not isinstance(value, list) or not all(isinstance(v, str) and v in known for v in value):
-        problems.append(f"{name} = {quoted(value)}; needed a list of {' or '.join(known)}")
-        return ()
-    channels = fields.get("block_out_channels")
-    if isinstance(channels, list) and len(value) != len(channels):
-        problems.append(f"{name} has {len(value)} entries; needed one for each block_out_channels")
-    return tuple(known[v] for v in value)

@@ -1,4 +1,4 @@
-"""Tensor names and layouts: PyTorch state dicts and our parameter trees, both directions.
+"""Converts tensor names and layouts between PyTorch state dicts and our parameter trees.
 
 A parameter's path is its PyTorch name with the indices of module lists joined by an underscore:
 `down_blocks.0.attn1.to_out.0.weight` is `down_blocks_0/attn1/to_out_0/kernel`. Layouts:
@@ -62,25 +62,25 @@ def torch_from_path(path: Path) -> str:
 
 def array_from_torch(path: Path, array: np.ndarray) -> np.ndarray:
     """A PyTorch tensor in our layout; path is ours."""
-    if path[-1] != "kernel":
-        return array
-    axes = {2: (1, 0), 4: (2, 3, 1, 0)}[array.ndim]
-    return np.ascontiguousarray(array.transpose(axes))
+    axes = np.argsort(_torch_axes(path, array.ndim))
+    return np.asarray(array.transpose(axes), order="C")
 
 
 def array_to_torch(path: Path, array: np.ndarray) -> np.ndarray:
     """One of our arrays in PyTorch's layout; path is ours."""
-    if path[-1] != "kernel":
-        return array
-    axes = {2: (1, 0), 4: (3, 2, 0, 1)}[array.ndim]
-    return np.ascontiguousarray(array.transpose(axes))
+    return np.asarray(array.transpose(_torch_axes(path, array.ndim)), order="C")
 
 
 def torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape in PyTorch of our parameter at `path` of shape `shape`."""
+    return tuple(shape[axis] for axis in _torch_axes(path, len(shape)))
+
+
+def _torch_axes(path: Path, num_axes: int) -> tuple[int, ...]:
+    """Our axis at each axis of the PyTorch tensor."""
     if path[-1] != "kernel":
-        return shape
-    return shape[::-1] if len(shape) == 2 else (shape[3], shape[2], shape[0], shape[1])
+        return tuple(range(num_axes))
+    return {2: (1, 0), 4: (3, 2, 0, 1)}[num_axes]
 
 
 def tree_from_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

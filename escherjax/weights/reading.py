@@ -1,4 +1,4 @@
-"""Reading PyTorch pipeline folders, as diffusers writes them.
+"""Reads PyTorch pipeline folders, as diffusers writes them.
 
     folder/model_index.json
     folder/escherjax.json  what we add (cameras, resolution); optional
@@ -7,7 +7,7 @@
     folder/image_encoder/  config.json, model.safetensors
     folder/scheduler/      scheduler_config.json
 
-`layouts` says which other names are known for the weights. Every tensor is checked against the
+`tensors.find_weights` knows other names for the weights. Every tensor is checked against the
 network that config.json describes before anything is returned.
 """
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,8 @@ from escherjax.errors import UserError
 from escherjax.models.convnextv2 import ConvNeXtV2, ConvNeXtV2Config
 from escherjax.models.unet import UNet, UNetConfig
 from escherjax.models.vae import VAE, VAEConfig
-from escherjax.weights import folder_configs, layouts, names, strict_json, tensors
-from escherjax.weights.stored import StoredFormat
-from escherjax.weights.strict_json import shown
+from escherjax.weights import folder_configs, names, strict_json, tensors
+from escherjax.weights.strict_json import printable
 
 Params = dict[str, Any]
 Place = Callable[[np.ndarray], Any]
@@ -45,96 +44,94 @@ _TYPE_REFUSALS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadReport:
-    """What was read of one network: component is "unet", "vae" or "image_encoder".
+class Network:
+    """What a folder of one network says beside the values of its tensors."""
 
-    source: the file of weights, or the index of its shards. loaded: number of tensors read.
-    ignored: stored names of tensors that the network has no place for, such as a classifier's head.
-    """
-
-    component: str
-    source: Path
-    loaded: int
-    ignored: tuple[str, ...]
+    config: Any  # its sizes: a UNetConfig, VAEConfig or ConvNeXtV2Config
+    fields: dict[str, Any]  # of its config.json, as they stand there
+    dtypes: dict[str, str]  # today's PyTorch name of each tensor -> stored as "F32", "F16", "BF16"
+    source: Path  # the file of weights, or the index of its shards
+    ignored: tuple[str, ...]  # stored tensors without a place here, such as a classifier's head
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelineFolder:
-    """What a pipeline folder holds.
+    """What a pipeline folder says beside the values of its tensors.
 
-    vae: None for a model on pixels, whose folder has none. scheduler: the fields of
-    scheduler_config.json. params: {"unet", "vae", "image_encoder"}, trees of float32 arrays in our
-    names and layouts; "vae" is empty for a model on pixels. stored: how it was written. facts: the
-    fields of escherjax.json, unchecked; None where the folder has none. reports: one for each
-    network read.
+    Writing it again with these changes nothing but values.
     """
 
-    unet: UNetConfig
-    vae: VAEConfig | None
-    image_encoder: ConvNeXtV2Config
-    scheduler: dict[str, Any]
-    params: Params
-    stored: StoredFormat
-    facts: dict[str, Any] | None
-    reports: tuple[LoadReport, ...]
+    networks: dict[str, Network]  # "unet", "image_encoder", and "vae" unless latents are pixels
+    scheduler: dict[str, Any]  # fields of scheduler_config.json
+    model_index: dict[str, Any]  # fields of model_index.json, empty where there is none
+    card: dict[str, Any] | None  # fields of escherjax.json, unchecked; None where there is none
 
 
-def read_pipeline_folder(folder: str | Path, place: Place = np.asarray) -> PipelineFolder:
+def read_pipeline_folder(
+    folder: str | Path, place: Place = np.asarray
+) -> tuple[PipelineFolder, Params]:
     """Reads and checks a whole pipeline folder.
 
-    Half-precision tensors become float32, which keeps their values. place: called with each array
-    as it is read, and what it returns is kept; `jax.device_put` so never holds a network twice.
-    Raises one UserError that lists everything wrong: missing or unreadable files, networks we do
-    not compute, and every missing, surplus, mis-shaped or non-finite tensor.
+    Half-precision tensors become float32, which keeps their values.
+
+    Args:
+        folder: local path.
+        place: called with each array as it is read, and what it returns is kept; `jax.device_put`
+            so never holds a network twice.
+
+    Returns:
+        (what the folder says, the parameters {"unet", "vae", "image_encoder"} in our names and
+        layouts). "vae" is empty for a model on pixels.
+
+    Raises:
+        UserError: lists everything wrong at once: missing or unreadable files, networks we do not
+            compute, and every missing, surplus, mis-shaped or non-finite tensor.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; needed a pipeline folder. Correct the path.")
+        raise UserError(f"{folder} is not a directory; expected a pipeline folder.")
     problems: list[str] = []
-    facts = strict_json.read_optional(folder / "escherjax.json", problems)
-    model_index = strict_json.read_optional(folder / "model_index.json", problems) or {}
-    parts = {"unet": _read_component(_unet_folder(folder), "unet", place, problems)}
-    if not _is_on_pixels(facts):
-        parts["vae"] = _read_component(folder / "vae", "vae", place, problems)
-    elif (folder / "vae").exists():
-        problems.append(f"{folder / 'vae'}: is there, but escherjax.json says latents are pixels")
-    encoder = _read_component(folder / "image_encoder", "image_encoder", place, problems)
-    parts["image_encoder"] = encoder
+    card_file = folder / "escherjax.json"
+    card = strict_json.read_object(card_file, problems) if card_file.exists() else None
+    model_index = strict_json.read_optional(folder / "model_index.json", problems)
+    usual, averaged = folder / "unet", folder / "unet_ema"  # of which diffusers may keep one alone
+    places = {
+        "unet": averaged if averaged.is_dir() and not usual.exists() else usual,
+        "vae": folder / "vae",
+        "image_encoder": folder / "image_encoder",
+    }
+    latents = (card or {}).get("latents")
+    if isinstance(latents, dict) and latents.get("kind") == "pixels":
+        vae = places.pop("vae")
+        if vae.exists():
+            problems.append(f"{vae}: exists, but escherjax.json says latents are pixels")
+    networks, params = {}, {"vae": {}}
+    for name, path in places.items():
+        if part := _read_network(path, name, place, problems):
+            networks[name], params[name] = part
     scheduler_file = folder / "scheduler" / "scheduler_config.json"
     scheduler = strict_json.read_object(scheduler_file, problems) or {}
     _refuse(folder, problems)
-    read = {name: part for name, part in parts.items() if part is not None}
-    return PipelineFolder(
-        unet=read["unet"].config,
-        vae=read["vae"].config if "vae" in read else None,
-        image_encoder=read["image_encoder"].config,
-        scheduler=scheduler,
-        params={"vae": {}, **{name: part.params for name, part in read.items()}},
-        stored=StoredFormat(
-            model_index=model_index,
-            configs={**{n: part.fields for n, part in read.items()}, "scheduler": scheduler},
-            dtypes={name: part.dtypes for name, part in read.items()},
-        ),
-        facts=facts,
-        reports=tuple(part.report for part in read.values()),
-    )
+    return PipelineFolder(networks, scheduler, model_index, card), params
 
 
 def read_component(
     folder: str | Path, component: str, place: Place = np.asarray
-) -> tuple[Any, Params, LoadReport]:
+) -> tuple[Network, Params]:
     """Reads one network from its own folder, such as Stable Diffusion's `unet/`.
 
-    component: "unet", "vae" or "image_encoder". place: as for `read_pipeline_folder`. Returns
-    (config, params, report); raises UserError as `read_pipeline_folder` does.
+    Args:
+        folder: local path.
+        component: "unet", "vae" or "image_encoder".
+        place: as for `read_pipeline_folder`, which also says what is raised.
     """
-    if component not in _COMPONENTS:
-        raise UserError(f"component = {component!r}; needed one of {', '.join(_COMPONENTS)}.")
+    if component not in _KINDS:
+        raise UserError(f"component must be one of {', '.join(_KINDS)}, got {component!r}.")
     problems: list[str] = []
-    part = _read_component(Path(folder), component, place, problems)
+    part = _read_network(Path(folder), component, place, problems)
     _refuse(Path(folder), problems)
     assert part is not None  # without problems there is a part
-    return part.config, part.params, part.report
+    return part
 
 
 @functools.lru_cache
@@ -171,28 +168,15 @@ def _shapes(module: Any, *args: Any) -> Params:
     return jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Component:
-    """How one network is stored.
-
-    stems: names of the weights without suffixes. rename: a stored tensor name to today's name, or
-    None for a tensor of no use here.
-    """
-
-    stems: tuple[str, ...]
-    config: Callable[[folder_configs.Fields], Any]
-    shapes: Callable[[Any], Params]
-    rename: Callable[[str], str | None]
-
-
+# Of each network: names of its weights without suffixes, its sizes from config.json, its parameter
+# shapes, and today's name of a stored tensor, None for one of no use here.
 _DIFFUSERS_STEMS = ("diffusion_pytorch_model",)
-_COMPONENTS = {
-    "unet": _Component(_DIFFUSERS_STEMS, folder_configs.unet_config, unet_shapes, str),
-    "vae": _Component(
-        _DIFFUSERS_STEMS, folder_configs.vae_config, vae_shapes, names.current_vae_name
-    ),
-    "image_encoder": _Component(
-        ("model", "pytorch_model"),
+_ENCODER_STEMS = ("model", "pytorch_model")
+_KINDS: dict[str, tuple[tuple[str, ...], Callable, Callable, Callable[[str], str | None]]] = {
+    "unet": (_DIFFUSERS_STEMS, folder_configs.unet_config, unet_shapes, str),
+    "vae": (_DIFFUSERS_STEMS, folder_configs.vae_config, vae_shapes, names.current_vae_name),
+    "image_encoder": (
+        _ENCODER_STEMS,
         folder_configs.encoder_config,
         encoder_shapes,
         names.current_encoder_name,
@@ -200,69 +184,49 @@ _COMPONENTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """One network as it was read. dtypes: today's PyTorch name -> stored type."""
-
-    config: Any
-    params: Params
-    fields: dict[str, Any]
-    dtypes: dict[str, str]
-    report: LoadReport
-
-
 def _refuse(folder: Path, problems: list[str]) -> None:
     if problems:
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise UserError(
             f"{folder} cannot be used; {len(problems)} problem(s) found:{listed}\n"
-            "Needed: a folder as diffusers' save_pretrained(..., safe_serialization=True) writes "
+            "Expected a folder as diffusers' save_pretrained(..., safe_serialization=True) writes "
             "it. Copy or export it again."
         )
 
 
-def _unet_folder(folder: Path) -> Path:
-    """The U-Net's folder, or where diffusers keeps its average if that is all there is."""
-    usual, averaged = folder / "unet", folder / "unet_ema"
-    return averaged if averaged.is_dir() and not usual.exists() else usual
-
-
-def _is_on_pixels(facts: dict[str, Any] | None) -> bool:
-    latents = (facts or {}).get("latents")
-    return isinstance(latents, dict) and latents.get("kind") == "pixels"
-
-
-def _read_component(folder: Path, name: str, place: Place, problems: list[str]) -> _Part | None:
+def _read_network(
+    folder: Path, name: str, place: Place, problems: list[str]
+) -> tuple[Network, Params] | None:
     """One network, or None; what is wrong is added to `problems`."""
-    component = _COMPONENTS[name]
+    stems, read_config, shapes_of, rename = _KINDS[name]
     if not folder.is_dir():
-        problems.append(f"{folder}: this folder is missing")
+        problems.append(f"{folder}: directory not found")
         return None
-    source = layouts.find_weights(folder, component.stems, problems)
+    source = tensors.find_weights(folder, stems, problems)
     listed = None if source is None else tensors.list_tensors(source, problems)
     fields = strict_json.read_object(folder / "config.json", problems)
     if fields is None:
         return None
     try:
-        config = component.config(fields)
+        config = read_config(fields)
     except UserError as error:
         problems.append(f"{folder / 'config.json'}: {error}")
         return None
     if source is None or listed is None:
         return None
-    renamed = [(component.rename(tensor.name), tensor) for tensor in listed]
+    renamed = [(rename(tensor.name), tensor) for tensor in listed]
     kept = [(today, tensor) for today, tensor in renamed if today is not None]
     ignored = tuple(sorted(tensor.name for today, tensor in renamed if today is None))
-    expected = names.torch_shapes(component.shapes(config))
+    expected = names.torch_shapes(shapes_of(config))
     params = _read_params(source, kept, expected, place, problems)
     dtypes = {today: tensor.dtype for today, tensor in kept}
-    return _Part(config, params, fields, dtypes, LoadReport(name, source, len(kept), ignored))
+    return Network(config, fields, dtypes, source, ignored), params
 
 
 def _read_params(
     source: Path,
     stored: list[tuple[str, tensors.StoredTensor]],
-    expected: dict[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
     place: Place,
     problems: list[str],
 ) -> Params:
@@ -271,40 +235,38 @@ def _read_params(
     seen: set[str] = set()
     bar = tqdm(stored, f"reading {source.parent.name}", unit="tensor", delay=1, disable=None)
     for name, tensor in bar:
-        where = f"{tensor.source}: tensor {shown(tensor.name)}"
-        if name not in expected:
-            problems.append(f"{where} {list(tensor.shape)} is surplus")
-            continue
-        shape = expected[name]
+        shape = expected.get(name)
         if name in seen:
-            problems.append(f"{where} is stored twice, under an old and a new name")
-        elif tensor.shape not in (shape, names.older_shape(name, shape)):
-            problems.append(f"{where} is {list(tensor.shape)}; needed {list(shape)}")
-        elif tensor.dtype not in tensors.NUMPY_TYPES:
-            reason = _TYPE_REFUSALS.get(tensor.dtype, "it does not hold floating-point numbers")
-            needed = "F32, F16 or BF16 (convert it where it was made)"
-            problems.append(f"{where} is {shown(tensor.dtype)}; {reason}; needed {needed}")
+            fault = "is stored twice, under an old and a new name"
         else:
+            fault = _fault(name, tensor, shape)
+        if not fault and shape is not None:
             path = names.path_from_torch(name, len(shape))
-            array = _read_float32(tensor, where, problems)
-            if array is not None:
-                params[path] = place(names.array_from_torch(path, array.reshape(shape)))
+            try:
+                array = tensor.read().astype(np.float32, copy=False).reshape(shape)
+                fault = "" if np.isfinite(array).all() else "has values that are not finite"
+                if not fault:
+                    params[path] = place(names.array_from_torch(path, array))
+            except OSError as error:
+                fault = f"cannot be read ({error})"
+        if fault:
+            problems.append(f"{tensor.source}: tensor {printable(tensor.name)} {fault}")
         seen.add(name)
     for name in sorted(expected.keys() - seen):
         problems.append(f"{source}: tensor {name} {list(expected[name])} is missing")
     return traverse_util.unflatten_dict(params)
 
 
-def _read_float32(
-    tensor: tensors.StoredTensor, where: str, problems: list[str]
-) -> np.ndarray | None:
-    """The values, or None where they cannot be read or are not all finite."""
-    try:
-        array = tensor.read().astype(np.float32, copy=False)
-    except OSError as error:
-        problems.append(f"{where} cannot be read ({error})")
-        return None
-    if not np.isfinite(array).all():
-        problems.append(f"{where} has values that are not finite")
-        return None
-    return array
+def _fault(name: str, tensor: tensors.StoredTensor, expected: tuple[int, ...] | None) -> str:
+    """What is wrong with a tensor by its header, "" for nothing; None: the network has none."""
+    if expected is None:
+        return f"{list(tensor.shape)} is surplus"
+    if tensor.shape not in (expected, names.older_shape(name, expected)):
+        return f"is {list(tensor.shape)}, expected {list(expected)}"
+    if tensor.dtype not in tensors.NUMPY_TYPES:
+        reason = _TYPE_REFUSALS.get(tensor.dtype, "it does not hold floating-point numbers")
+        return (
+            f"is {printable(tensor.dtype)}; {reason}; expected F32, F16 or BF16 (convert it where "
+            "it was made)"
+        )
+    return ""

@@ -1,4 +1,4 @@
-"""JSON objects from files nobody vouches for: nothing is repeated, infinite or endless."""
+"""Reads JSON objects from untrusted files: no repeated names, no NaN, no endless input."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-MAX_BYTES = 100_000_000  # also the limit that the safetensors format sets for its header
+_MAX_BYTES = 100_000_000
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
     """The object in UTF-8 JSON text; ValueError with the reason for anything else.
 
-    Python's own reader lets the last of two equal names win, and takes NaN and Infinity, which are
-    no JSON: all three are refused here, repeated names all at once.
+    Python's own reader lets the last of two equal names win and takes NaN and Infinity, which are
+    not JSON: all three are refused here, repeated names all at once.
     """
-    repeated: list[str] = []
+    repeated: set[str] = set()
 
     def members(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         fields: dict[str, Any] = {}
         for name, value in pairs:
             if name in fields:
-                repeated.append(shown(name))
+                repeated.add(printable(name))
             fields[name] = value
         return fields
 
     def constant(name: str) -> None:
-        raise ValueError(f"{name} is no JSON number")
+        raise ValueError(f"{name} is not a JSON number")
 
     try:
         parsed = json.loads(
@@ -36,9 +36,9 @@ def parse_object(content: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if repeated:
-        raise ValueError(f"it repeats the names {', '.join(sorted(set(repeated)))}")
-    if not isinstance(parsed, dict):
-        raise ValueError("needed a JSON object with fields")
+        raise ValueError(f"it repeats the names {', '.join(sorted(repeated))}")
+    if not isinstance(parsed, dict) or not parsed:
+        raise ValueError("expected a JSON object with fields")
     return parsed
 
 
@@ -46,34 +46,27 @@ def read_object(path: Path, problems: list[str]) -> dict[str, Any] | None:
     """The object in a JSON file; None, with a problem added, where there is none."""
     try:
         if path.exists() and not path.is_file():
-            problems.append(f"{path}: is not a file")
-            return None
+            raise ValueError("not a file")
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ValueError(f"larger than {_MAX_BYTES} bytes")
+        return parse_object(content)
     except OSError as error:
         problems.append(f"{path}: cannot be read ({error.strerror})")
-        return None
-    if len(content) > MAX_BYTES:
-        problems.append(f"{path}: is larger than {MAX_BYTES} bytes")
-        return None
-    try:
-        fields = parse_object(content)
-        if not fields:
-            raise ValueError("needed a JSON object with fields")
     except ValueError as error:
         problems.append(f"{path}: is not usable JSON ({error})")
-        return None
-    return fields
+    return None
 
 
-def read_optional(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    """The same of a file that need not be there."""
-    return read_object(path, problems) if path.exists() else None
+def read_optional(path: Path, problems: list[str]) -> dict[str, Any]:
+    """The same of a file that need not exist; empty where there is none."""
+    return (read_object(path, problems) if path.exists() else None) or {}
 
 
-def shown(name: Any) -> str:
-    """A name from a file as it can be printed: on one line, without control characters, short."""
-    return _short(name) if isinstance(name, str) and name.isprintable() else quoted(name)
+def printable(text: str) -> str:
+    """Text from a file as it can be printed: on one line, without control characters, short."""
+    return _short(text) if text.isprintable() else quoted(text)
 
 
 def quoted(value: Any) -> str:

@@ -1,184 +1,152 @@
-"""The tensors in a file of weights, one at a time: safetensors, shards with an index, pickles.
+"""Finds the weights in a network's folder and lists their tensors: safetensors, shards, pickles.
 
-Listing reads and checks headers only; values are read when asked for, so that no more than one
-tensor is in memory beside what the caller keeps. The safetensors format:
-https://github.com/huggingface/safetensors, "Format". Its header is checked here and not by the
-library, which stops at the first fault, lets the later of two equal names win, maps whole files
-into memory and has no bfloat16 for numpy.
+diffusers and transformers write STEM.safetensors, in shards STEM.safetensors.index.json, and as
+variants STEM.fp16.safetensors and STEM.safetensors.index.fp16.json; with .bin in place of
+.safetensors for pickles. Listing reads headers only; values are read when asked for, so that no
+more than one tensor is in memory beside what the caller keeps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
+import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-from escherjax.weights import pickles, strict_json
-from escherjax.weights.strict_json import shown
+from escherjax.weights import strict_json
+from escherjax.weights.strict_json import printable
 
-# Types that are read; float32 holds all their values.
+# Types that are read; float32 holds all their values. In the order in which safetensors writes.
 NUMPY_TYPES: dict[str, np.dtype] = {
     "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype("<f2"),
 }
-# Bytes of an element; types of less than a byte are left out, and their sizes not checked.
-_ITEM_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
-}
-_MAX_AXES = 8
+_SUFFIXES = ("safetensors", "bin")  # the first kind wins
+_OTHER_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
 _MAX_FILE_NAME = 255  # bytes; file systems take no longer ones
-_LENGTH_BYTES = 8  # the header's length, little endian, stands before it
+_ENTRY = {"dtype", "shape", "data_offsets"}  # of a tensor in a header
+_SOUND_TORCH = (2, 6)
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file. dtype: in the words of safetensors, "F32", "F16", "BF16", "I64", ...
-
-    read: its values [*shape] in that type; raises OSError where the file has changed meanwhile. It
-    works for the types in `NUMPY_TYPES`.
-    """
+    """A tensor in a file, whose values have not been read yet."""
 
     name: str
-    dtype: str
+    dtype: str  # in the words of safetensors: "F32", "F16", "BF16", "I64", ...
     shape: tuple[int, ...]
-    source: Path
-    read: Callable[[], np.ndarray]
+    source: Path  # the file that holds it
+    read: Callable[[], np.ndarray]  # its values; OSError where the file has changed meanwhile
+
+
+def find_weights(folder: Path, stems: tuple[str, ...], problems: list[str]) -> Path | None:
+    """The file or index to read; None, with a problem added, where there is none or no single one.
+
+    stems: names without suffixes, the usual one first. A safetensors file wins over a .bin; the
+    plain name over a variant; a variant over the only safetensors file of another name.
+    """
+    whole = [p for p in sorted(folder.iterdir()) if p.is_file() and not _SHARD.search(p.name)]
+    names = "|".join(map(re.escape, stems))
+    for suffix in _SUFFIXES:
+        patterns = [
+            rf"(?:{names}){variant}\.{suffix}|(?:{names})\.{suffix}\.index{variant}\.json"
+            for variant in ("", r"(?:\.[\w-]+)")
+        ] + ([r".*\.safetensors"] if suffix == "safetensors" else [])
+        for pattern in patterns:
+            found = [path for path in whole if re.fullmatch(pattern, path.name)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                problems.append(
+                    f"{folder}: has several files of weights, "
+                    f"{', '.join(path.name for path in found)}; keep the one to use here, or link "
+                    f"it to {stems[0]}.{suffix} if none has that name"
+                )
+                return None
+    problems.append(f"{folder / stems[0]}.safetensors: {_why_missing(folder, stems)}")
+    return None
+
+
+def _why_missing(folder: Path, stems: tuple[str, ...]) -> str:
+    if any((folder / f"{stem}.{suffix}").is_dir() for stem in stems for suffix in _SUFFIXES):
+        return "is a directory; expected a file"
+    names = sorted(path.name for path in folder.iterdir())
+    shards = [name for name in names if _SHARD.search(name)]
+    if shards:
+        return f"not found, nor the .index.json that lists what is in {', '.join(shards)}"
+    pickles = [name for name in names if name.endswith(_OTHER_PICKLES)]
+    if pickles:
+        return (
+            f"not found, only {', '.join(pickles)}, which is not opened: a pickle can run any "
+            f"code. Name it {stems[-1]}.bin if it holds this network's tensors by name and you "
+            "trust it, or save it again as safetensors"
+        )
+    return "not found"
 
 
 def list_tensors(path: Path, problems: list[str]) -> list[StoredTensor] | None:
-    """Every tensor of `path`: .safetensors, .bin or .pth, or the .json index of shards.
+    """Every tensor of `path`: .safetensors, .bin, or the .json index of shards.
 
     None where anything is wrong with the files themselves; all of it is added to `problems`.
     """
-    kinds = {".json": _list_shards, ".bin": _list_pickle, ".pth": _list_pickle}
-    listing = kinds.get(path.suffix, _list_safetensors)
+    kinds = {".json": _list_shards, ".bin": _list_pickle}
     found: list[str] = []
-    tensors = listing(path, found)
+    tensors = kinds.get(path.suffix, _list_safetensors)(path, found)
     problems += found
     return None if found else tensors
 
 
 def _list_safetensors(path: Path, problems: list[str]) -> list[StoredTensor]:
     try:
-        header, start, end = _read_header(path)
-    except (OSError, ValueError) as error:
-        problems.append(f"{path}: is not a whole safetensors file ({error})")
+        # Not as a memory map, whose pages count as memory, and whose file may be cut short.
+        file = safe_open(path, framework="np", backend="pread")
+        with path.open("rb") as raw:
+            # The library lets the later of two equal names win, and ignores unknown fields.
+            header = strict_json.parse_object(raw.read(int.from_bytes(raw.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__" and entry.keys() != _ENTRY:
+                raise ValueError(f"tensor {printable(name)} must have dtype, shape and data_offsets alone")
+    except (OSError, ValueError, SafetensorError) as error:
+        problems.append(f"{path}: is not a whole safetensors file ({_reason(path, error)})")
         return []
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        problems.append(f"{path}: __metadata__ in its header is no table of texts")
-    found = []
-    spans = []
-    for name, entry in header.items():
-        fault = _entry_fault(entry)
-        if fault:
-            problems.append(f"{path}: tensor {shown(name)} {fault}")
-            continue
-        begin, stop = entry["data_offsets"]
-        spans.append((begin, stop, name))
-        reader = _Slice(path, start + begin, entry["dtype"], tuple(entry["shape"]))
-        found.append(StoredTensor(name, entry["dtype"], reader.shape, path, reader.read))
-    if not problems:
-        problems += [f"{path}: {fault}" for fault in _span_faults(spans, end - start)]
-    return found
+    tensors = []
+    for name in file.keys():  # noqa: SIM118: no dict
+        entry = file.get_slice(name)
+        read = functools.partial(_read_slice, file, name)
+        shape = tuple(entry.get_shape())
+        tensors.append(StoredTensor(name, entry.get_dtype(), shape, path, read))
+    return tensors
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """(header, first byte of the data, size of the file); ValueError with the reason."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        opening = file.read(_LENGTH_BYTES)
-        length = int.from_bytes(opening, "little")
-        first = file.read(1)
-        file.seek(_LENGTH_BYTES)
-        if len(opening) < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-            raise ValueError(_why_no_header(opening, first, size))
-        if length > strict_json.MAX_BYTES:
-            raise ValueError(f"its header would be {length} bytes long")
-        content = file.read(length)
+def _read_slice(file: Any, name: str) -> np.ndarray:
     try:
-        return strict_json.parse_object(content), _LENGTH_BYTES + length, size
-    except ValueError as error:
-        raise ValueError(f"its header is damaged: {error}") from None
+        return file.get_tensor(name)
+    except SafetensorError as error:
+        raise OSError(printable(str(error))) from error
 
 
-def _why_no_header(opening: bytes, first: bytes, size: int) -> str:
-    """What the file may be, given 8 bytes that are no length of a header, and the one after."""
-    if first == b"{":  # a header begins; its length may well look like the mark of a pickle
-        return f"its {size} bytes end before the header does"
-    if opening.startswith((b"PK\x03\x04", b"\x80")):
-        return "it is a pickle under another name; those are opened as .bin or .pth only"
-    if opening == b"version ":
-        return "it is a Git LFS pointer in place of the file; run: git lfs pull"
-    return f"its {size} bytes end before the header does"
-
-
-def _entry_fault(entry: Any) -> str | None:
-    """What is wrong with a tensor's entry in the header by itself; None if nothing is."""
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        return "has no entry of dtype, shape and data_offsets in the header"
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str):
-        return f"has the type {shown(dtype)}"
-    if not _are_counts(shape) or len(shape) > _MAX_AXES:
-        return f"has the shape {shown(shape)}; needed up to {_MAX_AXES} non-negative integers"
-    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        return f"has the data_offsets {shown(offsets)}; needed its first byte and its end"
-    if dtype in _ITEM_BYTES:
-        needed = math.prod(shape) * _ITEM_BYTES[dtype]
-        if needed != offsets[1] - offsets[0]:
-            return f"has {offsets[1] - offsets[0]} bytes; {dtype} {shape} needs {needed}"
-    return None
-
-
-def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        type(value) is int and 0 <= value < 2**63 for value in values
-    )
-
-
-def _span_faults(spans: list[tuple[int, int, str]], size: int) -> list[str]:
-    """Data that overlap, leave gaps, or do not end where the file does."""
-    faults = []
-    reached = 0
-    for begin, stop, name in sorted(spans):
-        if begin != reached:
-            what = "overlaps the tensor before it" if begin < reached else "follows a gap"
-            faults.append(f"tensor {shown(name)} {what} (byte {begin} of the data, not {reached})")
-        reached = max(reached, stop)
-    if reached != size:
-        faults.append(
-            f"is not a whole safetensors file (its tensors end at byte {reached} of the data, "
-            f"which is {size} bytes long)"
-        )
-    return faults
-
-
-@dataclasses.dataclass(frozen=True)
-class _Slice:
-    """Where the values of a tensor stand in a file."""
-
-    path: Path
-    offset: int
-    dtype: str
-    shape: tuple[int, ...]
-
-    def read(self) -> np.ndarray:
-        count = math.prod(self.shape)
-        # Not a memory map: its pages would count as memory for as long as the file is mapped.
-        flat = np.fromfile(self.path, NUMPY_TYPES[self.dtype], count, offset=self.offset)
-        if len(flat) != count:
-            raise OSError(f"{self.path} was cut short while it was read")
-        return flat.reshape(self.shape)
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file is not safetensors; well-known other files are recognised."""
+    try:
+        with path.open("rb") as file:
+            opening = file.read(9)
+    except OSError:
+        opening = b""
+    if opening[8:] != b"{":  # else a header, whose length may look like the mark of a pickle
+        if opening.startswith((b"PK\x03\x04", b"\x80")):
+            return "it is a pickle under another name; those are opened as .bin only"
+        if opening.startswith(b"version "):
+            return "it is a Git LFS pointer in place of the file; run: git lfs pull"
+    return printable(str(error))
 
 
 def _list_shards(path: Path, problems: list[str]) -> list[StoredTensor]:
@@ -187,7 +155,7 @@ def _list_shards(path: Path, problems: list[str]) -> list[StoredTensor]:
         return []
     files = index.get("weight_map")
     if not isinstance(files, dict) or not files:
-        problems.append(f"{path}: weight_map is missing; needed tensor names -> files beside it")
+        problems.append(f"{path}: weight_map must list the file of each tensor, got {files!r:.80}")
         return []
     weight_map = {n: file if isinstance(file, str) else ascii(file) for n, file in files.items()}
     found: dict[str, StoredTensor] = {}
@@ -200,16 +168,16 @@ def _list_shards(path: Path, problems: list[str]) -> list[StoredTensor]:
     for file_name, tensors in shards.items():
         for tensor in tensors:
             listed = weight_map.get(tensor.name)
-            where = f"{tensor.source}: tensor {shown(tensor.name)}"
+            where = f"{tensor.source}: tensor {printable(tensor.name)}"
             if tensor.name in found:
                 problems.append(f"{where} is also in {found[tensor.name].source.name}")
             elif listed != file_name:
-                listing = "does not list it" if listed is None else f"says {shown(listed)}"
+                listing = "does not list it" if listed is None else f"names {printable(listed)}"
                 problems.append(f"{where} is stored here, but {path.name} {listing}")
             found[tensor.name] = tensor
     for name, file_name in weight_map.items():
         if file_name in shards and name not in found:
-            problems.append(f"{path}: tensor {shown(name)} is not in {file_name}, as it says")
+            problems.append(f"{path}: tensor {printable(name)} is listed but not in {file_name}")
     return list(found.values())
 
 
@@ -224,9 +192,9 @@ def _shard_path(index: Path, file_name: str, problems: list[str]) -> Path | None
         and len(file_name.encode()) <= _MAX_FILE_NAME
     )
     if not plain or not file_name.endswith(kind):
-        fault = f"names {shown(file_name)}; needed a {kind} file in its own folder"
+        fault = f"names {printable(file_name)}; expected a {kind} file in its own folder"
     elif not path.is_file():
-        fault = f"names {file_name}, which is missing or no file"
+        fault = f"names {file_name}, which is not found or not a file"
     elif path.resolve().parent not in (folder.resolve(), *_hub_blobs(folder.absolute())):
         fault = f"names {file_name}, a link out of the folder; copy the file itself here"
     else:
@@ -248,7 +216,69 @@ def _hub_blobs(folder: Path) -> list[Path]:
 
 
 def _list_pickle(path: Path, problems: list[str]) -> list[StoredTensor]:
-    return [
-        StoredTensor(name, dtype, shape, path, read)
-        for name, dtype, shape, read in pickles.list_tensors(path, problems)
-    ]
+    """The dense tensors by name in a pickle, built by PyTorch's restricted reader only.
+
+    Unpickling can run any code. `torch.load(weights_only=True)` builds tensors and plain containers
+    only, and is sound from PyTorch 2.6 on (CVE-2025-32434).
+    """
+    refusal = why_no_pickles()
+    if refusal:
+        problems.append(f"{path}: is a pickle, which could run any code; {refusal}")
+        return []
+    import torch
+
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"  # the form before PyTorch 1.6 cannot be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a damaged pickle makes its reader raise nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        problems.append(f"{path}: PyTorch does not open it with weights_only=True ({reason})")
+        return []
+    if not isinstance(content, dict):
+        problems.append(f"{path}: must hold tensors by name, got a {type(content).__name__}")
+        return []
+    words = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    tensors = []
+    for name, tensor in content.items():
+        if not (
+            isinstance(name, str)
+            and isinstance(tensor, torch.Tensor)
+            and tensor.layout == torch.strided
+            and tensor.device.type == "cpu"
+            and not tensor.is_quantized
+        ):
+            kind = type(tensor).__name__
+            problems.append(f"{path}: {printable(str(name))} is a {kind}, not a dense tensor")
+            continue
+        dtype = words.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+        read = functools.partial(_numpy_from_torch, tensor)
+        tensors.append(StoredTensor(name, dtype, tuple(tensor.shape), path, read))
+    return tensors
+
+
+def why_no_pickles() -> str | None:
+    """Why .bin files cannot be opened here, and what to do; None where they can."""
+    if importlib.util.find_spec("torch") is None:
+        return (
+            "only PyTorch opens it safely, and PyTorch is not installed. Install it (pip install "
+            "torch), or use a .safetensors file"
+        )
+    import torch
+
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _SOUND_TORCH:
+        return (
+            f"PyTorch {torch.__version__} does not open it safely, 2.6 and later do. Upgrade it, "
+            "or use a .safetensors file"
+        )
+    return None
+
+
+def _numpy_from_torch(tensor: Any) -> np.ndarray:
+    import torch
+
+    # A copy: the tensor itself is the mapped file, and would change with it.
+    copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if copied.dtype == torch.bfloat16:
+        return copied.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return copied.numpy()

@@ -1,17 +1,18 @@
-"""Writing PyTorch pipeline folders, as diffusers and transformers read them, without PyTorch.
+"""Writes PyTorch pipeline folders, as diffusers and transformers read them, without PyTorch.
 
-folder/model_index.json
-folder/escherjax.json  what the weights expect of cameras and views (`escherjax.weights.facts`)
-folder/unet/           config.json, diffusion_pytorch_model.safetensors
-folder/vae/            the same; absent where latents are pixels
-folder/image_encoder/  config.json, model.safetensors
-folder/scheduler/      scheduler_config.json
+    folder/model_index.json
+    folder/escherjax.json  what the weights expect of cameras and views (`escherjax.weights.facts`)
+    folder/unet/           config.json, diffusion_pytorch_model.safetensors
+    folder/vae/            the same; absent where latents are pixels
+    folder/image_encoder/  config.json, model.safetensors
+    folder/scheduler/      scheduler_config.json
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,16 +22,17 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
+from tqdm import tqdm
 
 from escherjax.errors import UserError
 from escherjax.models.diffusion import schedule as schedule_lib
 from escherjax.models.eschernet import EscherNet, Params
 from escherjax.models.vae import VAE
 from escherjax.weights import facts as facts_lib
-from escherjax.weights import folder_configs, names, safetensors_file
-from escherjax.weights.facts import Facts
-from escherjax.weights.safetensors_file import DTYPES, TensorSpec
-from escherjax.weights.stored import StoredFormat
+from escherjax.weights import folder_configs, names
+from escherjax.weights.facts import ModelCard
+from escherjax.weights.reading import PipelineFolder
+from escherjax.weights.tensors import NUMPY_TYPES
 
 log = logging.getLogger("escherjax.weights")
 
@@ -43,60 +45,86 @@ _WEIGHTS_FILES = {
 _MOST_NAMES = 3  # of tensors in one line of the log
 
 Leaves = Mapping[str, tuple[names.Path, Any]]  # PyTorch name -> path in our tree, array
+Specs = Mapping[str, tuple[str, tuple[int, ...]]]  # PyTorch name -> "F32", "F16" or "BF16", shape
 
 
 def save_pipeline_folder(
     folder: str | Path,
     model: EscherNet,
     params: Params,
-    facts: Facts,
-    stored: StoredFormat | None = None,
+    card: ModelCard,
+    stored: PipelineFolder | None = None,
     dtype: str | None = None,
 ) -> None:
     """Writes a pipeline folder, whole or not at all.
 
-    params: {"unet", "vae", "image_encoder"}, arrays on host or device; one tensor more than these
-    is held at a time. stored: of the folder the weights were read from; its configs are written
-    again field by field, and its tensors in the types they had there.
-    dtype: "float32", "float16" or "bfloat16", rounding where it must; None rounds nothing: a
-    network of which any value does not fit the stored type is written in float32, which is logged.
-    Raises UserError for a folder that is not empty or cannot be written, and, listing every
-    tensor, for values that are not finite, or would not be in `dtype`.
+    Args:
+        folder: new or empty.
+        model: sizes of the networks.
+        params: {"unet", "vae", "image_encoder"}, arrays on host or device; one tensor more than
+            these is held at a time.
+        card: what the weights expect of cameras and views.
+        stored: what the folder said that the weights were read from. Its configs are written again
+            field by field, and its tensors in the types they had there.
+        dtype: "float32", "float16" or "bfloat16", rounding where it must. None rounds nothing: a
+            network of which any value does not fit the stored type is written in float32, which is
+            logged.
+
+    Raises:
+        UserError: for a folder that is not empty or cannot be written, and, listing every tensor,
+            for values that are not finite, or would not be in `dtype`.
     """
     folder = Path(folder).resolve()
     check_target(folder)
     if dtype not in (None, *_TYPE_NAMES):
-        raise UserError(f"dtype = {dtype!r}; needed one of {', '.join(_TYPE_NAMES)}, or None.")
-    stored = stored or StoredFormat(model_index={}, configs={}, dtypes={})
+        raise UserError(f"dtype must be one of {', '.join(_TYPE_NAMES)} or None, got {dtype!r}.")
     parts = ["unet", "image_encoder"] + (["vae"] if isinstance(model.codec, VAE) else [])
     leaves = {part: _leaves(params[part]) for part in parts}
+    networks = stored.networks if stored else {}
+    stored_types = {name: network.dtypes for name, network in networks.items()}
     problems: list[str] = []
     types = {
-        part: _types(part, leaves[part], stored.dtypes.get(part, {}), dtype, problems)
+        part: _types(part, leaves[part], stored_types.get(part, {}), dtype, problems)
         for part in parts
     }
     if problems:
         raise UserError(f"{folder} is not written:\n  " + "\n  ".join(problems))
-    configs = _configs(model, facts.resolution, stored, types)
-    index = stored.model_index or folder_configs.model_index("vae" in parts)
+    side = model.latent_shape(card.resolution)[0]
+    configs = {
+        "unet": folder_configs.unet_fields(model.unet.config, side),
+        "image_encoder": folder_configs.encoder_fields(model.encoder.config),
+    }
+    if "vae" in parts:
+        configs["vae"] = folder_configs.vae_fields(model.codec.config, card.resolution)
+    configs |= {part: networks[part].fields for part in parts if part in networks}
+    for part in parts:
+        if types[part] != stored_types.get(part):
+            configs[part] = _with_dtype(configs[part], types[part])
+    scheduler = stored.scheduler if stored else {}
+    index = stored.model_index if stored else {}
 
     def fill(partial: Path) -> None:
         for part in parts:
             (partial / part).mkdir()
             _write_json(partial / part / "config.json", configs[part])
             specs = {
-                name: TensorSpec(types[part][name], names.torch_shape(path, tuple(leaf.shape)))
+                name: (types[part][name], names.torch_shape(path, tuple(leaf.shape)))
                 for name, (path, leaf) in leaves[part].items()
             }
-            safetensors_file.write(
+            write_safetensors(
                 partial / part / _WEIGHTS_FILES[part], specs, _reader(leaves[part], specs)
             )
             _sync(partial / part)
         (partial / "scheduler").mkdir()
-        _write_json(partial / "scheduler" / "scheduler_config.json", configs["scheduler"])
+        _write_json(
+            partial / "scheduler" / "scheduler_config.json",
+            scheduler or schedule_lib.to_diffusers(model.schedule),
+        )
         _sync(partial / "scheduler")
-        _write_json(partial / facts_lib.FILE_NAME, facts.to_json())
-        _write_json(partial / "model_index.json", index)
+        _write_json(partial / facts_lib.FILE_NAME, card.to_json())
+        _write_json(
+            partial / "model_index.json", index or folder_configs.model_index("vae" in parts)
+        )
 
     _make_whole(folder, fill)
 
@@ -104,7 +132,7 @@ def save_pipeline_folder(
 def check_target(folder: Path) -> None:
     """Raises UserError if `folder` is a file, or holds anything."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder that is empty or does not exist.")
+        raise UserError(f"{folder} is a file; expected a folder that is empty or does not exist.")
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a folder that is, or does not exist.")
 
@@ -155,11 +183,11 @@ def _host(leaf: Any) -> np.ndarray:
     return np.asarray(leaf.copy() if isinstance(leaf, jax.Array) else leaf)
 
 
-def _reader(leaves: Leaves, specs: Mapping[str, TensorSpec]) -> Callable[[str], np.ndarray]:
+def _reader(leaves: Leaves, specs: Specs) -> Callable[[str], np.ndarray]:
     def read(name: str) -> np.ndarray:
         path, leaf = leaves[name]
         # Cast before moving elements: fewer bytes to move.
-        array = _host(leaf).astype(DTYPES[specs[name].dtype], copy=False)
+        array = _host(leaf).astype(NUMPY_TYPES[specs[name][0]], copy=False)
         return names.array_to_torch(path, array)
 
     return read
@@ -175,7 +203,7 @@ def _types(
         array, where = _host(leaf), f"{part}: tensor {name}"
         own = _TYPE_NAMES.get(array.dtype.name)
         if own is None:
-            problems.append(f"{where} is {array.dtype}; needed {', '.join(_TYPE_NAMES)}")
+            problems.append(f"{where} must be one of {', '.join(_TYPE_NAMES)}, got {array.dtype}")
         elif not np.isfinite(array).all():
             problems.append(f"{where} has values that are not finite")
         elif dtype is not None:
@@ -201,40 +229,55 @@ def _types(
 
 def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
     with np.errstate(over="ignore"):
-        return array.astype(DTYPES[dtype], copy=False)
+        return array.astype(NUMPY_TYPES[dtype], copy=False)
 
 
 def _survives(array: np.ndarray, dtype: str) -> bool:
-    if DTYPES[dtype] == array.dtype or dtype == "F32":
+    if NUMPY_TYPES[dtype] == array.dtype or dtype == "F32":
         return True
     return bool((_cast(array, dtype).astype(np.float32) == array.astype(np.float32)).all())
 
 
-def _configs(
-    model: EscherNet,
-    resolution: int,
-    stored: StoredFormat,
-    types: Mapping[str, Mapping[str, str]],
-) -> dict[str, dict[str, Any]]:
-    """The JSON files of all parts: as they were stored, else made from our sizes."""
+def write_safetensors(path: Path, specs: Specs, read: Callable[[str], np.ndarray]) -> None:
+    """Writes and syncs a safetensors file tensor by tensor; a long one shows its progress.
+
+    The library's own writers take all tensors at once, a second copy of the network. The bytes are
+    theirs: 8 bytes of header length (little-endian), a JSON header padded with spaces to a multiple
+    of 8, then the data; types in falling order of alignment, names in order within a type.
+
+    Args:
+        path: file to write.
+        specs: type and shape of each tensor.
+        read: gives the array of a name, called once for each when its turn comes, and cast to the
+            type in `specs`.
+    """
+    rank = list(NUMPY_TYPES)
+    ordered = sorted(specs, key=lambda name: (rank.index(specs[name][0]), name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in ordered:
+        dtype, shape = specs[name]
+        begin, end = end, end + math.prod(shape) * NUMPY_TYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        bar = tqdm(ordered, f"writing {path.parent.name}", unit="tensor", delay=1, disable=None)
+        for name in bar:
+            array, (dtype, shape) = read(name), specs[name]
+            if array.shape != shape:
+                raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+            array = np.ascontiguousarray(array, NUMPY_TYPES[dtype])
+            file.write(array.reshape(-1).view(np.uint8))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _with_dtype(fields: Mapping[str, Any], types: Mapping[str, str]) -> dict[str, Any]:
+    """A config that names the type its tensors are written in: transformers reads them as such."""
+    found = set(types.values())
     torch_names = {value: key for key, value in _TYPE_NAMES.items()}
-    side = model.latent_shape(resolution)[0]
-    make = {
-        "unet": lambda: folder_configs.unet_fields(model.unet.config, side),
-        "vae": lambda: folder_configs.vae_fields(model.codec.config, resolution),
-        "image_encoder": lambda: folder_configs.encoder_fields(model.encoder.config),
-        "scheduler": lambda: schedule_lib.to_diffusers(model.schedule),
-    }
-    configs = {
-        part: dict(stored.configs.get(part) or make[part]()) for part in (*types, "scheduler")
-    }
-    for part, written in types.items():
-        if written == stored.dtypes.get(part):
-            continue
-        # transformers reads weights in the type that the config names.
-        found = set(written.values())
-        dtype = torch_names[found.pop()] if len(found) == 1 else "float32"
-        configs[part] |= {
-            field: dtype for field in ("torch_dtype", "dtype") if field in configs[part]
-        }
-    return configs
+    dtype = torch_names[found.pop()] if len(found) == 1 else "float32"
+    return {**fields, **{name: dtype for name in ("torch_dtype", "dtype") if name in fields}}

@@ -15,7 +15,6 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from data_prep.lib import importing, output, tasks
@@ -182,38 +181,6 @@ def make_tasks(
     return made
 
 
-def read_vae(weights: str) -> tuple[Any, Any]:
-    """(VAEConfig, host arrays) of PyTorch weights or of a work directory.
-
-    Args:
-        weights: folder of a pipeline, the VAE's own, a hub name, or a work directory.
-
-    Raises:
-        UserError: if there is no VAE, or it cannot be read.
-    """
-    from flax import traverse_util
-
-    from escherjax.models import eschernet
-    from escherjax.weights import hub, reading, run_params, runs
-
-    place = runs.locate(Path(weights))
-    if place is not None:
-        vae = eschernet.from_config(runs.read_config(place[0])).codec
-        stored = run_params.open_checkpoint(*place)
-        paths = [path for path in stored.shapes if path[0] == "vae"]
-        config = getattr(vae, "config", None)
-        params = traverse_util.unflatten_dict(stored.read(paths)).get("vae") if paths else None
-    else:
-        folder = hub.resolve(weights, "vae")
-        if not folder.is_dir():
-            raise UserError(f"{weights} is not a directory; expected one of PyTorch weights.")
-        part = folder / "vae"
-        config, params, _ = reading.read_component(part if part.is_dir() else folder, "vae")
-    if config is None or not params:
-        raise UserError(f"{weights} works on pixels and has no VAE; take weights of a VAE.")
-    return config, params
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the command; see --help."""
     args = argument_parser().parse_args(argv)
@@ -225,12 +192,12 @@ def main(argv: Sequence[str]) -> None:
 
     from escherjax.data import moments, shards
     from escherjax.models.vae import VAE
-    from escherjax.weights import facts
+    from escherjax.weights import facts, parts
 
     sources = {
         split: shards.open_shards(args.data, split) for split in shards.split_names(args.data)
     }
-    config, params = read_vae(args.weights)
+    config, params = parts.read_vae(args.weights)
     reduction = 2 ** (len(config.block_channels) - 1)
     if args.resolution % reduction:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Lists the checkpoints of a work directory, and checks them.
+"""Lists and verifies the checkpoints of a work directory.
 
     python -m escherjax.checkpoints runs/demo
     python -m escherjax.checkpoints runs/demo --verify      # reads every byte of them
@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from escherjax.errors import EXIT_OK, EXIT_USER_ERROR, UserError, run_command
+from escherjax.errors import EXIT_OK, EXIT_USER_ERROR, UserError, aligned, run_command
 
 
 def main(argv: Sequence[str]) -> int:
+    """Runs the command; see --help."""
     parser = argparse.ArgumentParser(
         prog="python -m escherjax.checkpoints",
         description=__doc__,
@@ -29,19 +30,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
 
-    rows = list_checkpoints(arguments.workdir, arguments.verify)
-    others = list_others(arguments.workdir)
+    workdir = arguments.workdir
+    rows, others = list_checkpoints(workdir, arguments.verify), list_others(workdir)
     if arguments.json:
-        content = {
-            "workdir": str(arguments.workdir),
-            "checkpoints": rows,
-            "not_checkpoints": others,
-        }
+        content = {"workdir": str(workdir), "checkpoints": rows, "not_checkpoints": others}
         print(json.dumps(content, indent=2))
     else:
         print("\n".join([_table(rows), *map(_not_a_checkpoint, others)]))
-    damaged = [row for row in rows if row["problems"]]
-    return EXIT_USER_ERROR if damaged else EXIT_OK
+    return EXIT_USER_ERROR if any(row["problems"] for row in rows) else EXIT_OK
 
 
 def list_checkpoints(workdir: Path, verify: bool = False) -> list[dict[str, Any]]:
@@ -62,13 +58,13 @@ def list_checkpoints(workdir: Path, verify: bool = False) -> list[dict[str, Any]
     if not folders:
         others = "".join(f"\n  {_not_a_checkpoint(name)}" for name in list_others(workdir))
         raise UserError(
-            f"{workdir} holds no checkpoints/STEP; needed a training work directory.{others}"
+            f"{workdir} has no checkpoints/STEP; expected a training work directory.{others}"
         )
     return [_describe(folder, verify) for folder in folders]
 
 
 def list_others(workdir: Path) -> list[str]:
-    """Names of the folders in `workdir/checkpoints` that are no checkpoints, by name, nor a save
+    """Names of folders in `workdir/checkpoints` that are neither checkpoints, by name, nor a save
     under way; training reads none of them."""
     from escherjax.weights.integrity import UNFINISHED, step_of
 
@@ -99,17 +95,16 @@ def _describe(folder: Path, verify: bool) -> dict[str, Any]:
 
     from escherjax.weights import integrity
 
-    has_checksums = integrity.has_manifest(folder)
     problems = integrity.find_problems(folder, sizes_only=True)
     whole = not problems
     if verify and whole:
         problems = integrity.find_problems(folder)
     checksums = "none"
-    if has_checksums:
+    if integrity.has_manifest(folder):
         checksums = ("differ" if problems else "hold") if verify else "unread"
     try:
         record = integrity.read_record(folder)
-    except (OSError, ValueError):  # which `look` has said
+    except (OSError, ValueError):  # which is among the problems
         record = {}
     config = record.get("config", "")
     files = [path for path in folder.rglob("*") if path.is_file()]
@@ -129,22 +124,14 @@ def _describe(folder: Path, verify: bool) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    heads = ("checkpoint", "saved", "MiB", "config", "commit", "whole", "checksums")
-    lines = [heads] + [
-        (
-            row["folder"],
-            row["saved"].replace("+00:00", "Z"),
-            f"{row['bytes'] / 2**20:,.1f}",
-            row["config"],
-            row["commit"][:8],
-            "yes" if row["whole"] else "NO",
-            row["checksums"],
-        )
-        for row in rows
-    ]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    return "\n".join(text + [f"damaged: {line}" for row in rows for line in row["problems"]])
+    lines = [("checkpoint", "saved", "MiB", "config", "commit", "whole", "checksums")]
+    for row in rows:
+        saved, size = row["saved"].replace("+00:00", "Z"), f"{row['bytes'] / 2**20:,.1f}"
+        whole = "yes" if row["whole"] else "NO"
+        cells = row["folder"], saved, size, row["config"], row["commit"][:8], whole
+        lines.append((*cells, row["checksums"]))
+    damaged = [f"damaged: {line}" for row in rows for line in row["problems"]]
+    return "\n".join([aligned(lines), *damaged])
 
 
 if __name__ == "__main__":

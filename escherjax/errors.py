@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong, here is what to do."""
+"""Exceptions for input that cannot be used and runs that stop, and how commands report them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -24,7 +24,7 @@ DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class UserError(Exception):
-    """Input that cannot be used: the message says what was found, what was needed, what to do."""
+    """Input that cannot be used: the message has what was found, what was expected, what to do."""
 
 
 def listed(problems: Sequence[str], most: int = 10) -> str:
@@ -46,8 +46,20 @@ def for_each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[
     return results
 
 
-def in_words(error: Exception) -> str:
-    """What was wrong with a file of JSON, of the failure to read it or to find a field in it."""
+def aligned(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Rows of cells as lines of aligned columns; right: indices of those that end at one place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def describe_error(error: Exception) -> str:
+    """Why a JSON file could not be used, from the failure to read it or to find a field in it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if isinstance(error, KeyError):
@@ -55,20 +67,20 @@ def in_words(error: Exception) -> str:
     if isinstance(error, TypeError):
         return "its content has another form"
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-        return f"it is no JSON: {error}"
+        return f"it is not JSON: {error}"
     return str(error)
 
 
 class StoppedError(Exception):
-    """Work that cannot go on through no wrong input: the message says where it stopped."""
+    """Work that cannot go on although the input was right: the message says where it stopped."""
 
 
 class TrainingError(StoppedError):
     """A training run that cannot go on."""
 
 
-class Preempted(BaseException):  # which no `except Exception` may take
-    """Asked to stop by a signal while nothing is there to save yet; says how to go on."""
+class Preempted(BaseException):  # which no `except Exception` may catch
+    """A stop signal came while there was nothing to save yet; the message says how to go on."""
 
 
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> None:
@@ -95,11 +107,11 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
 
 
 def report(error: BaseException) -> int:
-    """Prints what ended a command to stderr, with a traceback only if it is none of ours.
+    """Prints what ended a command to stderr, with a traceback only for unexpected exceptions.
 
-    Ours are also a path that may not be used, or as what it is not, and a full disk; but no missing
-    file, which may well be a bug: whoever reads a file that the user names says so if it is not
-    there. Returns the exit code.
+    Expected are also a path that may not be used, or not as a file or folder, and a full disk. A
+    missing file is not: it may well be a bug, and whoever reads a file that the user names reports
+    it. Returns the exit code.
     """
     if isinstance(error, OSError) and (trouble := _file_trouble(error)) is not None:
         if os.environ.get(TRACEBACK_VARIABLE):
@@ -121,8 +133,8 @@ def report(error: BaseException) -> int:
 
 
 def _file_trouble(error: OSError) -> UserError | StoppedError | None:
-    """What the file system refused, in words; None if that may be a fault of the program."""
-    where = f" ({TRACEBACK_VARIABLE}=1 shows where that was met.)"
+    """What the file system refused, in words; None if that may be a bug of the program."""
+    where = f" ({TRACEBACK_VARIABLE}=1 shows where.)"
     path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
     if error.errno in DISK_FULL:
         at = "" if path is None else f"{path}: "
@@ -140,7 +152,7 @@ def _file_trouble(error: OSError) -> UserError | StoppedError | None:
     if error.errno == errno.EROFS:
         return UserError(f"{path} is on a read-only file system; name another place.{where}")
     if isinstance(error, NotADirectoryError):
-        return UserError(f"{path} leads through a file; needed a folder there.{where}")
+        return UserError(f"{path} leads through a file; expected a folder there.{where}")
     if isinstance(error, IsADirectoryError):
-        return UserError(f"{path} is a folder; needed a file.{where}")
+        return UserError(f"{path} is a folder; expected a file.{where}")
     return None

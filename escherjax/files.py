@@ -34,10 +34,10 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a local path to write to; what was written stands at `path` once nothing was raised.
+    """Yields a local path to write to, and moves the file to `path` unless something is raised.
 
-    Of the file nothing is left otherwise. Names in between are new each time and end in ".tmp", so
-    that two writers of one file do no harm.
+    Otherwise nothing of it is left. Names in between are new each time and end in ".tmp", so that
+    two writers of one file do no harm.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     if not is_remote(path):
@@ -65,10 +65,7 @@ def file_size(path: Path) -> int:
 
 @contextmanager
 def explained(workdir: Path, what: str) -> Iterator[None]:
-    """Turns a failure to write `what` into a TrainingError that says what is wrong with the disk.
-
-    Other exceptions pass.
-    """
+    """Turns a disk's failure to write `what` into a readable TrainingError; others pass."""
     try:
         yield
     except (UserError, TrainingError):
@@ -81,15 +78,15 @@ def explained(workdir: Path, what: str) -> Iterator[None]:
             raise
         raise TrainingError(
             f"{what} could not be written to {workdir}: {reason}. Checkpoints that were whole are "
-            "untouched. Mend that, then start the same command again to continue from the newest."
+            "untouched. Fix that, then start the same command again to continue from the newest."
         ) from error
 
 
 @contextmanager
 def usable(workdir: Path, option: str = "--workdir") -> Iterator[None]:
-    """Turns a failure to make or take the folder of `option` at the start into one message.
+    """Turns a failure to create or use the folder of `option` at the start into one message.
 
-    A UserError where another folder, or rights, are needed; a TrainingError where the disk fails.
+    A UserError where another folder, or rights, are required; a TrainingError where the disk fails.
     """
     try:
         yield
@@ -97,15 +94,21 @@ def usable(workdir: Path, option: str = "--workdir") -> Iterator[None]:
         refused = error.errno in _REFUSED | _NO_FOLDER
         raise (UserError if refused else TrainingError)(
             f"{option} {workdir} cannot be used: {_reason(error, workdir) or error}. Nothing was "
-            f"started. Mend that or take another {option}, then start the same command again."
+            f"started. Fix that or name another {option}, then start the same command again."
         ) from error
 
 
 @contextmanager
 def output_folder(folder: Path, option: str = "--out") -> Iterator[None]:
-    """Makes the folder that results will go to inside; one that stays empty goes again.
+    """Creates the output folder that is filled inside, and removes it again if it stays empty.
 
-    Raises UserError if it cannot be made or written to; TrainingError if the disk below it fails.
+    Args:
+        folder: to create, with those above it.
+        option: the flag that named it, for messages.
+
+    Raises:
+        UserError: it cannot be created or written to.
+        TrainingError: the disk below it fails.
     """
     with usable(folder, option):
         check_no_file(folder, option)
@@ -118,14 +121,14 @@ def output_folder(folder: Path, option: str = "--out") -> Iterator[None]:
 
 @contextmanager
 def output_file(file: Path, option: str = "--out") -> Iterator[None]:
-    """Makes the folder of a file that is written after the work; one that stays empty goes again.
+    """Creates the folder of an output file that is written after the work; see `output_folder`.
 
-    Raises UserError if the file is a folder or cannot be written, else as `output_folder`.
+    Raises UserError also if the file is a folder or cannot be written.
     """
     if file.is_dir():
         raise UserError(f"{option} {file} is a folder; name a file in it.")
     if file.exists() and not os.access(file, os.W_OK):
-        raise UserError(f"{option} {file} is there and may not be written; name another file.")
+        raise UserError(f"{option} {file} exists and may not be written; name another file.")
     with output_folder(file.parent, option):
         yield
 
@@ -135,18 +138,18 @@ def check_no_file(folder: Path, option: str = "--workdir") -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         found = "is a file" if there == folder else f"leads through {there}, which is a file"
-        raise UserError(f"{option} {folder} {found}; name a folder that exists or can be made.")
+        raise UserError(f"{option} {folder} {found}; name a folder that exists or can be created.")
 
 
 def make(folder: Path) -> list[str]:
-    """Makes the folder and those above it; returns which were missing, the innermost first.
+    """Creates a folder and those above it; returns which were missing, the innermost first.
 
-    Raises OSError if it cannot be made or written to, and then leaves none behind.
+    Raises OSError if it cannot be created or written to, and then leaves none behind.
     """
     missing = [str(path) for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}"  # rights alone do not tell of a read-only disk
+        probe = folder / f".probe.{os.getpid()}"  # rights alone do not show a read-only disk
         probe.touch()
         probe.unlink()
     except OSError:
@@ -156,18 +159,20 @@ def make(folder: Path) -> list[str]:
 
 
 def remove(folders: list[str]) -> None:
-    """Removes what `make` made, as far as it is empty."""
+    """Removes what `make` created, as far as it is empty."""
     with suppress(OSError):  # one that is in use is not empty
         for folder in folders:
             if Path(folder).exists():
                 Path(folder).rmdir()
 
 
-def tell_failed_saves_once() -> None:
-    """Keeps quiet, from here on, what a failed save of Orbax leaves behind in its event loop.
+def report_failed_saves_once() -> None:
+    """Silences, from here on, what a failed save of Orbax leaves behind in its event loop.
 
-    It raises one failure, which is told; that of every other array (hundreds) would be shown when
-    its task is thrown away, or when a thread of tensorstore reports to the loop that was closed.
+    Orbax raises one failure, which is reported. That of every other array (hundreds) would be
+    printed when its task is thrown away, or when a thread of tensorstore reports to the loop that
+    was closed; seen up to Orbax 0.12.8, whose tasks nobody awaits after the first failure
+    (https://docs.python.org/3/library/asyncio-dev.html, "Detect never-retrieved exceptions").
     """
     logger = logging.getLogger("asyncio")
     if _is_news in logger.filters:
@@ -175,18 +180,18 @@ def tell_failed_saves_once() -> None:
     logger.addFilter(_is_news)
     hook = sys.unraisablehook
 
-    def told(unraisable: sys.UnraisableHookArgs) -> None:
+    def report(unraisable: sys.UnraisableHookArgs) -> None:
         closed = isinstance(unraisable.exc_value, RuntimeError) and (
             str(unraisable.exc_value) == "Event loop is closed"
         )
         if not (closed and unraisable.object is None):
             hook(unraisable)
 
-    sys.unraisablehook = told
+    sys.unraisablehook = report
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether asyncio's line is of something else than a save of Orbax that failed unasked.
+    """Whether a line of asyncio's log is about anything but an unawaited save of Orbax.
 
     Its tasks failed in code of Orbax; futures that tensorstore fills failed in no Python code.
     """
@@ -200,7 +205,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def check_there(workdir: Path) -> None:
-    """Raises TrainingError if the work directory went away, before anything makes it anew."""
+    """Raises TrainingError if the work directory is gone, before anything creates it again."""
     if not (workdir / "config.json").is_file():
         raise _gone(workdir)
 
@@ -214,7 +219,7 @@ def _gone(workdir: Path) -> TrainingError:
 
 
 def _reason(error: BaseException | None, workdir: Path) -> str:
-    """What the disk did, "" if the error (or what caused it) does not say."""
+    """What went wrong on the disk, "" if neither the error nor its causes say so."""
     while error is not None:
         number, text = getattr(error, "errno", None), str(error)
         if number in DISK_FULL or any(words in text for words in _FULL_TEXTS):

@@ -376,7 +376,7 @@ def test_the_command_names_what_is_no_whole_checkpoint(workdir, capsys):
 
     for step in ("10", "20", "100"):
         shutil.rmtree(checkpoints / step)
-    with pytest.raises(UserError, match=r"holds no checkpoints/STEP(.|\n)*not a checkpoint: 006"):
+    with pytest.raises(UserError, match=r"has no checkpoints/STEP(.|\n)*not a checkpoint: 006"):
         command.main([str(workdir)])
 
 

@@ -35,9 +35,9 @@ def tiny():
 def encoded(golden):
     """(arrays of the original, our tokens, our intermediate maps as NCHW of image 0)."""
     _, folder, arrays = golden
-    config, params, _ = reading.read_component(folder / "image_encoder", "image_encoder")
+    network, params = reading.read_component(folder / "image_encoder", "image_encoder")
     images = (arrays["image_encoder/images_u8"].astype(np.float32) / 255 - 0.5) / 0.5
-    apply = jax.jit(lambda p, x: ConvNeXtV2(config).apply({"params": p}, x, mutable=True))
+    apply = jax.jit(lambda p, x: ConvNeXtV2(network.config).apply({"params": p}, x, mutable=True))
     tokens, state = apply(params, np.moveaxis(images, 1, -1))
     sown = state["intermediates"]
     maps = {

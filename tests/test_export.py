@@ -12,12 +12,11 @@ from safetensors.numpy import load_file, save_file
 import escherjax
 from escherjax import export
 from escherjax.errors import EXIT_ERROR, EXIT_OK, UserError
-from escherjax.weights import parity
 from tests.helpers.fake_hub import FakeHub
 from tests.helpers.random_models import random_model
 from tests.helpers.tiny_workdir import write_workdir
 
-needs_torch = pytest.mark.skipif(not parity.has_torch(), reason="the extra torch is not installed")
+needs_torch = pytest.mark.skipif(not export.has_torch(), reason="the extra torch is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def test_a_rounded_export_is_compared_as_it_was_rounded(run, tmp_path):
     out = tmp_path / "out"
     assert export.main(["--weights", str(run), "--out", str(out), "--dtype", "bfloat16"]) == EXIT_OK
     stored = escherjax.load(out).stored
-    assert {t for types in stored.dtypes.values() for t in types.values()} == {"BF16"}
+    assert {t for network in stored.networks.values() for t in network.dtypes.values()} == {"BF16"}
     assert json.loads((out / "parity.json").read_text())["checked"]
 
 
@@ -81,7 +80,7 @@ def test_a_wrong_tensor_is_found_in_its_part(random_pipe, tmp_path, file, tensor
         path = tmp_path / "out" / f"{file}.safetensors"
         tensors = load_file(path)
         save_file({**tensors, tensor: tensors[tensor] + np.float32(0.1)}, path, {"format": "pt"})
-    found = parity.compare(random_pipe, tmp_path / "out")
+    found = export.compare(random_pipe, tmp_path / "out")
     assert {d.part for d in found if not d.is_rounding} == wrong
     parts = ["image_encoder", "vae encoder", "vae decoder", "unet", "views"]
     assert [d.part for d in found] == parts
@@ -90,7 +89,7 @@ def test_a_wrong_tensor_is_found_in_its_part(random_pipe, tmp_path, file, tensor
 @needs_torch
 def test_export_fails_where_pytorch_computes_something_else(run, tmp_path, monkeypatch, capsys):
     # Nothing passes a limit below rounding.
-    monkeypatch.setattr(parity, "ALLOWED", 1e-12)
+    monkeypatch.setattr(export, "ALLOWED", 1e-12)
     out = tmp_path / "out"
     assert export.main(["--weights", str(run), "--out", str(out)]) == EXIT_ERROR
     printed = capsys.readouterr()
@@ -111,7 +110,7 @@ def test_without_pytorch_the_folder_is_written_and_the_report_says_so(
 
 
 def test_a_deviation_of_nan_is_no_rounding():
-    assert not parity.Deviation("unet", float("nan"), 1.0, 1).is_rounding
+    assert not export.Deviation("unet", float("nan"), 1.0, 1).is_rounding
 
 
 @pytest.mark.parametrize(
@@ -119,7 +118,7 @@ def test_a_deviation_of_nan_is_no_rounding():
     [
         (["--private"], "go with --push-to-hub"),
         (["--revision", "v2"], "go with --push-to-hub"),
-        (["--push-to-hub", "bad name!"], "'bad name!' is no hub id"),
+        (["--push-to-hub", "bad name!"], "must be owner/name, got 'bad name!'"),
         (["--weights", "nowhere/at/all"], "nowhere/at/all is not a directory"),
     ],
 )

@@ -7,9 +7,9 @@ import pytest
 
 from escherjax.errors import UserError
 from escherjax.weights import facts as facts_lib
-from escherjax.weights.facts import Facts
+from escherjax.weights.facts import ModelCard
 
-ALL = Facts(
+ALL = ModelCard(
     cape="4dof_paper",
     resolution=128,
     translation_unit="metres",
@@ -24,9 +24,9 @@ ALL = Facts(
 )
 
 
-@pytest.mark.parametrize("facts", [ALL, Facts("none")], ids=["all known", "defaults"])
+@pytest.mark.parametrize("facts", [ALL, ModelCard("none")], ids=["all known", "defaults"])
 def test_facts_make_the_round_trip(facts):
-    assert Facts.from_json(facts.to_json()) == facts
+    assert ModelCard.from_json(facts.to_json()) == facts
 
 
 def test_the_file_says_which_cameras_are_meant():
@@ -50,7 +50,7 @@ def test_the_file_says_which_cameras_are_meant():
         "fov_deg": 49.5,
         "camera_radius": [1.5, 2.25],
     }
-    assert Facts("6dof").to_json()["latents"] == {"kind": "vae"}
+    assert ModelCard("6dof").to_json()["latents"] == {"kind": "vae"}
 
 
 @pytest.mark.parametrize(
@@ -104,25 +104,27 @@ def test_the_file_says_which_cameras_are_meant():
     ],
 )
 def test_other_values_are_refused_by_name(field, value):
-    with pytest.raises(UserError, match=rf"escherjax.json: {field} = .*; needed "):
-        Facts.from_json({**ALL.to_json(), field: value})
+    with pytest.raises(UserError, match=rf"escherjax.json: {field} must be .*, got "):
+        ModelCard.from_json({**ALL.to_json(), field: value})
 
 
 def test_a_file_without_the_later_fields_is_still_read():
     content = ALL.to_json()
     del content["fov_deg"], content["camera_radius"]
-    assert Facts.from_json(content) == dataclasses.replace(ALL, fov_deg=None, camera_radius=None)
+    assert ModelCard.from_json(content) == dataclasses.replace(
+        ALL, fov_deg=None, camera_radius=None
+    )
 
 
 def test_every_problem_is_listed():
     content = {**ALL.to_json(), "camera_axes": "opencv", "cape": 6, "camera_roll": 0}
     del content["resolution"], content["camera_matrix"]
     with pytest.raises(UserError) as error:
-        Facts.from_json(content, "folder/escherjax.json")
+        ModelCard.from_json(content, "folder/escherjax.json")
     assert str(error.value) == (
         "folder/escherjax.json: camera_matrix is missing; resolution is missing; camera_roll is "
-        "unknown; camera_axes = 'opencv' is not supported; needed 'opengl'; cape = 6; needed one "
-        "of 6dof, 4dof, 4dof_paper, none. Correct the file."
+        "unknown; camera_axes must be 'opengl', got 'opencv'; cape must be one of 6dof, 4dof, "
+        "4dof_paper, none, got 6. Correct the file."
     )
 
 
@@ -149,6 +151,6 @@ def test_the_file_goes_before_the_name_and_the_caller_before_both(tmp_path, capl
     assert not caplog.records
     changed = facts_lib.of_folder(folder, ALL.to_json(), "4dof")
     assert changed == dataclasses.replace(ALL, cape="4dof")
-    assert "says cape = '4dof_paper'; going on with '4dof'" in caplog.text
+    assert "cape = '4dof_paper'; using '4dof'" in caplog.text
     unknown = {**ALL.to_json(), "cape": "7dof"}
     assert facts_lib.of_folder(folder, unknown, "4dof") == changed

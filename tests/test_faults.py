@@ -178,7 +178,7 @@ def test_a_full_disk_is_told_by_one_message(small_disk, environment):
 
 
 def test_futures_of_failed_writes_are_not_told_and_others_are(caplog):
-    files.tell_failed_saves_once()
+    files.report_failed_saves_once()
     loop = asyncio.new_event_loop()
     for text in ("Failed to write to file 8: No space left on device", "of another kind"):
         loop.create_future().set_exception(ValueError(text))  # nobody holds it

@@ -136,7 +136,7 @@ def test_what_cannot_be_a_hub_id_stays_a_path(server, tmp_path, name):
 def test_refused_downloads_say_why(server, tmp_path, status, reason):
     server.add("someone/model", FILES)
     server.refuse = status
-    with pytest.raises(UserError, match=f"someone/model is no folder here.*{reason}.*{status}"):
+    with pytest.raises(UserError, match=f"someone/model is not a local folder.*{reason}.*{status}"):
         hub.resolve("someone/model", endpoint=server.endpoint, cache_dir=tmp_path)
 
 
@@ -144,7 +144,9 @@ def test_a_missing_repository_and_a_missing_network_are_told_apart(server, tmp_p
     with pytest.raises(UserError, match="no such repository or revision"):
         hub.resolve("someone/absent", endpoint=server.endpoint, cache_dir=tmp_path)
     nobody = "http://127.0.0.1:9"  # the discard port: nothing listens
-    with pytest.raises(UserError, match="someone/absent is no folder here.*Check the name, the ne"):
+    with pytest.raises(
+        UserError, match="someone/absent is not a local folder.*Check the name, the ne"
+    ):
         hub.resolve("someone/absent", endpoint=nobody, cache_dir=tmp_path)
 
 
@@ -215,10 +217,10 @@ def test_an_upload_without_token_or_files_or_name_is_refused_unsent(server, tmp_
         hub.push(write(tmp_path / "out", FILES), "me/model", endpoint=server.endpoint)
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "absent"):
-        with pytest.raises(UserError, match="no folder with files"):
+        with pytest.raises(UserError, match="must be a folder with files"):
             hub.push(tmp_path / folder, "me/model", endpoint=server.endpoint, token="hf_w")
     for name in ("model", "a/b/c", "a/b@dev"):
-        with pytest.raises(UserError, match="needed owner/name"):
+        with pytest.raises(UserError, match="must be owner/name"):
             hub.push(tmp_path / "out", name, endpoint=server.endpoint, token="hf_w")
     assert server.requests == []
 

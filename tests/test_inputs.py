@@ -16,7 +16,7 @@ from escherjax.data.photos import windows
 from escherjax.data.rows import read_views
 from escherjax.errors import UserError
 from escherjax.sample import __main__ as sample
-from escherjax.weights.facts import Facts
+from escherjax.weights.facts import ModelCard
 from tests.helpers.scene_folders import blender_pose
 
 R = 64
@@ -326,21 +326,21 @@ def test_distances_that_training_did_not_have_are_named():
     far, near = POSES.copy(), POSES.copy()
     far[:, :3, 3] *= 4.0 / 1.8
     near[:, :3, 3] *= 1.4 / 1.8
-    six, four = (Facts(name, camera_radius=(1.5, 2.2)) for name in ("6dof", "4dof"))
+    six, four = (ModelCard(name, camera_radius=(1.5, 2.2)) for name in ("6dof", "4dof"))
     (note,) = map(str, inputs.radius_notes(far, "references", six))
     assert "references stand 4 to 4" in note and "1.5 to 2.2" in note and "--max-radius" in note
     assert not inputs.radius_notes(near, "references", six)
     (note,) = map(str, inputs.radius_notes(near, "targets", four))
     assert "4DoF clips distances to [1.5, 2.2]" in note and "3 of 3" in note
     assert not inputs.radius_notes(POSES, "references", four)
-    assert not inputs.radius_notes(far, "references", Facts("6dof"))
+    assert not inputs.radius_notes(far, "references", ModelCard("6dof"))
 
 
 def test_the_scene_is_scaled_before_distances_are_judged(tmp_path):
     far = POSES.copy()
     far[:, :3, 3] *= 3
     folder = write_scene(tmp_path, [drawn()] * 3, poses=far)
-    facts = Facts("6dof", camera_radius=(1.5, 2.2))
+    facts = ModelCard("6dof", camera_radius=(1.5, 2.2))
     assert warnings_of(read_inputs(folder, R, facts=facts).notes)
     read = read_inputs(folder, R, facts=facts, max_radius=1.5)
     assert not warnings_of(read.notes)

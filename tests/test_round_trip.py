@@ -28,6 +28,12 @@ CONFIGS = (
 )
 
 
+def said_by(stored):
+    """What a folder says beside values, wherever it lies."""
+    networks = {name: (n.config, n.fields, n.dtypes) for name, n in stored.networks.items()}
+    return networks, stored.scheduler, stored.model_index
+
+
 def read_json(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -69,7 +75,8 @@ def test_a_folder_comes_out_as_it_went_in(golden, dtype, tmp_path):
     again = escherjax.load(tmp_path / "again")
     assert_same_bits(again.params, pipe.params)
     assert again.facts == pipe.facts and again.facts.cape == name
-    assert again.model.cape == pipe.model.cape and again.stored == pipe.stored
+    assert again.model.cape == pipe.model.cape
+    assert said_by(again.stored) == said_by(pipe.stored)
     images = np.random.default_rng(0).uniform(-1, 1, (1, 256, 256, 3)).astype(np.float32)
     assert_same_bits(again.encode_images(images), pipe.encode_images(images))
 

@@ -64,7 +64,7 @@ def test_cape_goes_before_the_file_of_a_folder(run, tmp_path, caplog):
     escherjax.load(run[0]).save_torch(tmp_path / "out")
     pipe = escherjax.load(tmp_path / "out", cape="none")
     assert pipe.model.cape == pipe.facts.cape == "none"
-    assert "says cape = '6dof'; going on with 'none'" in caplog.text
+    assert "cape = '6dof'; using 'none'" in caplog.text
     with pytest.raises(UserError, match="cape must be '6dof', with which .* trained"):
         escherjax.load(run[0], cape="none")
 
@@ -79,7 +79,7 @@ def test_facts_that_do_not_fit_the_networks_are_refused(run, tmp_path):
             "unet.in_channels must be .* 48, got 12",
         ),
         ({"resolution": 17}, "resolution must be a multiple of 2.* got 17"),
-        ({"camera_axes": "opencv"}, "camera_axes = 'opencv' is not supported"),
+        ({"camera_axes": "opencv"}, "camera_axes must be 'opengl', got 'opencv'"),
     ]:
         file.write_text(json.dumps({**content, **change}))
         with pytest.raises(UserError, match=reason):

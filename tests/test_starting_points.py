@@ -140,17 +140,17 @@ def test_every_difference_of_every_part_is_listed_at_once(tmp_path):
         "config.unet.in_channels: 9 there, 4 in this model",
         "config.unet.num_heads: 2 there, 4 in this model",
         "config.unet.cross_channels: 16 there, 32 in this model",
-        "tensor unet/conv_in/kernel is [3, 3, 9, 32]; must be [3, 3, 4, 32]",
-        "tensor unet/conv_out/bias is [9]; must be [4]",
+        "tensor unet/conv_in/kernel is [3, 3, 9, 32], expected [3, 3, 4, 32]",
+        "tensor unet/conv_out/bias is [9], expected [4]",
         "config.encoder.widths: (16,) there, (32,) in this model",
-        "tensor image_encoder/layernorm/scale is [16]; must be [32]",
+        "tensor image_encoder/layernorm/scale is [16], expected [32]",
         "config.latents.vae.latent_channels: 9 there, 4 in this model",
-        "tensor vae/quant_conv/kernel is [1, 1, 18, 18]; must be [1, 1, 8, 8]",
+        "tensor vae/quant_conv/kernel is [1, 1, 18, 18], expected [1, 1, 8, 8]",
     ):
         assert line in message
     sizes = {p: t.shape for p, t in traverse_util.flatten_dict(random_params(config)).items()}
     others = {p: t.shape for p, t in traverse_util.flatten_dict(random_params(other)).items()}
-    assert message.count("; must be [") == sum(sizes[path] != others[path] for path in sizes)
+    assert message.count(", expected [") == sum(sizes[path] != others[path] for path in sizes)
 
 
 def test_unreadable_parts_and_parts_of_other_sizes_are_refused_together(tmp_path):

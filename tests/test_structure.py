@@ -35,7 +35,7 @@ NOUNS = {
     "devices": "errors",
     "config": "errors",
     "files": "errors",
-    "pytorch": "errors",
+    "pytorch": "cameras errors",
     "errors": "",
     "escherjax": "",  # the front door: names what `escherjax.x` is, imports it on first use
 }

@@ -59,10 +59,9 @@ def largest_difference(a, b):
 def test_loss_and_gradients_equal_the_originals_training_step(golden):
     """Tolerances: five times the deviation of the original's float32 run from its float64 run."""
     name, folder, arrays = golden
-    stored = read_pipeline_folder(folder)
-    model = eschernet.from_parts(
-        stored.unet, stored.image_encoder, stored.vae, stored.scheduler, name, jnp.float32
-    )
+    stored, params = read_pipeline_folder(folder)
+    sizes = [stored.networks[part].config for part in ("unet", "image_encoder", "vae")]
+    model = eschernet.from_parts(*sizes, stored.scheduler, name, jnp.float32)
     batch_size, num_targets = 2, 3
 
     def views(key, count):
@@ -81,8 +80,8 @@ def test_loss_and_gradients_equal_the_originals_training_step(golden):
         posterior_noise=jnp.asarray(views("train/posterior_noise", num_targets)),
         drop=jnp.asarray(arrays["train/drop_uniform"] < 0.1),
     )
-    trained = {key: stored.params[key] for key in ("unet", "image_encoder")}
-    frozen = {"vae": stored.params["vae"]}
+    trained = {key: params[key] for key in ("unet", "image_encoder")}
+    frozen = {"vae": params["vae"]}
     assert np.asarray(draws.drop).tolist() == [False, True]
 
     def loss(trained):

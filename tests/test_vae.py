@@ -20,8 +20,8 @@ TINY = VAEConfig(block_channels=(8, 12), layers_per_block=1, norm_groups=4)
 def original(golden):
     """(arrays of the original, VAE of its sizes, its parameters)."""
     _, folder, arrays = golden
-    config, params, _ = reading.read_component(folder / "vae", "vae")
-    return arrays, VAE(config), params
+    network, params = reading.read_component(folder / "vae", "vae")
+    return arrays, VAE(network.config), params
 
 
 @pytest.fixture(scope="module")

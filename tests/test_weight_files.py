@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from escherjax.errors import UserError
-from escherjax.weights import names, pickles, reading
+from escherjax.weights import names, reading
+from escherjax.weights import tensors as tensor_files
 from tests.helpers import tiny_encoder
 from tests.helpers.tiny_encoder import read, write_config, write_shards, write_single
 
@@ -59,8 +60,8 @@ def test_shards_are_read(tmp_path, tensors, index):
     write_shards(tmp_path, tensors, 3)
     (tmp_path / INDEX).rename(tmp_path / index)
     assert_equal(read(tmp_path), tensors)
-    report = reading.read_component(tmp_path, "image_encoder")[2]
-    assert (report.source, report.loaded) == (tmp_path / index, len(tensors))
+    network = reading.read_component(tmp_path, "image_encoder")[0]
+    assert (network.source, len(network.dtypes)) == (tmp_path / index, len(tensors))
 
 
 def test_the_plain_name_wins_and_several_variants_are_refused(tmp_path, tensors):
@@ -127,7 +128,7 @@ def test_sharded_pickles_are_read(tmp_path, tensors):
     index.write_text(json.dumps({"weight_map": weight_map}))
     assert_equal(read(tmp_path), tensors)
     index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "part.safetensors")}))
-    assert "needed a .bin file in its own folder" in refusal(tmp_path)
+    assert "expected a .bin file in its own folder" in refusal(tmp_path)
 
 
 class Harmful:
@@ -154,14 +155,14 @@ def test_pickles_of_other_things_are_refused(tmp_path, tensors):
     write_config(tmp_path)
     path = tmp_path / "pytorch_model.bin"
     torch.save([1, 2], path)
-    assert "holds a list; needed tensors by name" in refusal(tmp_path)
+    assert "must hold tensors by name, got a list" in refusal(tmp_path)
     torch.save({"step": 7, "state_dict": {}, "s": torch.eye(2).to_sparse(), 8: torch.eye(2)}, path)
     message = refusal(tmp_path)
     for found in ("8 is a Tensor", "step is a int", "state_dict is a dict", "s is a Tensor"):
         assert found in message
     huge = torch.zeros(1).expand(2**40)  # four bytes that claim to be four terabytes
     torch.save({**{n: torch.tensor(t) for n, t in tensors.items()}, "layernorm.bias": huge}, path)
-    assert "tensor layernorm.bias is [1099511627776]; needed [4]" in refusal(tmp_path)
+    assert "tensor layernorm.bias is [1099511627776], expected [4]" in refusal(tmp_path)
     whole = path.read_bytes()
     for content in (b"", b"PK\x03\x04", whole[:1000], b"\x80\x02."):
         path.write_bytes(content)
@@ -180,7 +181,7 @@ def test_without_torch_pickles_are_refused_with_the_reason(tmp_path, monkeypatch
 def test_torch_that_is_not_safe_is_not_used(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
-    assert "PyTorch 2.5.1+cpu does not open it safely" in pickles.why_unreadable()
+    assert "PyTorch 2.5.1+cpu does not open it safely" in tensor_files.why_no_pickles()
 
 
 @pytest.mark.parametrize("file_name", ["weights.ckpt", "weights.pt", "training_args.bin"])
@@ -188,7 +189,7 @@ def test_pickles_of_other_names_are_not_opened(tmp_path, file_name):
     write_config(tmp_path)
     (tmp_path / file_name).write_bytes(b"never opened")
     message = refusal(tmp_path)
-    assert f"is missing, found only {file_name}, which is not opened" in message
+    assert f"not found, only {file_name}, which is not opened" in message
     assert "Name it pytorch_model.bin" in message
 
 
@@ -208,42 +209,43 @@ def entry(begin, end, dtype="F32", shape=None):
 
 
 HEADERS = {
-    "no JSON": (b"{", b"", "header is damaged"),
-    "no object": (b"[1]", b"", "needed a JSON object"),
-    "no text": (b'{"\xff": 1}', b"", "can't decode byte"),
-    "deep": (b"[" * 100_000, b"", "nested too deeply"),
-    "NaN": (b'{"a": NaN}', b"", "NaN is no JSON number"),
+    "no JSON": (b"{", b"", "invalid JSON in header"),
+    "no object": (b"[1]", b"", "is not a whole safetensors file"),
+    "no text": (b'{"\xff": 1}', b"", "invalid UTF-8 in header"),
+    "deep": (b'{"a": ' + b"[" * 100_000, b"", "invalid JSON in header"),
+    "NaN": (b'{"a": NaN}', b"", "invalid JSON in header"),
     "repeated": (
-        b'{"a": 1, "a": 2, "b": {"c": 1, "c": 2}}',
-        b"",
-        "it repeats the names a, c",
+        b'{"a": {"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+        b'"a": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        bytes(4),
+        "it repeats the names a",
     ),
-    "metadata": ({"__metadata__": {"a": 1}}, b"", "__metadata__ in its header is no table"),
-    "no entry": ({"a": 1}, b"", "tensor a has no entry of dtype, shape and data_offsets"),
-    "extra": ({"a": {**entry(0, 4), "x": 1}}, bytes(4), "tensor a has no entry of dtype"),
-    "type": ({"a": entry(0, 4, 7)}, bytes(4), "tensor a has the type 7"),
-    "negative": ({"a": entry(0, 4, shape=[-1])}, bytes(4), "tensor a has the shape [-1]"),
-    "fraction": ({"a": entry(0, 4, shape=[1.0])}, bytes(4), "tensor a has the shape [1.0]"),
-    "bool": ({"a": entry(0, 4, shape=[True])}, bytes(4), "tensor a has the shape [True]"),
-    "axes": ({"a": entry(0, 4, shape=[1] * 9)}, bytes(4), "needed up to 8 non-negative"),
-    "huge": ({"a": entry(0, 4, shape=[2**62] * 8)}, bytes(4), "tensor a has 4 bytes; F32"),
-    "backwards": ({"a": entry(4, 0, shape=[1])}, bytes(4), "has the data_offsets [4, 0]"),
+    "metadata": ({"__metadata__": {"a": 1}}, b"", "expected a string"),
+    "no entry": ({"a": 1}, b"", "invalid JSON in header"),
+    "extra": ({"a": {**entry(0, 4), "x": 1}}, bytes(4), "tensor a must have dtype, shape and"),
+    "type": ({"a": entry(0, 4, 7)}, bytes(4), "invalid JSON in header"),
+    "negative": ({"a": entry(0, 4, shape=[-1])}, bytes(4), "integer `-1`"),
+    "fraction": ({"a": entry(0, 4, shape=[1.0])}, bytes(4), "floating point `1.0`"),
+    "bool": ({"a": entry(0, 4, shape=[True])}, bytes(4), "boolean `true`"),
+    "axes": ({"a": entry(0, 4, shape=[1] * 9)}, bytes(4), "tensor a [1, 1, 1, 1, 1, 1, 1, 1, 1]"),
+    "huge": ({"a": entry(0, 4, shape=[2**62] * 8)}, bytes(4), "overflow computing buffer size"),
+    "backwards": ({"a": entry(4, 0, shape=[1])}, bytes(4), "invalid offset for tensor `a`"),
     "three": (
         {"a": {**entry(0, 4), "data_offsets": [0, 4, 8]}},
         bytes(4),
-        "data_offsets [0, 4, 8]",
+        "invalid JSON in header",
     ),
-    "size": ({"a": entry(0, 8, shape=[1])}, bytes(8), "has 8 bytes; F32 [1] needs 4"),
+    "size": ({"a": entry(0, 8, shape=[1])}, bytes(8), "invalid shape, data type, or offset"),
     "overlap": (
         {"a": entry(0, 8), "b": entry(4, 12)},
         bytes(12),
-        "tensor b overlaps the tensor before it",
+        "invalid offset for tensor `b`",
     ),
-    "gap": ({"a": entry(0, 4), "b": entry(8, 12)}, bytes(12), "tensor b follows a gap"),
-    "short": ({"a": entry(0, 8)}, bytes(7), "end at byte 8 of the data, which is 7 bytes long"),
-    "long": ({"a": entry(0, 8)}, bytes(9), "end at byte 8 of the data, which is 9 bytes long"),
-    "unprintable": ({"a\x1b[2J": 1}, b"", "tensor 'a\\x1b[2J' has no entry"),
-    "long name": ({"a" * 10_000: 1}, b"", "a... has no entry"),
+    "gap": ({"a": entry(0, 4), "b": entry(8, 12)}, bytes(12), "invalid offset for tensor `b`"),
+    "short": ({"a": entry(0, 8)}, bytes(7), "file not fully covered"),
+    "long": ({"a": entry(0, 8)}, bytes(9), "file not fully covered"),
+    "unprintable": ({"a\x1b[2J": entry(4, 8)}, bytes(8), "invalid offset for tensor `a\\x1b[2J`"),
+    "long name": ({"a" * 10_000: entry(4, 8)}, bytes(8), "aaa..."),
 }
 
 
@@ -255,13 +257,6 @@ def test_damaged_headers_are_refused(tmp_path, case):
     write_raw(path, header, data)
     assert message in refusal(tmp_path)
     assert f"{path}: " in refusal(tmp_path)
-
-
-def test_every_fault_of_a_header_is_listed(tmp_path):
-    write_config(tmp_path)
-    header = {"a": entry(0, 4, shape=[2]), "b": 1, "c": entry(4, 8, shape=[-1])}
-    write_raw(tmp_path / "model.safetensors", header, bytes(8))
-    assert "3 problem(s)" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("length", [0, 1, 10**6, 2**63, 2**64 - 1])
@@ -277,16 +272,16 @@ def test_a_huge_header_is_refused_unread(tmp_path):
     path = tmp_path / "model.safetensors"
     write_raw(path, b"{}", length=200_000_000)
     os.truncate(path, 300_000_000)  # holes take no room on the disk
-    assert "its header would be 200000000 bytes long" in refusal(tmp_path)
+    assert "header too large" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
     "content, reason",
     [
-        (b"", "its 0 bytes end before the header does"),
+        (b"", "header too small"),
         (b"PK\x03\x04" + bytes(100), "it is a pickle under another name"),
         (b"\x80\x02}q\x00(X\x01" + bytes(100), "it is a pickle under another name"),
-        (b"\x80\x04\0\0\0\0\0\0{" + bytes(100), "its 109 bytes end before the header does"),
+        (b"\x80\x04\0\0\0\0\0\0{" + bytes(100), "invalid header length"),
         (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
     ],
 )
@@ -300,15 +295,15 @@ def test_what_is_no_file_is_refused(tmp_path, tensors):
     write_config(tmp_path)
     path = tmp_path / "model.safetensors"
     path.mkdir()
-    assert f"{path}: is a folder; needed a file" in refusal(tmp_path)
+    assert f"{path}: is a directory; expected a file" in refusal(tmp_path)
     path.rmdir()
     os.mkfifo(path)  # opening it would wait for ever
-    assert f"{path}: is missing" in refusal(tmp_path)
+    assert f"{path}: not found" in refusal(tmp_path)
     path.unlink()
     write_single(tmp_path, tensors)
     (tmp_path / "config.json").unlink()
     os.mkfifo(tmp_path / "config.json")
-    assert f"{tmp_path / 'config.json'}: is not a file" in refusal(tmp_path)
+    assert f"{tmp_path / 'config.json'}: is not usable JSON (not a file)" in refusal(tmp_path)
 
 
 def test_repeated_fields_of_a_config_are_refused(tmp_path, tensors):
@@ -346,7 +341,7 @@ def test_shards_elsewhere_are_refused(tmp_path, tensors, shard):
     index = write_shards(folder, tensors)
     index["weight_map"]["layernorm.bias"] = shard
     (folder / INDEX).write_text(json.dumps(index))
-    assert "needed a .safetensors file in its own folder" in refusal(folder)
+    assert "expected a .safetensors file in its own folder" in refusal(folder)
 
 
 def test_links_out_of_the_folder_are_refused(tmp_path, tensors):
@@ -364,10 +359,10 @@ def test_missing_shards_and_index_are_named(tmp_path, tensors):
     (tmp_path / SHARD_2).unlink()
     message = refusal(tmp_path)
     for shard in (SHARD_1, SHARD_2):
-        assert f"{tmp_path / INDEX}: names {shard}, which is missing or no file" in message
+        assert f"{tmp_path / INDEX}: names {shard}, which is not found or not a file" in message
     write_shards(tmp_path, tensors)
     (tmp_path / INDEX).unlink()
-    assert f"so is the .index.json that says what is in {SHARD_1}, {SHARD_2}" in refusal(tmp_path)
+    assert f"nor the .index.json that lists what is in {SHARD_1}, {SHARD_2}" in refusal(tmp_path)
 
 
 def test_shards_must_hold_what_the_index_says(tmp_path, tensors):
@@ -379,9 +374,9 @@ def test_shards_must_hold_what_the_index_says(tmp_path, tensors):
     (tmp_path / INDEX).write_text(json.dumps(index))
     message = refusal(tmp_path)
     for fault in (
-        f"{tmp_path / SHARD_1}: tensor {first} is stored here, but {INDEX} says {SHARD_2}",
+        f"{tmp_path / SHARD_1}: tensor {first} is stored here, but {INDEX} names {SHARD_2}",
         f"{tmp_path / SHARD_2}: tensor {second} is stored here, but {INDEX} does not list it",
-        f"{tmp_path / INDEX}: tensor absent is not in {SHARD_1}, as it says",
+        f"{tmp_path / INDEX}: tensor absent is listed but not in {SHARD_1}",
     ):
         assert fault in message
 
@@ -418,5 +413,5 @@ def test_a_file_cut_short_while_it_is_read_is_refused(tmp_path, tensors):
             cut.append(True)
         return array
 
-    with pytest.raises(UserError, match="was cut short while it was read"):
+    with pytest.raises(UserError, match="cannot be read .*failed to fill whole buffer"):
         reading.read_component(tmp_path, "image_encoder", place)

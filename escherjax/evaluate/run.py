@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from escherjax.devices.stopping import Stop
-from escherjax.errors import UserError, in_words, listed
+from escherjax.errors import UserError, describe_error, listed
 from escherjax.evaluate import engine, report
 from escherjax.evaluate.cases import Request, all_cases
 from escherjax.evaluate.protocol import Protocol
@@ -191,6 +191,6 @@ def read_settings(out: Path) -> dict[str, Any]:
         return json.loads((out / SETTINGS).read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{out / SETTINGS} cannot be read ({in_words(error)}); it must be in the --out of an "
+            f"{out / SETTINGS} cannot be read ({describe_error(error)}); it must be in the --out of an "
             "evaluation."
         ) from error

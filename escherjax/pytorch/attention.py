@@ -47,7 +47,7 @@ def set_cape(unet: UNet2DConditionModel, cape: str) -> None:
     if problems:
         raise UserError(
             f"cape = {cape!r} does not fit this U-Net:{''.join(problems)}\n"
-            "Needed: the attention of Stable Diffusion 1.5, with head widths that are a multiple "
+            "Expected the attention of Stable Diffusion 1.5, with head widths that are a multiple "
             "of 4 (6dof) or 8 (4dof_paper), or a total width that is one of 8 (4dof)."
         )
     unet.set_attn_processor(CaPEAttnProcessor(cape))
@@ -80,19 +80,29 @@ class CaPEAttnProcessor:
         target_poses: ViewPoses,
         reference_poses: ViewPoses,
     ) -> torch.Tensor:
-        """Attention of B scenes; encoder_hidden_states None means self-attention.
+        """Attention of B scenes.
 
-        hidden_states: [B*M, l, C], scene by scene. encoder_hidden_states: [B, N*L, D], view by
-        view. target_poses: of [B, M] views, reference_poses: of [B, N]. Returns the shape of
-        hidden_states. Raises UserError for a mask, or where tokens and poses do not match.
+        Args:
+            attn: the module whose projections are used.
+            hidden_states: [B*M, l, C], scene by scene.
+            encoder_hidden_states: [B, N*L, D], view by view; None means self-attention.
+            attention_mask: must be None.
+            target_poses: of [B, M] views.
+            reference_poses: of [B, N] views.
+
+        Returns:
+            The shape of hidden_states.
+
+        Raises:
+            UserError: a mask is given, or tokens and poses do not match.
         """
         if attention_mask is not None:
-            raise UserError("an attention mask was given; attention over views has none.")
+            raise UserError("attention over views takes no attention mask; leave it out.")
         num_scenes, num_targets = target_poses.query.shape[:2]
         if len(hidden_states) != num_scenes * num_targets:
             raise UserError(
                 f"the batch holds {len(hidden_states)} latents, but target poses are of "
-                f"{num_scenes} scenes x {num_targets} views; needed one latent for each."
+                f"{num_scenes} scenes x {num_targets} views; expected one latent for each."
             )
         queries_of = hidden_states.reshape(num_scenes, -1, hidden_states.shape[-1])  # [B, M*l, C]
         if encoder_hidden_states is None:
@@ -147,7 +157,7 @@ def _check_references(tokens: torch.Tensor, poses: ViewPoses, num_scenes: int) -
     if len(tokens) != num_scenes or len(poses.key) != num_scenes or tokens.shape[1] % num_views:
         raise UserError(
             f"reference tokens are {tuple(tokens.shape)} and reference poses of {len(poses.key)} "
-            f"scenes x {num_views} views; needed [{num_scenes}, views * tokens, width] for the "
+            f"scenes x {num_views} views; expected [{num_scenes}, views * tokens, width] for the "
             f"{num_scenes} scenes of the target poses."
         )
 

@@ -1,4 +1,4 @@
-"""Pipeline folders, read component by component with diffusers and transformers.
+"""Reads pipeline folders component by component with diffusers and transformers.
 
     folder/unet/           diffusers' UNet2DConditionModel
     folder/vae/            diffusers' AutoencoderKL; absent where latents are pixels
@@ -6,14 +6,17 @@
     folder/scheduler/      a scheduler config, read as DDIM whatever class it names
     folder/escherjax.json  camera facts; absent in published folders
 
-model_index.json is not asked for classes: the published ones name some that no library has. Only
+Classes are not taken from model_index.json: published ones name some that no library has. Only
 safetensors are read, since opening a pickle can run any code. Where a tensor is missing, stock
-loaders draw it at random and go on with a warning; here that is an error.
+loaders initialise it at random and log a warning; here that is an error.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from escherjax.pytorch.cameras import CAPE_VARIANTS, check_cape
 FACTS_FILE = "escherjax.json"
 
 # The camera conventions that this code computes, and that folders without facts are in.
-CONVENTIONS = {
+CONVENTIONS: dict[str, Any] = {
     "format": 1,
     "camera_matrix": "world_to_camera",
     "camera_axes": "opengl",
@@ -48,18 +51,26 @@ def read_folder(
     torch_dtype: torch.dtype = torch.float32,
     variant: str | None = None,
 ) -> dict[str, Any]:
-    """Everything a pipeline folder holds: {"unet", "vae", "image_encoder", "scheduler", "facts"}.
+    """Reads everything in a pipeline folder.
 
-    cape: camera encoding; None takes the one in escherjax.json or else in the folder's name.
-    torch_dtype: of the networks, whatever they are stored in. variant: the middle of file names
-    such as diffusion_pytorch_model.fp16.safetensors. "vae" is None where latents are pixels.
-    Raises one UserError that lists everything wrong.
+    Args:
+        path: local folder.
+        cape: camera encoding; None takes the one in escherjax.json or else in the folder's name.
+        torch_dtype: of the networks, whatever they are stored in.
+        variant: the middle of file names such as diffusion_pytorch_model.fp16.safetensors.
+
+    Returns:
+        {"unet", "vae", "image_encoder", "scheduler", "facts"}; "vae" is None where latents are
+        pixels.
+
+    Raises:
+        UserError: lists everything wrong.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is no folder; needed a local pipeline folder. Download one first, for "
-            "instance with huggingface_hub.snapshot_download."
+            f"{folder} is not a directory; expected a local pipeline folder. Download one first, "
+            "for instance with huggingface_hub.snapshot_download."
         )
     problems: list[str] = []
     facts = _read_facts(folder, cape, problems)
@@ -75,7 +86,7 @@ def read_folder(
         listed = "".join(f"\n  - {problem}" for problem in problems)
         raise UserError(
             f"{folder} cannot be used; {len(problems)} problem(s) found:{listed}\n"
-            "Needed: a folder as escherjax.export writes it, or of a published checkpoint's layout."
+            "Expected a folder that escherjax.export wrote, or one of the published layout."
         )
     return parts
 
@@ -90,25 +101,21 @@ def write_facts(folder: str | Path, facts: dict[str, Any]) -> None:
 def _read_facts(folder: Path, cape: str | None, problems: list[str]) -> dict[str, Any]:
     """Facts with every field that the pipeline reads; what is wrong is added to `problems`."""
     path = folder / FACTS_FILE
-    facts: dict[str, Any] = dict(PUBLISHED_FACTS)
+    facts = dict(PUBLISHED_FACTS)
     if path.is_file():
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(stored, dict):
+                raise ValueError(f"must be a JSON object, got a {type(stored).__name__}")
+            found = [
+                f"{field} must be {expected}, got {stored.get(field)!r}"
+                for field, (is_valid, expected) in _RULES.items()
+                if not is_valid(stored.get(field))
+            ]
+            facts = facts if found else stored
         except (OSError, ValueError) as error:
-            problems.append(f"{path}: cannot be read ({error})")
-            stored = {}
-        if not isinstance(stored, dict):
-            problems.append(f"{path}: holds a {type(stored).__name__}; needed a JSON object")
-            stored = {}
-        found = [
-            f"{path}: {field} = {stored.get(field)!r}; needed {needed!r}"
-            for field, needed in CONVENTIONS.items()
-            if stored and stored.get(field) != needed
-        ]
-        found += _wrong_sizes(path, stored) if stored else []
-        problems += found
-        if stored and not found:
-            facts = stored
+            found = [f"cannot be read ({error})"]
+        problems += [f"{path}: {problem}" for problem in found]
     if cape is not None:
         return {**facts, "cape": check_cape(cape)}
     if "cape" not in facts:
@@ -116,29 +123,30 @@ def _read_facts(folder: Path, cape: str | None, problems: list[str]) -> dict[str
         facts["cape"] = named[0] if len(named) == 1 else None
     if facts["cape"] not in CAPE_VARIANTS:
         problems.append(
-            f"the camera encoding is {facts['cape'] or 'not said'}; pass cape= (one of "
-            f"{', '.join(CAPE_VARIANTS)})"
+            f"the camera encoding must be one of {', '.join(CAPE_VARIANTS)}, got {facts['cape']}; "
+            "pass cape="
         )
     return facts
 
 
-def _wrong_sizes(path: Path, facts: dict[str, Any]) -> list[str]:
-    problems = []
-    resolution, latents = facts.get("resolution"), facts.get("latents")
-    if not _is_size(resolution):
-        problems.append(f"{path}: resolution = {resolution!r}; needed a number of pixels")
-    fields = latents if isinstance(latents, dict) else {}
-    is_pixels = fields.get("kind") == "pixels" and _is_size(fields.get("patch"))
-    if fields.get("kind") != "vae" and not is_pixels:
-        problems.append(
-            f'{path}: latents = {latents!r}; needed {{"kind": "vae"}} or {{"kind": "pixels", '
-            '"patch": pixels}'
-        )
-    return problems
-
-
 def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_latents(value: Any) -> bool:
+    kind = value.get("kind") if isinstance(value, dict) else None
+    return kind == "vae" or (kind == "pixels" and _is_size(value.get("patch")))
+
+
+# What a field of the facts must be: a test, and the same in words.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **{
+        name: (functools.partial(operator.eq, value), repr(value))
+        for name, value in CONVENTIONS.items()
+    },
+    "resolution": (_is_size, "a number of pixels"),
+    "latents": (_are_latents, '{"kind": "vae"} or {"kind": "pixels", "patch": pixels}'),
+}
 
 
 def _read_network(
@@ -150,12 +158,12 @@ def _read_network(
 ) -> Any:
     """A network with every tensor from its file; None, with problems added, if that cannot be."""
     if not folder.is_dir():
-        problems.append(f"{folder}: this folder is missing")
+        problems.append(f"{folder}: directory not found")
         return None
     if network_class is ConvNextV2Model:
         options: dict[str, Any] = {"key_mapping": OLD_ENCODER_NAMES}
     else:
-        # Unless told, diffusers looks for accelerate, does without and warns.
+        # Otherwise diffusers looks for accelerate, does without and warns.
         options = {"low_cpu_mem_usage": is_accelerate_available(), "torch_dtype": torch_dtype}
     try:
         network, report = network_class.from_pretrained(

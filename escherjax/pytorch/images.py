@@ -1,4 +1,4 @@
-"""Reference images as the tensors that the encoder takes."""
+"""Converts reference images to the tensors that the encoder takes."""
 
 from __future__ import annotations
 
@@ -14,31 +14,38 @@ from escherjax.errors import UserError
 
 
 def read_images(images: Any, resolution: int) -> torch.Tensor:
-    """Reference images float32 [N, 3, H, H] in [-1, 1].
+    """Reads reference images.
 
-    images: [N, H, H, 3] float in [0, 1], array or tensor; or a list of PIL images or paths, which
-    are turned as their EXIF orientation says, cut to the central square, composited on white and
-    resized to `resolution`.
-    Raises UserError for another shape or range, or a file that is no picture.
+    Args:
+        images: [N, H, H, 3] float in [0, 1], array or tensor; or a list of PIL images or paths,
+            which are turned upright by their EXIF orientation, cropped to the central square,
+            composited on white and resized.
+        resolution: side in pixels that pictures are resized to.
+
+    Returns:
+        float32 [N, 3, H, H] in [-1, 1].
+
+    Raises:
+        UserError: another shape or range, or a file that is not a picture.
     """
     if isinstance(images, (Image.Image, str, Path)):
-        raise UserError(f"images is one {type(images).__name__}; needed a list of them.")
+        raise UserError(f"images must be a list, got one {type(images).__name__}.")
     if isinstance(images, Sequence):
         images = np.stack([_read_picture(each, resolution) for each in images] or [np.empty(0)])
     pixels = torch.as_tensor(images).float()
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape:
         raise UserError(
-            f"reference images have shape {tuple(pixels.shape)}; needed [N, H, H, 3] with N >= 1."
+            f"reference images must be [N, H, H, 3] with N >= 1, got shape {tuple(pixels.shape)}."
         )
     if pixels.shape[1] != pixels.shape[2]:
         raise UserError(
-            f"reference images are {pixels.shape[1]} x {pixels.shape[2]} pixels; needed square "
-            "ones. Cut them, or pass PIL images or paths, which are cut to the central square."
+            f"reference images must be square, got {pixels.shape[1]} x {pixels.shape[2]} pixels. "
+            "Crop them, or pass PIL images or paths, which are cropped to the central square."
         )
     if not torch.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
         raise UserError(
-            f"reference images span [{pixels.min():.3g}, {pixels.max():.3g}]; needed finite values "
-            "in [0, 1] (divide 8-bit values by 255)."
+            f"reference images must be finite values in [0, 1], got [{pixels.min():.3g}, "
+            f"{pixels.max():.3g}] (divide 8-bit values by 255)."
         )
     return pixels.movedim(-1, 1) * 2 - 1
 
@@ -63,8 +70,8 @@ def _read_picture(picture: Any, resolution: int) -> np.ndarray:
             raise UserError(f"cannot read the image {picture}: {error}") from error
     if not isinstance(picture, Image.Image):
         raise UserError(
-            f"a reference image is a {type(picture).__name__}; needed a PIL image or a path, or "
-            "all images as one array [N, H, H, 3]."
+            f"a reference image must be a PIL image or a path, got a {type(picture).__name__}; all "
+            "images may also be one array [N, H, H, 3]."
         )
     picture = ImageOps.exif_transpose(picture)
     side = min(picture.size)

@@ -1,4 +1,4 @@
-"""Pictures with cameras in, new views out, in the style of a diffusers pipeline."""
+"""Generates new views from pictures with cameras, in the style of a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -30,10 +30,15 @@ from escherjax.pytorch.images import read_images
 class EscherNetPipeline(DiffusionPipeline):
     """EscherNet (arXiv 2402.03908): stock networks, joined over views by CaPE attention.
 
-    unet, image_encoder, vae, scheduler: of diffusers and transformers; `unet` gets our attention
-    processors. vae: None where latents are patches of pixels. facts: content of escherjax.json;
-    read are "cape" (needed), "resolution" and "latents", by default those of published weights.
     Images inside are channels first, as in PyTorch: [views, channels, height, width].
+
+    Args:
+        unet: of diffusers; gets our attention processors.
+        image_encoder: of transformers.
+        scheduler: of diffusers.
+        vae: of diffusers; None where latents are patches of pixels.
+        facts: content of escherjax.json, of which "cape" (required), "resolution" and "latents"
+            are read, by default those of published weights.
     """
 
     _optional_components = ["vae"]
@@ -52,7 +57,7 @@ class EscherNetPipeline(DiffusionPipeline):
         self.facts = {**folder.PUBLISHED_FACTS, "cape": None, **(facts or {})}
         if (vae is None) == (self.patch is None):
             raise UserError(
-                f"vae is {type(vae).__name__} but latents are {self.facts['latents']}; needed a "
+                f"vae is {type(vae).__name__} but latents are {self.facts['latents']}; expected a "
                 "VAE for latents of one, and none for pixels."
             )
         channels, side = unet.config.in_channels, self.facts["resolution"]
@@ -63,8 +68,8 @@ class EscherNetPipeline(DiffusionPipeline):
             )
         if side % self.reduction:
             raise UserError(
-                f"resolution = {side}; needed a multiple of {self.reduction}, by which latents "
-                f"shrink an image. Correct {folder.FACTS_FILE}."
+                f"resolution must be a multiple of {self.reduction}, by which latents shrink an "
+                f"image, got {side}. Correct {folder.FACTS_FILE}."
             )
         set_cape(unet, self.cape)
 
@@ -79,10 +84,15 @@ class EscherNetPipeline(DiffusionPipeline):
     ) -> EscherNetPipeline:
         """Loads a local pipeline folder, exported or of the published layout; safetensors only.
 
-        cape: camera encoding "6dof", "4dof", "4dof_paper" or "none"; None takes the one in
-        escherjax.json, or else "6dof" or "4dof" from the folder's name. torch_dtype: the networks
-        compute in it; cameras stay float32. variant: as in diffusers, such as "fp16".
-        Raises UserError listing everything that is missing or does not fit.
+        Args:
+            pretrained_model_name_or_path: the folder.
+            cape: camera encoding "6dof", "4dof", "4dof_paper" or "none"; None takes the one in
+                escherjax.json, or else "6dof" or "4dof" from the folder's name.
+            torch_dtype: the networks compute in it; cameras stay float32.
+            variant: as in diffusers, such as "fp16".
+
+        Raises:
+            UserError: lists everything that is missing or does not fit.
         """
         parts = folder.read_folder(pretrained_model_name_or_path, cape, torch_dtype, variant)
         return cls(**parts)
@@ -120,22 +130,37 @@ class EscherNetPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
     ) -> ImagePipelineOutput:
-        """New views of one scene, all targets jointly.
+        """Generates new views of one scene, all targets jointly.
 
-        images: [N, H, H, 3] float in [0, 1] of any size, or a list of PIL images or paths
-        (turned as their EXIF orientation says, composited on white, cut to the central square,
-        resized). reference_cameras [N, 4, 4], target_cameras [M, 4, 4]: camera-to-world, OpenCV
-        axes, arrays, tensors or an object that has them as `c2w`. guidance_scale: 1 or less means
-        none. generator: draws the first latents; None makes one of `seed`, the same on every
-        device. latents: the first latents themselves, [M, C, h, w] standard normal; their
-        sides give the resolution.
-        output_type: "pil", "np" ([M, R, R, 3] float32 in [0, 1]), "pt" ([M, 3, R, R]) or "latent"
-        ([M, C, h, w], scaled). Returns them as `.images`. Raises UserError for bad input.
+        Args:
+            images: [N, H, H, 3] float in [0, 1] of any size, or a list of PIL images or paths
+                (turned upright by their EXIF orientation, composited on white, cropped to the
+                central square, resized).
+            reference_cameras: [N, 4, 4] camera-to-world, OpenCV axes, an array, a tensor or an
+                object that has them as `c2w`.
+            target_cameras: [M, 4, 4], likewise.
+            num_inference_steps: of the scheduler.
+            guidance_scale: 1 or less means none.
+            generator: draws the first latents; None makes one from `seed`, the same on every
+                device.
+            seed: see `generator`.
+            latents: the first latents themselves, [M, C, h, w] standard normal; their sides give
+                the resolution.
+            output_type: "pil", "np" ([M, R, R, 3] float32 in [0, 1]), "pt" ([M, 3, R, R]) or
+                "latent" ([M, C, h, w], scaled).
+
+        Returns:
+            The views as `.images`.
+
+        Raises:
+            UserError: an argument cannot be used.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
-            raise UserError(f"output_type = {output_type!r}; needed 'pil', 'np', 'pt' or 'latent'.")
+            raise UserError(
+                f"output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}."
+            )
         if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
-            raise UserError(f"guidance_scale = {guidance_scale!r}; needed a finite number.")
+            raise UserError(f"guidance_scale must be a finite number, got {guidance_scale!r}.")
         device = self._execution_device
         pixels = read_images(images, self.facts["resolution"]).to(device)
         reference_c2w = _scene_c2w(reference_cameras, "reference cameras")
@@ -143,7 +168,7 @@ class EscherNetPipeline(DiffusionPipeline):
         if len(pixels) != reference_c2w.shape[1]:
             raise UserError(
                 f"{len(pixels)} reference images but {reference_c2w.shape[1]} reference cameras; "
-                "needed one camera for each image."
+                "expected one camera for each image."
             )
         latents = self._first_latents(latents, target_c2w.shape[1], generator, seed)
         timesteps = self._timesteps(num_inference_steps)
@@ -258,7 +283,7 @@ class EscherNetPipeline(DiffusionPipeline):
         latents = torch.as_tensor(latents, dtype=torch.float32, device=device)
         if latents.ndim != 4 or latents.shape[:2] != shape[:2]:
             raise UserError(
-                f"latents have shape {tuple(latents.shape)}; needed {shape} (sides may differ)."
+                f"latents must have shape {shape} (sides may differ), got {tuple(latents.shape)}."
             )
         return latents
 
@@ -266,7 +291,8 @@ class EscherNetPipeline(DiffusionPipeline):
         trained = self.scheduler.config.num_train_timesteps
         if type(num_inference_steps) is not int or not 1 <= num_inference_steps <= trained:
             raise UserError(
-                f"num_inference_steps = {num_inference_steps!r}; needed an integer, 1 to {trained}."
+                f"num_inference_steps must be an integer, 1 to {trained}, got "
+                f"{num_inference_steps!r}."
             )
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         if self.scheduler.timesteps.max() >= trained:
@@ -281,5 +307,5 @@ def _scene_c2w(cameras: Any, name: str) -> torch.Tensor:
     """Checked camera-to-world matrices of one scene, [1, V, 4, 4] float64."""
     c2w = checked_c2w(cameras, name)
     if c2w.ndim != 3:
-        raise UserError(f"{name} have shape {tuple(c2w.shape)}; needed [views, 4, 4].")
+        raise UserError(f"{name} must be [views, 4, 4], got shape {tuple(c2w.shape)}.")
     return c2w[None]

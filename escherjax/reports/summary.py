@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from escherjax.errors import UserError, in_words, listed
+from escherjax.errors import UserError, describe_error, listed
 from escherjax.files import whole_file
 from escherjax.reports import page
 from escherjax.reports import results as records
@@ -122,8 +122,8 @@ def read(out: Path) -> dict[str, Any]:
         _ = summary["results"], summary["settings"]["protocol"], summary["per_scene"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not a summary of an evaluation ({in_words(error)}); it must be the --out "
-            "of escherjax.evaluate, once it has finished."
+            f"{path} is not a summary of an evaluation ({describe_error(error)}); it must be the "
+            "--out of escherjax.evaluate, once it has finished."
         ) from error
     return summary
 

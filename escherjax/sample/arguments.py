@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from escherjax.errors import UserError, in_words
+from escherjax.errors import UserError, describe_error
 from escherjax.models.diffusion import sampling
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from escherjax.data.inputs import InputViews
     from escherjax.sample.targets import Targets
-    from escherjax.weights.facts import Facts
+    from escherjax.weights.facts import ModelCard
 
 COMMAND = ["python", "-m", "escherjax.sample"]
 RECORD_NAME = "run.json"
@@ -254,7 +254,7 @@ def recorded_arguments(path: Path) -> dict[str, Any]:
         return {**stored, **pinned, "out": None, "repeat": None}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"--repeat {path}: {in_words(error)}; expected the {RECORD_NAME} that a run of "
+            f"--repeat {path}: {describe_error(error)}; expected the {RECORD_NAME} that a run of "
             f"'{' '.join(COMMAND)}' wrote."
         ) from error
 
@@ -293,7 +293,7 @@ def open_views(arguments: argparse.Namespace) -> InputViews:
     )
 
 
-def training_fov_deg(arguments: argparse.Namespace, facts: Facts) -> float | None:
+def training_fov_deg(arguments: argparse.Namespace, facts: ModelCard) -> float | None:
     """The field of view that pictures are to be shown with; None keeps theirs."""
     if not arguments.match_fov:
         return None

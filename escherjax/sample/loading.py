@@ -129,25 +129,30 @@ def _load_pipeline_folder(
     if not (folder / facts_lib.FILE_NAME).exists():
         facts_lib.of_folder(folder, None, cape, name)  # refuses before gigabytes are read
     everywhere = NamedSharding(mesh, PartitionSpec())
-    read = reading.read_pipeline_folder(
+    stored, params = reading.read_pipeline_folder(
         folder, functools.partial(jax.device_put, device=everywhere)
     )
-    for report in read.reports:
-        if report.ignored:
+    for network in stored.networks.values():
+        if network.ignored:
             log.info(
                 "%s: ignored %s, which this network does not have",
-                report.source,
-                ", ".join(report.ignored),
+                network.source,
+                ", ".join(network.ignored),
             )
-    facts = facts_lib.of_folder(folder, read.facts, cape, name)
-    latents = read.vae if facts.patch is None else PixelCodec(facts.patch)
-    assert latents is not None  # only a folder on pixels is read without vae/
+    facts = facts_lib.of_folder(folder, stored.card, cape, name)
+    sizes = {part: network.config for part, network in stored.networks.items()}
+    latents = sizes["vae"] if facts.patch is None else PixelCodec(facts.patch)
     model = eschernet.from_parts(
-        read.unet, read.image_encoder, latents, read.scheduler, facts.cape, jnp.dtype(dtype)
+        sizes["unet"],
+        sizes["image_encoder"],
+        latents,
+        stored.scheduler,
+        facts.cape,
+        jnp.dtype(dtype),
     )
     if facts.resolution % model.reduction:
         raise UserError(
             f"{folder / facts_lib.FILE_NAME}: resolution must be a multiple of "
             f"{model.reduction}, by which latents shrink an image, got {facts.resolution}."
         )
-    return Pipeline(model, read.params, facts.resolution, facts, read.stored, mesh)
+    return Pipeline(model, params, facts.resolution, facts, stored, mesh)

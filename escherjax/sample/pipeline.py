@@ -24,8 +24,8 @@ from escherjax.sample.memory import MemoryEstimate
 from escherjax.sample.plans import Plan
 from escherjax.sample.program import OnStep, SamplingProgram
 from escherjax.weights import writing
-from escherjax.weights.facts import Facts
-from escherjax.weights.stored import StoredFormat
+from escherjax.weights.facts import ModelCard
+from escherjax.weights.reading import PipelineFolder
 
 _DEFAULT = Sampling()
 
@@ -48,8 +48,8 @@ class Pipeline:
         model: EscherNet,
         params: Params,
         resolution: int,
-        facts: Facts | None = None,
-        stored: StoredFormat | None = None,
+        facts: ModelCard | None = None,
+        stored: PipelineFolder | None = None,
         mesh: Mesh | None = None,
     ):
         self.model, self.params, self.resolution = model, params, resolution
@@ -392,7 +392,7 @@ def _report_step(
     on_step(passes_done * num_steps + step, num_passes * num_steps, clean.copy())
 
 
-def facts_of_model(model: EscherNet, resolution: int) -> Facts:
+def facts_of_model(model: EscherNet, resolution: int) -> ModelCard:
     """What is known of weights from their network alone."""
     patch = model.codec.patch if isinstance(model.codec, PixelCodec) else None
-    return Facts(model.cape, resolution, patch=patch)
+    return ModelCard(model.cape, resolution, patch=patch)

@@ -88,7 +88,7 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
       Preempted: a signal came before anything could be lost.
     """
     enable_compilation_cache()
-    files.tell_failed_saves_once()
+    files.report_failed_saves_once()
     with stop_signals(stop) as stop, hosts.failing_together():
         checks.check_hosts_agree(config)
         with checks.workdir_held(workdir, config):

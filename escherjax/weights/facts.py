@@ -86,7 +86,8 @@ class ModelCard:
         ]
         if problems:
             raise UserError(f"{source}: {'; '.join(problems)}. Correct the file.")
-        fields = {field.name: content.get(field.name) for field in dataclasses.fields(cls)}
+        names = [field.name for field in dataclasses.fields(cls)]
+        fields: dict[str, Any] = {name: content.get(name) for name in names}
         references, radius = content["num_references"], content["camera_radius"]
         fields |= {
             "num_references": references and tuple(references),
@@ -117,9 +118,7 @@ def of_folder(
         cape_lib.check_variant(cape)
     if content is not None:
         if cape not in (None, content.get("cape")):
-            log.warning(
-                "%s has cape = %r; using %r", folder / FILE_NAME, content.get("cape"), cape
-            )
+            log.warning("%s has cape = %r; using %r", folder / FILE_NAME, content.get("cape"), cape)
             content = {**content, "cape": cape}
         return ModelCard.from_json(content, str(folder / FILE_NAME))
     if cape is None:
@@ -170,12 +169,13 @@ def _is_latents(value: Any) -> bool:
     return value.keys() == {"kind", "patch"} and _is_count(value["patch"])
 
 
+def _is_fixed(name: str) -> Callable[[Any], bool]:
+    return lambda value: type(value) is type(_FIXED[name]) and value == _FIXED[name]
+
+
 # What a field must be: a test, and the same in words.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **{
-        name: (lambda v, fixed=fixed: type(v) is type(fixed) and v == fixed, repr(fixed))
-        for name, fixed in _FIXED.items()
-    },
+    **{name: (_is_fixed(name), repr(value)) for name, value in _FIXED.items()},
     "escherjax": (lambda v: isinstance(v, str), "a version as text"),
     "cape": (
         lambda v: isinstance(v, str) and v in cape_lib.VARIANTS,

@@ -1,4 +1,4 @@
-"""Weights from the Hugging Face Hub and back to it, through huggingface_hub's own cache and login.
+"""Downloads weights from the Hugging Face Hub and uploads them, with huggingface_hub's cache.
 
 A hub id is `owner/name`, or `owner/name@revision` for a branch, tag or commit. A local folder of
 the same name always goes first.
@@ -46,19 +46,25 @@ def resolve(
 ) -> Path:
     """The local path of weights, downloaded first where they are a hub id.
 
-    weights: a path, or `owner/name[@revision]`; what exists here is taken as a path, and so is
-    what cannot be a hub id, whether it exists or not. part: "unet", "vae" or "image_encoder" to
-    fetch only that; None for a whole pipeline folder. Only JSON and safetensors files are fetched.
-    endpoint, cache_dir: other than huggingface_hub's own.
-    Raises UserError if huggingface_hub is not installed, or says why the hub refused.
+    Only JSON and safetensors files are fetched.
+
+    Args:
+        weights: a path, or `owner/name[@revision]`. What exists here is taken as a path, and so is
+            what cannot be a hub id, whether it exists or not.
+        part: "unet", "vae" or "image_encoder" to fetch only that; None for a pipeline folder.
+        endpoint: other than huggingface_hub's own.
+        cache_dir: other than huggingface_hub's own.
+
+    Raises:
+        UserError: huggingface_hub is not installed, or the hub refused.
     """
     path = Path(weights)
     found = _HUB_ID.fullmatch(str(weights))
     if path.exists() or found is None:
         return path
     repo_id, revision = found.groups()
-    hub = _huggingface_hub(f"{weights} is no folder here; to fetch it as a hub id")
-    with _explained(f"{weights} is no folder here, and as a hub id", hub):
+    hub = _huggingface_hub(f"{weights} is not a local folder; to fetch it as a hub id")
+    with _explained(f"{weights} is not a local folder, and as a hub id", hub):
         folder = hub.snapshot_download(
             repo_id,
             revision=revision,
@@ -79,17 +85,27 @@ def push(
     endpoint: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Uploads a folder to the hub, making the repository where there is none; returns its URL.
+    """Uploads a folder to the hub and creates the repository where there is none.
 
-    repo_id: `owner/name`. private: of a repository that is made; one that exists and is public is
-    refused. revision: a branch, made where there is none; None for the main one. message: of the
-    commit. token: other than that of HF_TOKEN or `hf auth login`.
-    Raises UserError if the folder is empty, huggingface_hub is not installed, there is no token,
-    or says why the hub refused.
+    Args:
+        folder: local, not empty.
+        repo_id: `owner/name`.
+        private: of a repository that is created; one that exists and is public is refused.
+        revision: a branch, created where there is none; None for the main one.
+        message: of the commit.
+        endpoint: other than huggingface_hub's own.
+        token: other than that of HF_TOKEN or `hf auth login`.
+
+    Returns:
+        The URL of the repository.
+
+    Raises:
+        UserError: the folder is empty, huggingface_hub is not installed, there is no token, or the
+            hub refused.
     """
     folder = Path(folder)
     if not folder.is_dir() or not any(path.is_file() for path in folder.rglob("*")):
-        raise UserError(f"{folder} is no folder with files; needed one to upload.")
+        raise UserError(f"{folder} must be a folder with files to be uploaded.")
     hub = check_upload(repo_id, token)
     api = hub.HfApi(endpoint=endpoint, token=token)
     with _explained(f"uploading to {repo_id}", hub):
@@ -111,12 +127,12 @@ def check_upload(repo_id: str, token: str | None = None) -> ModuleType:
     """Raises UserError where `push` could not even begin; returns huggingface_hub."""
     found = _HUB_ID.fullmatch(repo_id)
     if found is None or found[2]:
-        raise UserError(f"{repo_id!r} is no hub id; needed owner/name.")
+        raise UserError(f"hub id must be owner/name, got {repo_id!r}.")
     hub = _huggingface_hub(f"to upload to {repo_id}")
     if not (token or hub.get_token()):
         raise UserError(
-            f"Uploading to {repo_id} needs an access token of the hub, and there is none: run "
-            "`hf auth login`, or set HF_TOKEN. It must have write access."
+            f"Uploading to {repo_id} requires an access token with write access: run `hf auth "
+            "login`, or set HF_TOKEN."
         )
     return hub
 
@@ -125,7 +141,7 @@ def _huggingface_hub(purpose: str) -> ModuleType:
     try:
         import huggingface_hub.errors
     except ImportError as error:
-        raise UserError(f"{purpose}, huggingface_hub is needed: {_INSTALL}.") from error
+        raise UserError(f"{purpose}, huggingface_hub is required: {_INSTALL}.") from error
     return huggingface_hub
 
 
@@ -149,11 +165,11 @@ def _explained(what: str, hub: ModuleType) -> Iterator[None]:
         # huggingface_hub looks in its cache before it gives up; the cause is the hub's answer.
         answer = error.__cause__ or error
         response = getattr(answer, "response", None)
-        said = (str(answer).strip() or type(answer).__name__).splitlines()[0]
+        text = (str(answer).strip() or type(answer).__name__).splitlines()[0]
         if response is not None:
             reason = _REFUSALS.get(response.status_code, "the hub refused the request")
-            raise UserError(f"{what}: {reason}. (HTTP {response.status_code}: {said})") from error
+            raise UserError(f"{what}: {reason}. (HTTP {response.status_code}: {text})") from error
         raise UserError(
-            f"{what}: {type(answer).__name__}: {said}. Check the name, the network and the disk, "
+            f"{what}: {type(answer).__name__}: {text}. Check the name, the network and the disk, "
             "or work with a local folder."
         ) from error

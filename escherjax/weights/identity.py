@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from escherjax.weights import hub, integrity, run_params, runs
-from escherjax.weights.facts import Facts
+from escherjax.weights.facts import ModelCard
 
 
 def pin(weights: str | Path) -> tuple[str | Path, Path]:
@@ -55,18 +55,18 @@ def hash_weights(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(facts: Facts, folder: Path) -> dict[str, Any]:
+def describe(card: ModelCard, folder: Path) -> dict[str, Any]:
     """A JSON record of which weights they are and what they were made for.
 
     Args:
-        facts: of the loaded weights.
+        card: of the loaded weights.
         folder: that holds them, as `pin` gives it.
     """
     return {
         "path": str(folder),
         "hash": hash_weights(folder),
-        "params": facts.weights,
-        "trained_steps": facts.trained_steps,
-        "cape": facts.cape,
-        "resolution": facts.resolution,
+        "params": card.weights,
+        "trained_steps": card.trained_steps,
+        "cape": card.cape,
+        "resolution": card.resolution,
     }

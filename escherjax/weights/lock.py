@@ -1,4 +1,4 @@
-"""One run at a time in a work directory: the file `run.lock` and who holds it.
+"""Keeps a second run out of a work directory, by the file `run.lock`.
 
 On one machine, and wherever the file system carries locks across machines, the kernel keeps the
 lock and drops it with the process, however that ends. For file systems that do not, the holder also
@@ -50,6 +50,8 @@ def held(workdir: Path) -> Iterator[None]:
 
 
 class _Lock:
+    """The lock of one work directory, and the thread that counts its beat."""
+
     def __init__(self, workdir: Path):
         self._workdir = workdir
         self._fd = -1

@@ -16,7 +16,7 @@ The maps are one to one and only move elements, so that a round trip keeps every
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -96,7 +96,7 @@ def torch_from_tree(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """PyTorch state dict (numpy arrays) of our parameter tree."""
     return {
         torch_from_path(path): array_to_torch(path, np.asarray(array))
-        for path, array in _leaves(params)
+        for path, array in traverse_util.flatten_dict(params).items()
     }
 
 
@@ -104,7 +104,7 @@ def torch_shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """PyTorch names and shapes of our parameter tree, arrays or `jax.ShapeDtypeStruct`s."""
     return {
         torch_from_path(path): torch_shape(path, tuple(leaf.shape))
-        for path, leaf in _leaves(params)
+        for path, leaf in traverse_util.flatten_dict(params).items()
     }
 
 
@@ -143,10 +143,6 @@ def older_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 def count_parameters(params: Any) -> int:
     """Number of elements of all arrays (or shapes) in a tree."""
     return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(params))
-
-
-def _leaves(params: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
-    yield from traverse_util.flatten_dict(params).items()
 
 
 def _is_response_norm(parts: list[str]) -> bool:

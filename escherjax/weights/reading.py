@@ -105,7 +105,8 @@ def read_pipeline_folder(
         vae = places.pop("vae")
         if vae.exists():
             problems.append(f"{vae}: exists, but escherjax.json says latents are pixels")
-    networks, params = {}, {"vae": {}}
+    networks: dict[str, Network] = {}
+    params: Params = {"vae": {}}
     for name, path in places.items():
         if part := _read_network(path, name, place, problems):
             networks[name], params[name] = part

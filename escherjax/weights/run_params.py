@@ -45,7 +45,7 @@ class StoredParams:
         """
         flat = traverse_util.flatten_dict(abstract)
         restored = self._restore(ocp.checkpoint_utils.construct_restore_args(flat), flat)
-        return dict.fromkeys(abstract, {}) | traverse_util.unflatten_dict(restored)
+        return {part: {} for part in abstract} | traverse_util.unflatten_dict(restored)
 
     def _restore(
         self, restore_args: dict[ParamPath, Any], like: dict[ParamPath, Any]

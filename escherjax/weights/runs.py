@@ -1,4 +1,4 @@
-"""Checkpoints and the work directory: what is saved, and how a run finds its place again.
+"""Saves and restores the checkpoints and the config of a training work directory.
 
 `checkpoints/STEP/` holds what samples need (`weights/`: parameters and average), what only training
 needs (`optimizer/`: its state and the step), a JSON record (`record/`) and checksums
@@ -82,7 +82,8 @@ def read_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(
-            f"{workdir} has no config.json; needed a training work directory." + _way_back(workdir)
+            f"{workdir} has no config.json; expected a training work directory."
+            + _way_back(workdir)
         )
     try:
         return config_lib.from_json(path.read_text())
@@ -132,23 +133,12 @@ def open_run(workdir: Path, config: ConfigDict) -> Iterator[ocp.CheckpointManage
     """
     if jax.process_index() == 0 and has_checkpoint(workdir):
         for line in config_lib.adjustments(read_config(workdir), config):
-            log.warning("this run goes on with another value of config.%s", line)
+            log.warning("this run continues with another value of config.%s", line)
     with files.explained(workdir, "config.json"):
         prepare_workdir(workdir, config)
     keep, keep_every = config.keep_checkpoints, config.keep_every_steps
     with open_manager(workdir, keep, keep_every) as manager:
         yield manager
-
-
-class _Manager(ocp.CheckpointManager):
-    """Knows which step is being saved, which Orbax does not tell its callback."""
-
-    saving: int
-
-    def save(self, step: int, *args: Any, **kwargs: Any) -> bool:
-        self.wait_until_finished()  # the callback of the save before it reads the step too
-        self.saving = step
-        return super().save(step, *args, **kwargs)
 
 
 @contextmanager
@@ -175,26 +165,31 @@ def open_manager(
         async_options=ocp.options.AsyncOptions(
             timeout_secs=_SAVE_TIMEOUT_SECONDS,
             create_directories_asynchronously=False,  # waiting for them goes by that clock too
-            post_finalization_callback=lambda: _write_manifest(folder, manager.saving),
+            post_finalization_callback=lambda: _write_manifest(folder),
         ),
     )
     with files.explained(workdir, "checkpoints"):
-        manager = _Manager(folder, options=options)
+        manager = ocp.CheckpointManager(folder, options=options)
     try:
         yield manager
     except BaseException:
-        with suppress(Exception):  # the first failure is the one to tell
+        with suppress(Exception):  # the first failure is the one to report
             manager.close()
         raise
     with files.explained(workdir, "the last checkpoint"):
         manager.close()
 
 
-def _write_manifest(checkpoints: Path, step: int) -> None:
+def _write_manifest(checkpoints: Path) -> None:
     """In Orbax's saving thread of the first host, when all is written and before it is renamed."""
-    # Some versions of Orbax put a time behind it; what other saves left went before this one.
-    unfinished = checkpoints.glob(f"{step}{integrity.UNFINISHED}*")
-    integrity.write_manifest(next(unfinished, checkpoints / str(step)))
+    # Orbax does not pass the step to its callback: it is the newest, as one save waits for another.
+    saved = {
+        step: path
+        for path in checkpoints.glob(f"*{integrity.UNFINISHED}*")
+        if (step := integrity.step_of(path.name.split(".")[0])) is not None
+    }
+    saved = saved or {step: checkpoints / str(step) for step in integrity.steps(checkpoints.parent)}
+    integrity.write_manifest(saved[max(saved)])
 
 
 def save(manager: ocp.CheckpointManager, trees: Trees, config: ConfigDict) -> None:
@@ -244,7 +239,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str:
-    """The git commit of this code, "+" behind it where files were changed; "" outside git."""
+    """The git commit of this code, with "+" where files were changed; "" outside git."""
     package = Path(config_lib.__file__).resolve().parent
 
     def git(*arguments: str) -> str:

@@ -114,12 +114,14 @@ def _list_safetensors(path: Path, problems: list[str]) -> list[StoredTensor]:
             header = strict_json.parse_object(raw.read(int.from_bytes(raw.read(8), "little")))
         for name, entry in header.items():
             if name != "__metadata__" and entry.keys() != _ENTRY:
-                raise ValueError(f"tensor {printable(name)} must have dtype, shape and data_offsets alone")
+                raise ValueError(
+                    f"tensor {printable(name)} must have dtype, shape and data_offsets alone"
+                )
     except (OSError, ValueError, SafetensorError) as error:
         problems.append(f"{path}: is not a whole safetensors file ({_reason(path, error)})")
         return []
     tensors = []
-    for name in file.keys():  # noqa: SIM118: no dict
+    for name in file.keys():  # noqa: SIM118 (not a dict)
         entry = file.get_slice(name)
         read = functools.partial(_read_slice, file, name)
         shape = tuple(entry.get_shape())

@@ -1,11 +1,11 @@
 """Writes PyTorch pipeline folders, as diffusers and transformers read them, without PyTorch.
 
-    folder/model_index.json
-    folder/escherjax.json  what the weights expect of cameras and views (`escherjax.weights.facts`)
-    folder/unet/           config.json, diffusion_pytorch_model.safetensors
-    folder/vae/            the same; absent where latents are pixels
-    folder/image_encoder/  config.json, model.safetensors
-    folder/scheduler/      scheduler_config.json
+folder/model_index.json
+folder/escherjax.json  what the weights expect of cameras and views (`escherjax.weights.facts`)
+folder/unet/           config.json, diffusion_pytorch_model.safetensors
+folder/vae/            the same; absent where latents are pixels
+folder/image_encoder/  config.json, model.safetensors
+folder/scheduler/      scheduler_config.json
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def save_pipeline_folder(
         "unet": folder_configs.unet_fields(model.unet.config, side),
         "image_encoder": folder_configs.encoder_fields(model.encoder.config),
     }
-    if "vae" in parts:
+    if isinstance(model.codec, VAE):
         configs["vae"] = folder_configs.vae_fields(model.codec.config, card.resolution)
     configs |= {part: networks[part].fields for part in parts if part in networks}
     for part in parts:

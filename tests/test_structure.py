@@ -25,17 +25,17 @@ VERBS = {
     "sample": "weights reports models data cameras devices config files errors",
 }
 NOUNS = {
-    "weights": "models cape cameras devices config files pytorch errors",
+    "weights": "models cape cameras devices config files errors",
     "metrics": "data cameras files errors",
     "reports": "cameras files errors",
     "models": "cape cameras devices errors",
     "data": "cape cameras devices files errors",
     "cape": "cameras errors",
+    "pytorch": "cameras errors",
     "cameras": "errors",
     "devices": "errors",
     "config": "errors",
     "files": "errors",
-    "pytorch": "cameras errors",
     "errors": "",
     "escherjax": "",  # the front door: names what `escherjax.x` is, imports it on first use
 }

@@ -351,7 +351,7 @@ def test_the_command_lists_and_verifies(workdir, capsys):
     file = truncate(workdir / "checkpoints" / "10")
     code, text = run_command(capsys, workdir)
     assert code == 2 and str(file) in text and "NO" in text
-    with pytest.raises(UserError, match="holds no checkpoints"):
+    with pytest.raises(UserError, match="has no checkpoints"):
         command.main([str(workdir / "checkpoints")])
 
 

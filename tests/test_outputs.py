@@ -58,7 +58,7 @@ def test_an_unusable_page_is_told_before_the_runs_are_read(tmp_path):
 def test_what_is_no_record_is_told_in_words(tmp_path):
     for content, reason in (
         (None, "no such file or directory"),
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ("{}", "no field '"),
         ("[]", "another form"),
     ):

@@ -270,7 +270,7 @@ def test_a_run_of_other_sizes_is_refused_with_all_that_differs_or_taken_in_part(
     theirs, ours = (traverse_util.flatten_dict(tree) for tree in (params, sizes))
     differing = [p for p in ours if p[0] == "unet" and ours[p].shape != theirs[p].shape]
     for path in differing:
-        assert f"tensor {'/'.join(path)} is {list(theirs[path].shape)};" in message
+        assert f"tensor {'/'.join(path)} is {list(theirs[path].shape)}, expected" in message
     assert len(differing) > 30 and message.count("is surplus") == len(theirs) - len(ours)
     for line in (
         "config.unet.num_heads: 2 there, 4 in this model",
@@ -299,7 +299,7 @@ def test_work_directories_without_what_is_asked_for_are_refused(tmp_path):
     runs.prepare_workdir(tmp_path / "new", config)
     (tmp_path / "new/checkpoints").mkdir()
     assert "has no checkpoint yet" in refusal(tiny_config(init__workdir=tmp_path / "new"))
-    assert "holds no checkpoints/" in refusal(tiny_config(init__workdir=tmp_path))
+    assert "has no checkpoints/" in refusal(tiny_config(init__workdir=tmp_path))
     assert "Name it as config.init.workdir" in refusal(tiny_config(init__pipeline=workdir))
     message = refusal(tiny_config(**VAE, init__workdir=workdir))
     assert "tensor vae/quant_conv/kernel [1, 1, 8, 8] is missing" in message

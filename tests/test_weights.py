@@ -291,7 +291,7 @@ def test_unreadable_configs_are_refused(folder, content):
             {"attention_head_dim": [2, 4, 8, 8]},
             "attention_head_dim must be a positive integer",
         ),
-        ("unet", {"attention_head_dim": 5}, "num_heads must .*got 5, .*divide"),
+        ("unet", {"attention_head_dim": 5}, "num_heads must"),
         (
             "unet",
             {"cross_attention_dim": None},

@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_scenes(tmp_p
         ({"init__pipeline": "nowhere"}, "nowhere"),
         ({"latents__kind": "vae", "resolution": 16}, "config.init.vae are empty"),
         ({"init__pipeline": "a", "init__workdir": "b"}, "both name a whole network"),
-        ({"init__workdir": "nowhere"}, "nowhere holds no checkpoints"),
+        ({"init__workdir": "nowhere"}, "nowhere has no checkpoints"),
         ({"cape": "5dof"}, "cape must be one of 6dof.* got '5dof'"),
         ({"unet__num_heads": 16, "cape": "6dof"}, "divisible by 4"),
         ({"resolution": 17}, "resolution must be a multiple of 2"),

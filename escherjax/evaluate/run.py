@@ -191,6 +191,6 @@ def read_settings(out: Path) -> dict[str, Any]:
         return json.loads((out / SETTINGS).read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{out / SETTINGS} cannot be read ({describe_error(error)}); it must be in the --out of an "
-            "evaluation."
+            f"{out / SETTINGS} cannot be read ({describe_error(error)}); it must be in the --out "
+            "of an evaluation."
         ) from error

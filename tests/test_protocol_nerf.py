@@ -191,7 +191,7 @@ def test_missing_and_broken_lists_and_splits_are_named(scenes, tmp_path):
         with pytest.raises(UserError, match=words):
             open_nerf(scenes, counts=[2], index_path=lists.parent).read("drums", 2, SIDE, "6dof")
     write_split(tmp_path / "data" / "drums", "train", positions(2, 0, 4.0))
-    with pytest.raises(UserError, match="'drums'.*transforms_test.json not found"):
+    with pytest.raises(UserError, match="'drums'.*transforms_test.json is missing"):
         protocol = open_nerf(tmp_path / "data", index_path=scenes / "NeRF_idx")
         protocol.read("drums", 1, SIDE, "6dof")
 

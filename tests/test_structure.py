@@ -14,19 +14,20 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # What each room may use. From top to bottom: a room may only use those below it.
 VERBS = {
-    "evaluate": "sample weights metrics reports models data cameras devices config files errors",
+    "__main__": "errors escherjax",  # starts any command by its name
+    "evaluate": "sample weights metrics reports models data cameras devices files errors",
     "demo": "sample weights reports models data cameras errors",
-    "compile": "train models data cameras devices config files errors",
-    "export": "sample weights models pytorch cameras files errors",
+    "compile": "train models data devices config files errors",
+    "export": "sample weights errors",
     "compare": "reports files errors",
     "checkpoints": "weights errors",
     "data_prep": "weights metrics reports models data cameras devices files errors",
-    "train": "weights metrics reports models data cape cameras devices config files errors",
-    "sample": "weights reports models data cameras devices config files errors",
+    "train": "weights metrics reports models data cape devices config files errors",
+    "sample": "weights reports models data cameras devices files errors",
 }
 NOUNS = {
     "weights": "models cape cameras devices config files errors",
-    "metrics": "data cameras files errors",
+    "metrics": "cameras files errors",
     "reports": "cameras files errors",
     "models": "cape cameras devices errors",
     "data": "cape cameras devices files errors",

@@ -18,7 +18,7 @@ VERBS = {
     "evaluate": "sample weights metrics reports models data cameras devices files errors",
     "demo": "sample weights reports models data cameras errors",
     "compile": "train models data devices config files errors",
-    "export": "sample weights errors",
+    "export": "sample weights pytorch cameras errors",
     "compare": "reports files errors",
     "checkpoints": "weights errors",
     "data_prep": "weights metrics reports models data cameras devices files errors",

@@ -129,10 +129,10 @@ def _time_steps(
         idle.handing_over()
         new_state, metrics = step(state, batch)
         called = time.perf_counter()
+        idle.handed_over(metrics["loss"])
         state = new_state
         del new_state
         dropped = time.perf_counter()
-        idle.handed_over(metrics["loss"])
         jax.block_until_ready(pending)
         pending = metrics
         now = time.perf_counter()

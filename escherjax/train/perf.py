@@ -106,7 +106,10 @@ class IdleTime:
             self.seconds += time.perf_counter() - self._ended.result()
 
     def handed_over(self, output: jax.Array) -> None:
-        """The device computes `output` of the step given to it."""
+        """The device computes `output` of the step given to it.
+
+        To be called before the old state's arrays go, which can take longer than the step.
+        """
         self._ended = self._thread.submit(_end_of, output)
 
     def forget(self) -> None:

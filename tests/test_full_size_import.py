@@ -41,7 +41,7 @@ FILES = {
 }
 READ = """
 import resource, sys, time
-from escherjax import loading
+from escherjax.sample import loading
 start = time.perf_counter()
 pipe = loading.load(sys.argv[1], cape="6dof")
 import jax

@@ -239,7 +239,7 @@ class PictureFormat:
         return buffer.getvalue()
 
 
-def on_background(images: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+def on_background(images: np.ndarray, color: tuple[int, ...]) -> np.ndarray:
     """Composites straight-alpha pictures over a colour: uint8 [..., 4] -> [..., 3], rounded.
 
     Pictures without alpha are returned as they are.

@@ -19,6 +19,8 @@ from escherjax.data.shards import Scene
 from escherjax.data.workers import Allocate
 from escherjax.errors import UserError
 
+NAMED_COLORS = {"white": images.WHITE, "black": images.BLACK}
+
 
 class SceneSource(Protocol):
     """What batches are made from: `open_shards(...)`, a `ProceduralSource`, a list of scenes.
@@ -34,7 +36,8 @@ class SceneSource(Protocol):
 def draw_crops(config: LoaderConfig, count: int, rng: np.random.Generator) -> np.ndarray:
     """Zoom, shift right and shift down of `count` views, [count, 3]; see LoaderConfig."""
     number = count if config.augment_views else 1
-    zoom = np.exp(rng.uniform(*np.log(config.zoom), number))
+    low, high = np.log(config.zoom)
+    zoom = np.exp(rng.uniform(low, high, number))
     room = np.minimum(config.shift, np.abs(1 - 1 / zoom) / 2)
     shift = rng.uniform(-1, 1, (number, 2)) * room[:, None]
     return np.broadcast_to(np.column_stack([zoom, shift]), (count, 3))
@@ -44,7 +47,7 @@ def read_views(
     scene: Scene,
     views: np.ndarray,
     resolution: int,
-    background: str | tuple[int, int, int],
+    background: str | tuple[int, ...],
     crops: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Chosen views of a scene as square pictures without alpha.
@@ -56,20 +59,21 @@ def read_views(
     Raises UserError if a picture cannot be used.
     """
 
-    def flatten(picture):
+    def flatten(picture: np.ndarray) -> np.ndarray:
         if background == "zero123":
             return images.on_binary_white(picture)
-        named = {"white": images.WHITE, "black": images.BLACK}
-        return images.on_background(picture, named.get(background, background))
+        if isinstance(background, str):
+            return images.on_background(picture, NAMED_COLORS[background])
+        return images.on_background(picture, background)
 
     c2w, K = scene.c2w[views].astype(np.float32), scene.K[views].astype(np.float32)
-    is_raw = isinstance(scene.images, np.ndarray)
-    if is_raw and scene.height == scene.width == resolution and crops is None:
-        return flatten(scene.images[views]), c2w, K
+    raw = scene.images if isinstance(scene.images, np.ndarray) else None
+    if raw is not None and scene.height == scene.width == resolution and crops is None:
+        return flatten(raw[views]), c2w, K
     pictures = np.empty((len(views), resolution, resolution, 3), np.uint8)
     for row, view in enumerate(views):
         name = f"view {view} of scene '{scene.scene_id}'"
-        picture = scene.images[view] if is_raw else images.decode_image(scene.images[view], name)
+        picture = images.decode_image(scene.images[view], name) if raw is None else raw[view]
         if picture.shape[:2] != (scene.height, scene.width):
             raise UserError(
                 f"{name} has {picture.shape[:2]} pixels (height, "
@@ -116,7 +120,7 @@ class DrawRow(grain.RandomMapTransform):
                 views = rng.integers(0, scene.num_views, count)
             else:
                 views = rng.permutation(scene.num_views)[:count]
-            background = config.background
+            background: str | tuple[int, ...] = config.background
             if background == "random":
                 background = tuple(rng.integers(0, 256, 3).tolist())
             crops = draw_crops(config, count, rng) if config.zoom else None
@@ -131,7 +135,10 @@ class DrawRow(grain.RandomMapTransform):
         except UserError as problem:
             error = str(problem)
             pictures, moments, c2w, K = _blank(config, bucket)
-        row = {"scene_index": np.int32(index), "num_references": np.int32(num_references)}
+        row: dict[str, Any] = {
+            "scene_index": np.int32(index),
+            "num_references": np.int32(num_references),
+        }
         for name, array in (("images", pictures), ("c2w", c2w), ("K", K)):
             row[f"ref_{name}"], row[f"target_{name}"] = array[:high], array[high:]
         if config.moments_shape:

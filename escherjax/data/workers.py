@@ -94,9 +94,9 @@ class WorkerPool:
             raise StopIteration
         self._ask()
         while self._next not in self._done:
-            lines = {worker.line: worker for worker in self._workers}
-            for line in wait(list(lines)):
-                self._receive(lines[line])
+            ready = wait([worker.line for worker in self._workers])
+            for worker in [worker for worker in self._workers if worker.line in ready]:
+                self._receive(worker)
         slot, places = self._done.pop(self._next)
         self._next += 1
         return self._take(slot, places)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from escherjax.cameras import Cameras
 from escherjax.devices import mesh as sharding
@@ -317,15 +318,15 @@ class Pipeline:
             )
         return latents
 
-    def encode_images(self, images: jax.Array) -> jax.Array:
+    def encode_images(self, images: ArrayLike) -> jax.Array:
         """Reference tokens [N, L, D] of images [N, H, W, 3] in [-1, 1]."""
         return self._encode_images(self.params, jnp.asarray(images))
 
-    def encode_latents(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def encode_latents(self, images: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """(mean, log variance), each [N, h, w, C], of images [N, H, W, 3] in [-1, 1], unscaled."""
         return self._encode_latents(self.params, jnp.asarray(images))
 
-    def decode_latents(self, latents: jax.Array) -> jax.Array:
+    def decode_latents(self, latents: ArrayLike) -> jax.Array:
         """Images [N, H, W, 3], not clipped, of latents [N, h, w, C] divided by the VAE's factor."""
         return self._decode_latents(self.params, jnp.asarray(latents))
 

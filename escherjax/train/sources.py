@@ -30,17 +30,18 @@ def open_training_source(config: ConfigDict) -> Any:
     names = source_names(config.data.source)
     loader = _training_loader(config)
     loader.validate()
-    opened, problems = {}, []
+    opened: dict[str, ShardSource | ProceduralSource] = {}
+    problems: list[str] = []
     for name in names:
         try:
             if name == "procedural":
                 loader.check_views(data.num_views, "config.data.num_views: every procedural scene")
             else:
-                opened[name] = open_shards(name, data.split)
+                opened[name] = source = open_shards(name, data.split)
                 if data.latents:
                     _check_moments(name, config)
                 if data.zoom and data.zoom[0] < 1:
-                    _check_alpha(name, opened[name])
+                    _check_alpha(name, source)
         except UserError as error:
             problems.append(str(error))
     if problems:

@@ -26,25 +26,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--classes", metavar="A,B,...", help="only these class folders")
     normalizing.add_capture_arguments(parser)
+    importing.add_min_views(parser)
 
 
 def scenes(args: argparse.Namespace) -> importing.Scenes:
     """The instances, and what reads one."""
     from data_prep.lib.assembling import Assembler
     from escherjax.data.formats import colmap
+    from escherjax.data.formats.findings import Findings
 
     colmap.load_pycolmap()
     assemble = Assembler(args)
 
     def read(scene_id: str, folder: Path) -> importing.Imported:
-        model = colmap.find_model(folder)
+        findings = Findings()
+        model = colmap.largest_model(folder, findings)
         if model is None:
             raise UserError(f"{folder} has no COLMAP model in {colmap.MODEL_FOLDERS[0]}.")
         masks = None
         if args.masks:
             inside = "/" not in args.masks and (folder / args.masks).is_dir()
             masks = folder / args.masks if inside else Path(args.masks) / scene_id
-        return assemble(scene_id, "mvimgnet", colmap.read_views(model, folder / "images", masks))
+        views = colmap.read_views(model, folder / "images", masks, findings)
+        views = findings.present(views, args.min_views)
+        return assemble(scene_id, "mvimgnet", views, findings=findings)
 
     return _instances(args.source, args.classes), read
 

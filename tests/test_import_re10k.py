@@ -88,7 +88,8 @@ def test_missing_frames_are_named_and_nothing_takes_their_place(tmp_path, capsys
     note = report["notes"]["train/0123456789abcdef"]
     assert note["missing_frames"] == {"count": 2, "timestamps": [times[1], times[3]]}
     assert report["views_left_out"] == 2
-    assert capsys.readouterr().out.endswith("0 skipped, 2 views of the others left out\n")
+    last = "0 skipped, 2 views of the others left out (2: frame without a picture)\n"
+    assert capsys.readouterr().out.endswith(last)
     assert_points_where_painted(source[0], moved(POINTS, note))
 
 

@@ -88,6 +88,48 @@ def test_the_hubs_cache_of_links_is_read(tmp_path, tensors):
     assert_equal(read(snapshot), tensors)
 
 
+def share(folder, tensors, mark=True):
+    """A snapshot as huggingface_hub >= 1.32 keeps it: snapshot -> blobs -> blobs of the cache."""
+    root, repository = folder, folder / "models--owner--name"
+    snapshot = repository / "snapshots/0123abc/image_encoder"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (root / "blobs/ab").mkdir(parents=True)
+    if mark:
+        (root / "blobs/.huggingface-shared-blobs").write_text("1\n")
+    write_shards(snapshot, tensors)
+    for i, path in enumerate(sorted(snapshot.iterdir())):
+        path.rename(root / f"blobs/ab/{i}")
+        (repository / f"blobs/{i}").symlink_to(f"../../blobs/ab/{i}")
+        path.symlink_to(f"../../../blobs/{i}")
+    return snapshot
+
+
+def test_the_blobs_that_a_hubs_cache_shares_are_read(tmp_path, tensors):
+    snapshot = share(tmp_path / "hub", tensors)
+    assert_equal(read(snapshot), tensors)
+    (tmp_path / "link").symlink_to(snapshot.parent)  # people link a snapshot to where they work
+    assert_equal(read(tmp_path / "link/image_encoder"), tensors)
+    (tmp_path / "cache").symlink_to(tmp_path / "hub")
+    assert_equal(read(tmp_path / "cache" / snapshot.relative_to(tmp_path / "hub")), tensors)
+
+
+@pytest.mark.parametrize("target", ["../..", "../../models--another--name/blobs"])
+def test_links_from_a_hubs_cache_to_elsewhere_are_refused(tmp_path, tensors, target):
+    snapshot = share(tmp_path / "hub", tensors)
+    elsewhere = (snapshot.parent / "../../blobs" / target).resolve()
+    elsewhere.mkdir(exist_ok=True, parents=True)
+    blob = (snapshot / SHARD_2).readlink()
+    shutil.copy(snapshot / SHARD_2, elsewhere / "stray")
+    (snapshot / blob).unlink()
+    (snapshot / blob).symlink_to(elsewhere / "stray")
+    assert f"names {SHARD_2}, a link out of the folder" in refusal(snapshot)
+
+
+def test_a_folder_of_blobs_that_is_no_hubs_store_is_not_followed(tmp_path, tensors):
+    assert "a link out of the folder" in refusal(share(tmp_path / "hub", tensors, mark=False))
+
+
 # Pickles.
 
 
@@ -191,6 +233,16 @@ def test_pickles_of_other_names_are_not_opened(tmp_path, file_name):
     message = refusal(tmp_path)
     assert f"not found, only {file_name}, which is not opened" in message
     assert "Name it pytorch_model.bin" in message
+
+
+def test_metadata_of_null_is_read_as_none(tmp_path, tensors):
+    write_single(tmp_path, tensors, "model.safetensors")
+    path = tmp_path / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = {**json.loads(content[8 : 8 + length]), "__metadata__": None}
+    write_raw(path, header, content[8 + length :])
+    assert_equal(read(tmp_path), tensors)
 
 
 # Damaged safetensors files.

@@ -118,6 +118,42 @@ def test_old_names_of_vae_attention_are_read(folder):
     assert_same(reading.read_pipeline_folder(folder)[1]["vae"], before)
 
 
+WRAPPERS = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "parallel": lambda name: f"module.{name}",
+    "both": lambda name: f"module._orig_mod.{name}",
+    "both, turned round": lambda name: f"_orig_mod.module.{name}",
+    "blocks compiled": lambda name: name.replace("mid_block.", "mid_block._orig_mod."),
+    "twice": lambda name: f"module.module.{name}",
+}
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "image_encoder"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_names_are_read_without_what_wraps_modules_and_that_is_said(folder, caplog, part, wrapper):
+    before = reading.read_pipeline_folder(folder)[1][part]
+    changed = []
+
+    def change(tensors):
+        renamed = {WRAPPERS[wrapper](name): tensor for name, tensor in tensors.items()}
+        changed.extend(renamed.keys() - tensors.keys())
+        return renamed
+
+    rewrite(folder / FILES[part], change)
+    with caplog.at_level("INFO"):
+        assert_same(reading.read_pipeline_folder(folder)[1][part], before)
+    said = f": {len(changed)} of "
+    assert (said in caplog.text and "prefix" in caplog.text) == bool(changed)
+
+
+def test_a_tensor_with_and_without_a_prefix_is_refused(folder):
+    rewrite(
+        folder / FILES["unet"],
+        lambda tensors: tensors.update({"module.conv_in.bias": tensors["conv_in.bias"].copy()}),
+    )
+    assert "is stored twice" in refusal(folder)
+
+
 def test_a_tensor_under_old_and_new_name_is_refused(folder):
     name = "encoder.mid_block.attentions.0.query.weight"
     rewrite(

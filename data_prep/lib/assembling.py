@@ -14,6 +14,7 @@ import numpy as np
 from data_prep.lib.tasks import Imported
 from escherjax import cameras
 from escherjax.data.formats import folders
+from escherjax.data.formats.findings import Findings
 from escherjax.data.images import PictureFormat, View
 from escherjax.errors import UserError
 
@@ -42,11 +43,13 @@ class Assembler:
         source: str,
         views: Sequence[View],
         read: folders.ReadPicture = folders.read_picture,
+        findings: Findings | None = None,
     ) -> Imported:
         """Reads the pictures of views; notes how their world was moved, if that was asked for.
 
-        Arguments and errors as in `folders.assemble_scene`. Poses are moved as they are in the
-        file, in float64, and rounded to float32 after that.
+        findings: of the views' reader, for the report. Other arguments and errors as in
+        `folders.assemble_scene`. Poses are moved as they are in the file, in float64, and rounded
+        to float32 after that.
         """
         notes: dict[str, Any] = {}
         if self.world:
@@ -61,7 +64,7 @@ class Assembler:
                 for (path, _, pinhole), pose in zip(views, moved, strict=True)
             ]
         scene = folders.assemble_scene(scene_id, source, views, self.resolution, self.stored, read)
-        return Imported(scene, notes)
+        return Imported(scene, {**notes, **(findings.notes() if findings else {})})
 
     def _check_near(self, scene_id: str, positions: np.ndarray) -> None:
         """Raises UserError for cameras that stand close together, far away from the origin."""

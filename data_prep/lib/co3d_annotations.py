@@ -22,7 +22,7 @@ import numpy as np
 
 from escherjax import cameras
 from escherjax.data.formats.folders import ReadPicture, read_picture
-from escherjax.data.formats.transforms import pinhole_intrinsics
+from escherjax.data.formats.lenses import pinhole_intrinsics
 from escherjax.data.images import View
 from escherjax.errors import UserError, listed
 

@@ -33,6 +33,7 @@ SCENES_PER_SHARD = 1024
 # five to ten threads would wait for it.
 THREADS = 4
 MAX_EMPTY_VIEWS = 2  # of the released training set
+MIN_VIEWS = 3  # of a scene with missing pictures
 ADDRESSES = ("gs://", "s3://", "az://")  # that etils.epath reads and writes
 # Arguments that do not change what is written.
 RUNTIME_ONLY = ("out", "overwrite", "workers", "runner", "beam_flags")
@@ -155,6 +156,12 @@ def add_max_empty_views(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-empty-views", type=int, default=MAX_EMPTY_VIEWS, help=empty_help)
 
 
+def add_min_views(parser: argparse.ArgumentParser) -> None:
+    """Adds --min-views, for captures; see `Findings.present`."""
+    views_help = "skip scenes with missing pictures that leave fewer views (default %(default)s)"
+    parser.add_argument("--min-views", type=int, default=MIN_VIEWS, help=views_help)
+
+
 def evenly_spaced(items: Sequence[Any], count: int | None) -> Sequence[Any]:
     """At most `count` of the items, evenly spaced, first and last among them; None keeps all."""
     if count is None or count >= len(items):
@@ -183,7 +190,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     from escherjax.data.shards import check_split_name
 
     check_split_name(args.split)
-    check_at_least(args, limit=1, resolution=0, workers=1, shards=1, max_views=1, first_views=1)
+    check_at_least(
+        args, limit=1, resolution=0, workers=1, shards=1, max_views=1, min_views=1, first_views=1
+    )
     if args.quality is not None:
         if args.format not in ("jpeg", "webp"):
             raise UserError(f"--quality {args.quality} needs --format jpeg or webp.")

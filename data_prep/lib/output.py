@@ -110,7 +110,7 @@ def finish_folder(
         "num_skipped": len(skipped),
         "skipped_by_reason": _count_reasons(skipped, source),
         "skipped": skipped,
-        "views_left_out": sum(map(_views_left_out, scene_notes.values())),
+        "views_left_out": sum(len(_left_out(note)) for note in scene_notes.values()),
         "notes": scene_notes,
         **(about or {}),
     }
@@ -124,6 +124,14 @@ def finish_folder(
 
 def _print_summary(report: Mapping[str, Any], out: Path) -> None:
     """Prints the first skipped scenes, and last what was read and what was left out, and why."""
+    remarks = [
+        f"  note on {scene_id}: {remark}"
+        for scene_id, note in report["notes"].items()
+        for remark in note.get("remarks", ())
+    ]
+    print(*remarks[:5], sep="\n", end="\n" if remarks else "")
+    if len(remarks) > 5:
+        print(f"  ... and {len(remarks) - 5} more notes, all in {out / REPORT_FILE}")
     for entry in report["skipped"][:5]:
         print(f"  skipped {entry['scene_id']}: {entry['reason']}")
     if report["num_skipped"] > 5:
@@ -134,13 +142,21 @@ def _print_summary(report: Mapping[str, Any], out: Path) -> None:
     reasons = [f"{count}: {kind}" for kind, count in report["skipped_by_reason"].items()]
     text += f" ({'; '.join(reasons)})" if reasons else ""
     if report["views_left_out"]:
-        text += f", {report['views_left_out']} views of the others left out"
+        left_out = [
+            {"scene_id": scene_id, "reason": reason}
+            for scene_id, note in report["notes"].items()
+            for reason in _left_out(note).values()
+        ]
+        kinds = _count_reasons(left_out, report["options"]["source"]).items()
+        text += f", {len(left_out)} views of the others left out "
+        text += f"({'; '.join(f'{count}: {kind}' for kind, count in kinds)})"
     print(f"{out}: {text}")
 
 
-def _views_left_out(note: Mapping[str, Any]) -> int:
-    """How many pictures of a scene that was read could not be used, by the importer's note."""
-    return len(note.get("left_out", ())) + note.get("missing_frames", {}).get("count", 0)
+def _left_out(note: Mapping[str, Any]) -> dict[Any, str]:
+    """Picture -> why it could not be used, of a scene that was read, by the importer's note."""
+    timestamps = note.get("missing_frames", {}).get("timestamps", ())
+    return {**note.get("left_out", {}), **dict.fromkeys(timestamps, "frame without a picture")}
 
 
 def _count_reasons(skipped: Sequence[Mapping[str, str]], source: str) -> dict[str, int]:

@@ -318,21 +318,21 @@ def square_crop(
     return padded, K
 
 
-def undistort(image: np.ndarray, K: np.ndarray, distortion: dict[str, float]) -> np.ndarray:
+def undistort(
+    image: np.ndarray, K: np.ndarray, distortion: dict[str, float], is_fisheye: bool = False
+) -> np.ndarray:
     """The pinhole picture, of the same K, behind one with lens distortion.
 
-    distortion: OpenCV's k1, k2, k3, p1, p2, missing ones 0. Bilinear; pixels that the lens did not
-    see repeat the border. Not cv2.undistort: scenes with distortion are read without the extra that
-    installs OpenCV.
+    distortion: OpenCV's k1 to k6, p1, p2, missing ones 0; of a fisheye k1 to k4. Bilinear; pixels
+    that the lens did not see repeat the border. Not cv2.undistort: scenes with distortion are read
+    without the extra that installs OpenCV.
     """
     from scipy import ndimage
 
-    height, width = image.shape[:2]
-    v, u = np.mgrid[:height, :width] + 0.5
-    x, y = (u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1]
-    k1, k2, k3, p1, p2 = (distortion.get(name, 0.0) for name in ("k1", "k2", "k3", "p1", "p2"))
+    x, y = _rays(*image.shape[:2], K)
     r2 = x * x + y * y
-    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
+    radial = lens_stretch(*image.shape[:2], K, distortion, is_fisheye)
+    p1, p2 = (distortion.get(name, 0.0) for name in ("p1", "p2"))
     source_u = K[0, 0] * (x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)) + K[0, 2] - 0.5
     source_v = K[1, 1] * (y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y) + K[1, 2] - 0.5
     planes = [
@@ -340,3 +340,30 @@ def undistort(image: np.ndarray, K: np.ndarray, distortion: dict[str, float]) ->
         for plane in np.moveaxis(image, -1, 0)
     ]
     return np.round(np.stack(planes, axis=-1)).astype(np.uint8)
+
+
+def lens_stretch(
+    height: int, width: int, K: np.ndarray, distortion: dict[str, float], is_fisheye: bool = False
+) -> np.ndarray:
+    """How many times as far from the centre a lens shows each pixel of a pinhole picture.
+
+    Without tangential distortion. The models are OpenCV's (calib3d: the rational one of eight
+    coefficients; the fisheye's polynomial of the angle). Returns float64 [height, width].
+    """
+    x, y = _rays(height, width, K)
+    k1, k2, k3, k4, k5, k6 = (distortion.get(f"k{i}", 0.0) for i in range(1, 7))
+    r2 = x * x + y * y
+    if is_fisheye:
+        r = np.maximum(np.sqrt(r2), 1e-12)
+        t = np.arctan(r)
+        t2 = t * t
+        return t / r * (1 + t2 * (k1 + t2 * (k2 + t2 * (k3 + t2 * k4))))
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        rational = 1 + r2 * (k4 + r2 * (k5 + r2 * k6))
+        return (1 + r2 * (k1 + r2 * (k2 + r2 * k3))) / rational
+
+
+def _rays(height: int, width: int, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x/z and y/z [height, width] of the rays through the middles of pixels."""
+    v, u = np.mgrid[:height, :width] + 0.5
+    return (u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1]

@@ -71,7 +71,7 @@ class Inputs:
 
     images: np.ndarray  # float32 [N, R, R, 3] in [0, 1], on white
     cameras: Cameras  # c2w [N, 4, 4] and K [N, 3, 3] of these images
-    notes: list[Note]  # of each picture what was done to it, then its warnings
+    notes: list[Note]  # of each picture what was done to it, its warnings; then the scene's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,7 @@ class InputViews:
     pictures: Mapping[int, Picture]  # of the references, read already
     read: Callable[[int], Picture]  # reads the picture of any view
     recenter: bool = True  # see `fit`
+    notes: tuple[Note, ...] = ()  # on the scene as a whole
 
     @property
     def num_views(self) -> int:
@@ -136,7 +137,7 @@ class InputViews:
             steps = (f"{width} x {height} pixels", *picture.steps, frame.step)
             notes.append(Note(f"{picture.name}: {'; '.join(steps)}"))
             notes += [Note(f"{picture.name} {text}", True) for text in frame.warnings]
-        return Inputs(images, Cameras(c2w, K), notes)
+        return Inputs(images, Cameras(c2w, K), [*notes, *self.notes])
 
 
 def read_inputs(
@@ -213,7 +214,7 @@ def open_views(
     """
     given: list[Any] = list(views) if isinstance(views, (list, tuple)) else [views]
     folder = _single_folder(given)
-    cutouts, K = Cutouts(masks, matting), None
+    cutouts, K, notes = Cutouts(masks, matting), None, ()
     if folder is not None and cameras is None:
         _check_has_cameras(folder)
         if photo_fov_deg is not None:
@@ -221,8 +222,10 @@ def open_views(
                 f"a field of view of photos is given, but the views of {folder} have intrinsics "
                 "of their own; leave it out."
             )
-        c2w, read = scene_views(folder, cutouts)
-        most = _MOST_REFERENCES
+        c2w, read, findings = scene_views(folder, cutouts)
+        notes = tuple(Note(f"{folder}: {text}", True) for text in findings.sentences(len(c2w)))
+        with_picture = [view for view in range(len(c2w)) if view not in findings.missing]
+        first = with_picture[:_MOST_REFERENCES]
     else:
         photos = given if folder is None else photos_in(folder)
         if not photos:
@@ -231,7 +234,7 @@ def open_views(
             )
         names, read = photo_views(photos, cutouts)
         c2w, K = _photo_cameras(names, cameras, elevation_deg, radius)
-        most = len(c2w)
+        first = list(range(len(c2w)))
     windows.check_fov(photo_fov_deg)
 
     def read_posed(index: int) -> Picture:
@@ -244,9 +247,9 @@ def open_views(
             return dataclasses.replace(picture, K=lens)
         return picture
 
-    chosen = _indices(references, len(c2w), most)
+    chosen = _indices(first if references is None else references, len(c2w))
     pictures = dict(zip(chosen.tolist(), for_each(read_posed, chosen.tolist()), strict=True))
-    return InputViews(c2w.astype(np.float32), chosen, pictures, read_posed, recenter)
+    return InputViews(c2w.astype(np.float32), chosen, pictures, read_posed, recenter, notes)
 
 
 def radius_notes(c2w: np.ndarray, name: str, facts: TrainedWith) -> list[Note]:
@@ -379,9 +382,7 @@ def _photo_cameras(
     return c2w, K
 
 
-def _indices(references: Sequence[int] | None, count: int, most: int) -> np.ndarray:
-    if references is None:
-        return np.arange(min(most, count))
+def _indices(references: Sequence[int], count: int) -> np.ndarray:
     indices = np.asarray(references, int)
     if not len(indices):
         raise UserError("no references are chosen; choose one view at least to start from.")

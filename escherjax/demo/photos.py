@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from escherjax.data import images, procedural
-from escherjax.data.formats import transforms
+from escherjax.data.formats import lenses
 from escherjax.data.inputs import InputViews, Note
 from escherjax.data.photos.reading import Picture, with_lens
 from escherjax.demo.limits import Limits
@@ -81,7 +81,7 @@ def _upright(label: str, photo: Photo) -> Picture:
     if photo.lens is None:
         return Picture(label, images.turn_upright(photo.pixels, photo.orientation))
     height, width = photo.size
-    pinhole = transforms.pinhole_intrinsics({"w": width, "h": height, **photo.lens}, label)
+    pinhole = lenses.pinhole_intrinsics({"w": width, "h": height, **photo.lens}, label)
     return with_lens(Picture(label, photo.pixels), pinhole)
 
 

@@ -108,6 +108,17 @@ def torch_shapes(params: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
+def without_wrappers(name: str) -> str:
+    """A tensor's name without what torch.compile and (Distributed)DataParallel put before it.
+
+    torch.compile's `_orig_mod` may stand before any module that was compiled by itself.
+    """
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while parts[:1] == ["module"]:
+        del parts[0]
+    return ".".join(parts)
+
+
 def current_vae_name(name: str) -> str:
     """Renames an autoencoder tensor's old attention projections; other names are kept."""
     if ".attentions." not in name:

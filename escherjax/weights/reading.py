@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from escherjax.models.unet import UNet, UNetConfig
 from escherjax.models.vae import VAE, VAEConfig
 from escherjax.weights import folder_configs, names, strict_json, tensors
 from escherjax.weights.strict_json import printable
+
+log = logging.getLogger(__name__)
 
 Params = dict[str, Any]
 Place = Callable[[np.ndarray], Any]
@@ -215,7 +218,15 @@ def _read_network(
         return None
     if source is None or listed is None:
         return None
-    renamed = [(rename(tensor.name), tensor) for tensor in listed]
+    plain = [(names.without_wrappers(tensor.name), tensor) for tensor in listed]
+    wrapped = [tensor.name for name, tensor in plain if name != tensor.name]
+    if wrapped:
+        log.info(
+            "%s: %d of %d names were read without torch.compile's or DataParallel's prefix, such "
+            "as %s",
+            *(source, len(wrapped), len(plain), printable(wrapped[0])),
+        )
+    renamed = [(rename(name), tensor) for name, tensor in plain]
     kept = [(today, tensor) for today, tensor in renamed if today is not None]
     ignored = tuple(sorted(tensor.name for today, tensor in renamed if today is None))
     expected = names.torch_shapes(shapes_of(config))
@@ -237,10 +248,7 @@ def _read_params(
     bar = tqdm(stored, f"reading {source.parent.name}", unit="tensor", delay=1, disable=None)
     for name, tensor in bar:
         shape = expected.get(name)
-        if name in seen:
-            fault = "is stored twice, under an old and a new name"
-        else:
-            fault = _fault(name, tensor, shape)
+        fault = "is stored twice, under two names" if name in seen else _fault(name, tensor, shape)
         if not fault and shape is not None:
             path = names.path_from_torch(name, len(shape))
             try:

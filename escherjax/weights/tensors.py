@@ -35,6 +35,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
 _MAX_FILE_NAME = 255  # bytes; file systems take no longer ones
 _ENTRY = {"dtype", "shape", "data_offsets"}  # of a tensor in a header
 _SOUND_TORCH = (2, 6)
+_SHARED_STORE_MARK = ".huggingface-shared-blobs"  # of the blobs that a hub's cache shares
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +198,9 @@ def _shard_path(index: Path, file_name: str, problems: list[str]) -> Path | None
         fault = f"names {printable(file_name)}; expected a {kind} file in its own folder"
     elif not path.is_file():
         fault = f"names {file_name}, which is not found or not a file"
-    elif path.resolve().parent not in (folder.resolve(), *_hub_blobs(folder.absolute())):
+    elif path.resolve().parent != folder.resolve() and not any(
+        path.resolve().is_relative_to(blobs) for blobs in _hub_blobs(folder)
+    ):
         fault = f"names {file_name}, a link out of the folder; copy the file itself here"
     else:
         return path
@@ -208,13 +211,21 @@ def _shard_path(index: Path, file_name: str, problems: list[str]) -> Path | None
 def _hub_blobs(folder: Path) -> list[Path]:
     """Where the cache of Hugging Face's hub keeps the files that `folder` links to, if it is one.
 
-    Its layout is REPOSITORY/snapshots/REVISION/..., all links into REPOSITORY/blobs.
+    Its layout is ROOT/REPOSITORY/snapshots/REVISION/..., all links into REPOSITORY/blobs; since
+    huggingface_hub 1.32 those may be links on into ROOT/blobs, which all repositories share.
     """
-    return [
-        (parent.parent / "blobs").resolve()
-        for parent in folder.parents
+    repositories = {
+        parent.parent
+        for path in (folder.absolute(), folder.resolve())
+        for parent in path.parents
         if parent.name == "snapshots" and (parent.parent / "blobs").is_dir()
-    ]
+    }
+    stores = []
+    for repository in repositories:
+        stores.append((repository / "blobs").resolve())
+        if (repository.parent / "blobs" / _SHARED_STORE_MARK).is_file():
+            stores.append((repository.parent / "blobs").resolve())
+    return stores
 
 
 def _list_pickle(path: Path, problems: list[str]) -> list[StoredTensor]:

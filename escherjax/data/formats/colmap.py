@@ -1,7 +1,8 @@
 """Reads COLMAP models: cameras and poses by pycolmap, pictures undistorted by it.
 
-A scene is a folder with pictures in `images/` and a model (`cameras`, `images`, as .bin or .txt) in
-`sparse/0`, `sparse` or `colmap/sparse/0`. COLMAP stores world-to-camera with OpenCV axes, and pixel
+A scene is a folder with pictures in `images/` and a model (`cameras`, `images`, as .bin or .txt)
+in `sparse/0`, `sparse` or `colmap/sparse/0`. Where COLMAP made several models (`sparse/1`, ...),
+the one with the most pictures counts. COLMAP stores world-to-camera with OpenCV axes, and pixel
 centres at half-integers, as escherjax does; its world has any origin, orientation and scale.
 """
 
@@ -17,7 +18,11 @@ import numpy as np
 
 from escherjax import cameras
 from escherjax.data import images
-from escherjax.errors import UserError, for_each
+from escherjax.data.formats import colmap_text
+from escherjax.data.formats.colmap_text import model_suffix
+from escherjax.data.formats.findings import Findings
+from escherjax.data.formats.pictures import find_pictures, pictures_below
+from escherjax.errors import UserError, for_each, listed
 
 MODEL_FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
 PINHOLE_MODELS = ("SIMPLE_PINHOLE", "PINHOLE")
@@ -28,11 +33,47 @@ SHAPE_TOLERANCE = 0.02
 
 
 def find_model(folder: Path, names: tuple[str, ...] = MODEL_FOLDERS) -> Path | None:
-    """The first of the folders `names` below `folder` that holds a COLMAP model, or None."""
-    return next((folder / name for name in names if _model_suffix(folder / name)), None)
+    """The first of the folders `names` below `folder` that holds a COLMAP model, or None.
+
+    A name that ends in a number stands for every number: a model is found where `sparse/0` is
+    missing and `sparse/1` is there.
+    """
+    return next(iter(_models(folder, names)), None)
 
 
-def read_views(model: Path, pictures: Path, masks: Path | None = None) -> list[images.View]:
+def largest_model(
+    folder: Path, findings: Findings, names: tuple[str, ...] = MODEL_FOLDERS
+) -> Path | None:
+    """As `find_model`, the model with the most pictures of all; several are noted in findings."""
+    models = {model: colmap_text.count_images(model) for model in _models(folder, names)}
+    if not models:
+        return None
+    largest = max(models, key=lambda model: models[model])  # of equal ones the first
+    if len(models) > 1:
+        listing = ", ".join(f"{m.relative_to(folder)} ({n} pictures)" for m, n in models.items())
+        findings.remarks.append(
+            f"{len(models)} COLMAP models: {listing}; {largest.relative_to(folder)} was read, "
+            "--model FOLDER chooses another."
+        )
+    return largest
+
+
+def _models(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """Every folder that the names stand for and that holds a model, in order, each once."""
+    found: dict[Path, None] = {}
+    for name in names:
+        path = folder / name
+        numbered = [path]
+        if path.name == "0" and path.parent.is_dir():
+            others = [p for p in path.parent.iterdir() if p.name.isdecimal() and p.name != "0"]
+            numbered += sorted(others, key=lambda p: int(p.name))
+        found |= dict.fromkeys(p for p in numbered if model_suffix(p))
+    return list(found)
+
+
+def read_views(
+    model: Path, pictures: Path, masks: Path | None = None, findings: Findings | None = None
+) -> list[images.View]:
     """The registered views of a model, sorted by picture name.
 
     All pictures of a scene get one size and square pixels: where cameras differ, the central part
@@ -44,6 +85,9 @@ def read_views(model: Path, pictures: Path, masks: Path | None = None) -> list[i
             than the model's cameras (`images_4/`), of the same shape.
         masks: folder with NAME.png or NAME.jpg.png for each picture NAME.jpg, non-zero on the
             object; it becomes alpha.
+        findings: takes note of missing pictures, whose views are returned too, of pictures that
+            the model does not have, and of pictures that were found elsewhere than it says;
+            without it a missing picture is an error.
 
     Returns:
         The views, with c2w [4, 4] float64 in the model's own world.
@@ -52,34 +96,76 @@ def read_views(model: Path, pictures: Path, masks: Path | None = None) -> list[i
         UserError: Names every problem: damaged model, missing pictures or masks, pictures of other
             shapes than their cameras', cameras that are not perspective.
     """
-    reconstruction = _read_model(model)
-    registered = sorted(
-        (image for image in reconstruction.images.values() if image.has_pose),
-        key=lambda image: image.name,
-    )
+    registered = _read_model(model)
     if not registered:
         raise UserError(f"{model} has no registered picture.")
+    names = [name for name, _ in registered]
+    paths = _find_pictures(model, pictures, names, findings)
     pinholes: dict[tuple[int, tuple[int, int]], _PinholeCamera] = {}
 
-    def find_view(image: Any) -> tuple[Path, np.ndarray, _PinholeCamera, Path | None]:
-        path = _inside(pictures, image.name)
-        mask = find_mask(masks, image.name) if masks else None
+    def find_view(
+        found: tuple[str, Any, Path | None],
+    ) -> tuple[Path, np.ndarray, _PinholeCamera | None, Path | None]:
+        name, image, path = found
+        if path is None:
+            return pictures / name, _c2w(image), None, None
+        mask = find_mask(masks, name) if masks else None
         size = images.picture_size(path, str(path))
         key = (image.camera_id, size)
         if key not in pinholes:
-            pinholes[key] = _PinholeCamera(image.camera, size, f"{model}: {image.name}")
+            pinholes[key] = _PinholeCamera(image.camera, size, f"{model}: {name}")
         return path, _c2w(image), pinholes[key], mask
 
-    found = for_each(find_view, registered)
+    rows = [(name, image, path) for (name, image), path in zip(registered, paths, strict=True)]
+    found = for_each(find_view, rows)
     sizes = sorted({size for _, size in pinholes})
     if len(sizes) > 1:
         raise UserError(f"{pictures} mixes picture sizes (height, width) {sizes}; it must be one.")
-    height = min(camera.height for camera in pinholes.values())
-    width = min(camera.width for camera in pinholes.values())
+    height = min((camera.height for camera in pinholes.values()), default=0)
+    width = min((camera.width for camera in pinholes.values()), default=0)
     return [
         images.View(path, c2w, functools.partial(camera.apply, height, width, mask))
+        if camera
+        else images.View(path, c2w, _no_picture)
         for path, c2w, camera, mask in found
     ]
+
+
+def _find_pictures(
+    model: Path, pictures: Path, names: list[str], findings: Findings | None
+) -> list[Path | None]:
+    """Where the pictures of a model lie; None for those that are missing, if findings are kept."""
+    root = pictures if pictures.is_dir() else pictures.parent
+    try:
+        paths, remarks = find_pictures(root, names, inside=True)
+    except UserError as error:
+        raise UserError(f"{model}: {error}") from error
+    missing = {}
+    for place, (name, path) in enumerate(zip(names, paths, strict=True)):
+        parts = PurePosixPath(name)
+        if path is None and (parts.is_absolute() or ".." in parts.parts):
+            missing[place] = f"picture name '{name}' leads out of {pictures}."
+        elif path is None:
+            missing[place] = f"{pictures / name} not found."
+    if findings is None:
+        if missing:
+            raise UserError(listed(list(missing.values())))
+        return paths
+    findings.missing |= missing
+    findings.left_out |= {names[place]: "picture not found" for place in missing}
+    findings.remarks += remarks
+    if root == pictures:
+        used = {os.path.realpath(path) for path in paths if path is not None}
+        findings.left_out |= {
+            path.relative_to(pictures).as_posix(): "not in the COLMAP model"
+            for path in pictures_below(pictures)
+            if os.path.realpath(path) not in used
+        }
+    return paths
+
+
+def _no_picture(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    raise AssertionError("a view whose picture is missing has no lens")
 
 
 class _PinholeCamera:
@@ -91,6 +177,11 @@ class _PinholeCamera:
     def __init__(self, camera: Any, size: tuple[int, int], name: str):
         pycolmap = load_pycolmap()
         height, width = size
+        if not (camera.width > 0 and camera.height > 0):
+            raise UserError(
+                f"{name} has camera {camera.camera_id} of {camera.width} x {camera.height} pixels; "
+                "it must have the size of its pictures. Mend cameras.txt or cameras.bin."
+            )
         if abs(width / height / (camera.width / camera.height) - 1) > SHAPE_TOLERANCE:
             raise UserError(
                 f"{name} has {width} x {height} pixels, its camera {camera.width} x "
@@ -148,28 +239,24 @@ def load_pycolmap() -> Any:
     return pycolmap
 
 
-def _model_suffix(model: Path) -> str | None:
-    for suffix in NO_POINTS:
-        if all((model / f"{name}{suffix}").is_file() for name in ("cameras", "images")):
-            return suffix
-    return None
-
-
-def _read_model(model: Path) -> Any:
-    """pycolmap's Reconstruction, without the 3D points, rigs and frames.
+def _read_model(model: Path) -> list[tuple[str, Any]]:
+    """(name, pycolmap's Image) of each registered picture, sorted; 3D points are not read.
 
     Poses stand in `images` alone, and pycolmap ends the whole process on damaged points.
     """
     pycolmap = load_pycolmap()
-    suffix = _model_suffix(model)
+    suffix = model_suffix(model)
     if suffix is None:
         raise UserError(
             f"{model} holds no COLMAP model; expected cameras and images, both .bin or both .txt."
         )
     with tempfile.TemporaryDirectory() as temporary:
-        for name in ("cameras", "images"):
-            file = f"{name}{suffix}"
-            (Path(temporary) / file).symlink_to((model / file).resolve())
+        names = {}
+        if suffix == ".txt":
+            names = colmap_text.copy_model(model, Path(temporary))
+        else:
+            for name in ("cameras.bin", "images.bin"):
+                (Path(temporary) / name).symlink_to((model / name).resolve())
         (Path(temporary) / f"points3D{suffix}").write_bytes(NO_POINTS[suffix])
         try:
             reconstruction = pycolmap.Reconstruction(temporary)
@@ -185,7 +272,16 @@ def _read_model(model: Path) -> Any:
             raise UserError(
                 f"{model / name}.bin has {actual} bytes, but its list takes {size}. Copy it again."
             )
-    return reconstruction
+    listed_images = reconstruction.images.values()
+    if names and len(listed_images) != len(names):
+        raise UserError(
+            f"{model}/images.txt lists {len(names)} pictures, of which {len(listed_images)} could "
+            "be read. Export it anew."
+        )
+    return sorted(
+        ((names.get(i.image_id, i.name), i) for i in listed_images if i.has_pose),
+        key=lambda pair: pair[0],
+    )
 
 
 def _binary_sizes(reconstruction: Any) -> dict[str, int]:
@@ -199,17 +295,6 @@ def _binary_sizes(reconstruction: Any) -> dict[str, int]:
 
 def _c2w(image: Any) -> np.ndarray:
     return cameras.c2w_from_w2c(image.cam_from_world().matrix().astype(np.float64))
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """folder / name, where the model does not lead out of the folder."""
-    parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts:
-        raise UserError(f"picture name '{name}' leads out of {folder}.")
-    path = folder / name
-    if not path.is_file():
-        raise UserError(f"{path} not found.")
-    return path
 
 
 def find_mask(folder: Path, name: str) -> Path:

@@ -24,6 +24,7 @@ import numpy as np
 from escherjax import cameras
 from escherjax.data import images
 from escherjax.data.formats import colmap, transforms
+from escherjax.data.formats.findings import Findings
 from escherjax.data.shards import Scene, validate_scene
 from escherjax.errors import UserError, for_each
 
@@ -143,11 +144,12 @@ def read_scene_folder(
 
 
 def find_views(
-    folder: Path, split: str = "train", axes: str = "opengl"
+    folder: Path, split: str = "train", axes: str = "opengl", findings: Findings | None = None
 ) -> tuple[list[images.View], str]:
     """(views, name of the layout) of a scene folder; no picture is read yet.
 
-    Arguments, worlds and errors as in `read_scene_folder`.
+    Arguments, worlds and errors as in `read_scene_folder`. findings: takes note of missing
+    pictures, whose views are returned too; without it a missing picture is an error.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a directory; expected a scene folder.")
@@ -155,13 +157,15 @@ def find_views(
     layout = layout_of(folder, split)
     if layout == "transforms":
         name = f"transforms_{split}.json"
-        views = transforms.read_views(folder / (name if name in files else "transforms.json"))
+        views = transforms.read_views(
+            folder / (name if name in files else "transforms.json"), findings
+        )
     elif layout == "zero123":
         views = zero123_views(folder, files, axes)
     elif layout == "colmap":
-        model = colmap.find_model(folder)
+        model = colmap.largest_model(folder, findings or Findings())
         assert model is not None  # as the layout is COLMAP's
-        views = colmap.read_views(model, folder / "images")
+        views = colmap.read_views(model, folder / "images", findings=findings)
         c2w, _ = cameras.normalize_poses(np.stack([view.c2w for view in views]))
         views = [view._replace(c2w=pose) for view, pose in zip(views, c2w, strict=True)]
     else:
@@ -261,6 +265,28 @@ def view_number(name: str) -> int | None:
     return int(stem) if is_view else None
 
 
+def _is_pose(name: str) -> bool:
+    return name.lower().endswith(".npy")
+
+
+def _numbered(
+    folder: Any, files: Sequence[str], is_wanted: Callable[[str], bool], what: str
+) -> dict[int, str]:
+    """Number -> name of the wanted files of views; UserError naming numbers that have two."""
+    found: dict[int, list[str]] = {}
+    for name in files:
+        number = view_number(name)
+        if number is not None and is_wanted(name):
+            found.setdefault(number, []).append(name)
+    repeated = [" and ".join(names) for names in found.values() if len(names) > 1]
+    if repeated:
+        raise UserError(
+            f"{folder}: one view has several {what}: {'; '.join(repeated[:5])}. Each number must "
+            "have one; remove the others."
+        )
+    return {number: names[0] for number, names in found.items()}
+
+
 def zero123_views(folder: Any, files: Sequence[str], axes: str = "opengl") -> list[images.View]:
     """Views of a Zero123 render folder, in order of their numbers; no picture is read yet.
 
@@ -268,9 +294,8 @@ def zero123_views(folder: Any, files: Sequence[str], axes: str = "opengl") -> li
     axes: as in `read_scene_folder`. Raises UserError for a picture without pose or a pose without
     picture, and as `read_zero123_poses`.
     """
-    numbers = [(view_number(name), name) for name in files]
-    pictures = {n: name for n, name in numbers if n is not None and not name.endswith(".npy")}
-    poses = {n for n, name in numbers if n is not None and name.endswith(".npy")}
+    pictures = _numbered(folder, files, lambda name: not _is_pose(name), "pictures")
+    poses = set(_numbered(folder, files, _is_pose, "poses"))
     for kind, has, lacks in (("pose", set(pictures), poses), ("picture", poses, set(pictures))):
         missing = sorted(has - lacks)
         if missing:
@@ -297,10 +322,7 @@ def read_zero123_poses(
     UserError naming a file that holds something else.
     """
     poses = {}
-    for name in files:
-        number = view_number(name)
-        if number is None or not name.endswith(".npy"):
-            continue
+    for number, name in _numbered(folder, files, _is_pose, "poses").items():
         path = folder / name
         try:
             w2c = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
@@ -308,6 +330,11 @@ def read_zero123_poses(
             raise UserError(
                 f"{path} is not a whole .npy file of numbers; expected a world-to-camera matrix."
             ) from error
+        if not isinstance(w2c, np.ndarray):
+            raise UserError(
+                f"{path} is an .npz archive of {', '.join(w2c.files[:5])}; expected one array, as "
+                "np.save writes it, not np.savez."
+            )
         if w2c.shape not in ((3, 4), (4, 4)) or w2c.dtype.kind != "f":
             raise UserError(
                 f"{path} must hold a float world-to-camera matrix (3, 4), got {w2c.dtype} "

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from escherjax import cameras
-from escherjax.data.formats.transforms import pinhole_intrinsics, read_json
+from escherjax.data.formats.lenses import pinhole_intrinsics
+from escherjax.data.formats.transforms import read_json
 from escherjax.data.images import View
 from escherjax.errors import UserError, for_each
 

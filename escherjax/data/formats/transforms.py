@@ -14,10 +14,10 @@ import numpy as np
 
 from escherjax import cameras
 from escherjax.data import images
-from escherjax.errors import UserError
-
-DISTORTION_NAMES = ("k1", "k2", "k3", "p1", "p2")
-PINHOLE_MODELS = ["PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "RADIAL", "SIMPLE_RADIAL"]
+from escherjax.data.formats import lenses
+from escherjax.data.formats.findings import Findings
+from escherjax.data.formats.pictures import find_pictures
+from escherjax.errors import UserError, listed
 
 
 def read_cameras(path: Path) -> np.ndarray:
@@ -65,15 +65,38 @@ def write_transforms(
     Path(path).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def read_views(path: Path) -> list[images.View]:
-    """Views of a transforms.json, in the file's order."""
+def read_views(path: Path, findings: Findings | None = None) -> list[images.View]:
+    """Views of a transforms.json, in the file's order.
+
+    Args:
+        path: of the file.
+        findings: takes note of missing pictures, whose views are returned too, and of pictures
+            that were found elsewhere than the file says; without it a missing picture is an error.
+
+    Raises:
+        UserError: The file cannot be used, or names a picture twice.
+    """
+    frames = _frames(read_json(path, str(path)), str(path))
+    names = [str(fields["file_path"]) for fields, _, _ in frames]
+    try:
+        found, remarks = find_pictures(path.parent, names)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    suffixes = ", ".join(images.IMAGE_SUFFIXES)
+    missing = {
+        place: f"{frames[place][2]}: {path.parent / names[place]} not found (also with {suffixes})."
+        for place, picture in enumerate(found)
+        if picture is None
+    }
+    if findings is None and missing:
+        raise UserError(listed(list(missing.values())))
+    if findings is not None:
+        findings.missing |= missing
+        findings.left_out |= {names[place]: "picture not found" for place in missing}
+        findings.remarks += remarks
     return [
-        images.View(
-            _find_picture(path.parent, str(fields["file_path"]), where),
-            c2w,
-            pinhole_intrinsics(fields, where),
-        )
-        for fields, c2w, where in _frames(read_json(path, str(path)), str(path))
+        images.View(picture or path.parent / name, c2w, lenses.pinhole_intrinsics(fields, where))
+        for (fields, c2w, where), name, picture in zip(frames, names, found, strict=True)
     ]
 
 
@@ -81,8 +104,8 @@ def parse_views(source: Path | bytes, name: str) -> list[tuple[str, np.ndarray, 
     """(file_path, c2w [4, 4] float32 with OpenCV axes, fields of its lens) of every frame.
 
     source: a transforms.json or its bytes; name: what messages call it. No picture is opened; the
-    fields are for `pinhole_intrinsics`. Raises UserError if it cannot be read or a pose is missing
-    or not rigid.
+    fields are for `lenses.pinhole_intrinsics`. Raises UserError if it cannot be read or a pose is
+    missing or not rigid.
     """
     frames = _frames(read_json(source, name), name)
     c2w = np.stack([pose for _, pose, _ in frames]).astype(np.float32)
@@ -122,63 +145,7 @@ def _frames(content: Any, name: str) -> list[tuple[dict[str, Any], np.ndarray, s
                 f"{where} ({frame['file_path']}) has no pose: transform_matrix must be 4 rows of 4 "
                 f"numbers, got {pose.shape}."
             )
-        frames.append(({**content, **frame}, cameras.opencv_from_opengl(pose), where))
-    return frames
-
-
-def _find_picture(folder: Path, name: str, where: str) -> Path:
-    for suffix in ("", *images.IMAGE_SUFFIXES):
-        path = folder / (name + suffix)
-        if path.is_file():
-            return path
-    suffixes = ", ".join(images.IMAGE_SUFFIXES)
-    raise UserError(f"{where}: {folder / name} not found (also with {suffixes}).")
-
-
-def pinhole_intrinsics(fields: dict[str, Any], where: str) -> images.Pinhole:
-    """The lens that nerfstudio's or NeRF-synthetic's fields describe.
-
-    Where they state another size `w`, `h` than a picture has, K is scaled to the picture. The
-    returned function raises UserError, starting with `where`, if fields are missing or shapes
-    differ.
-    """
-
-    def pinhole(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        K, distortion = _transforms_intrinsics(fields, where, *picture.shape[:2])
-        return images.undistort(picture, K, distortion) if distortion else picture, K
-
-    return pinhole
-
-
-def _transforms_intrinsics(
-    fields: dict[str, Any], where: str, height: int, width: int
-) -> tuple[np.ndarray, dict[str, float]]:
-    """(K [3, 3] for a picture of this size, lens distortion)."""
-    model = fields.get("camera_model", "OPENCV")
-    if model not in PINHOLE_MODELS:
-        known = ", ".join(PINHOLE_MODELS)
-        raise UserError(f"{where}: camera_model '{model}' is unknown; known: {known}.")
-    try:
-        stated_w, stated_h = float(fields.get("w", width)), float(fields.get("h", height))
-        if "fl_x" in fields:
-            fx = float(fields["fl_x"])
-            fy = float(fields.get("fl_y", fx))
-        elif "camera_angle_x" in fields:
-            fx = 0.5 * stated_w / np.tan(0.5 * float(fields["camera_angle_x"]))
-            fy = fx
-            if "camera_angle_y" in fields:
-                fy = 0.5 * stated_h / np.tan(0.5 * float(fields["camera_angle_y"]))
-        else:
-            raise UserError(f"{where}: no intrinsics; expected fl_x or camera_angle_x.")
-        cx, cy = float(fields.get("cx", stated_w / 2)), float(fields.get("cy", stated_h / 2))
-        distortion = {n: float(fields[n]) for n in DISTORTION_NAMES if float(fields.get(n, 0))}
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: an intrinsic is not a number ({error}).") from error
-    scale_x, scale_y = width / stated_w, height / stated_h
-    if abs(scale_x / scale_y - 1) > 0.02:
-        raise UserError(
-            f"{where}: intrinsics are for {stated_w:g} x {stated_h:g} pixels, the picture has "
-            f"{width} x {height}: another shape. Mend w and h."
+        frames.append(
+            (lenses.frame_fields(content, frame), cameras.opencv_from_opengl(pose), where)
         )
-    K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    return cameras.resize_intrinsics(K, scale_x, scale_y), distortion
+    return frames

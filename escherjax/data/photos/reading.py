@@ -16,10 +16,11 @@ import numpy as np
 from escherjax import cameras
 from escherjax.data import images
 from escherjax.data.formats import colmap, folders
+from escherjax.data.formats.findings import Findings
 from escherjax.data.images import Photo
 from escherjax.data.photos import windows
 from escherjax.data.photos.matting import Matting, open_matting
-from escherjax.errors import UserError
+from escherjax.errors import UserError, listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,23 +86,31 @@ class Cutouts:
         return picture
 
 
-def scene_views(folder: Path, cutouts: Cutouts) -> tuple[np.ndarray, Callable[[int], Picture]]:
-    """(c2w [V, 4, 4], function that reads the picture of a view) of a scene folder.
+def scene_views(
+    folder: Path, cutouts: Cutouts
+) -> tuple[np.ndarray, Callable[[int], Picture], Findings]:
+    """Opens a scene folder: lens distortion is undone, pixels are as stored, as its cameras say.
 
-    Lens distortion is undone; pixels are as stored, which is what cameras in files refer to.
+    Returns (c2w [V, 4, 4]; a function that reads the picture of a view, with a UserError where that
+    is missing; which are missing, and what was found elsewhere than the scene's file says).
     """
-    views, _ = folders.find_views(folder)
+    findings = Findings()
+    views, _ = folders.find_views(folder, findings=findings)
+    if len(findings.missing) == len(views):
+        raise UserError(listed(list(findings.missing.values())))
     c2w = np.stack([view.c2w for view in views])
     cameras.check_poses(c2w, str(folder))
     cutouts.check_count(len(views))
 
     def read(index: int) -> Picture:
+        if index in findings.missing:
+            raise UserError(f"view {index} has no picture: {findings.missing[index]}")
         path, _, pinhole = views[index]
         name = path.relative_to(folder) if path.is_relative_to(folder) else path
         stored = Picture(str(name), folders.read_picture(path)[1])
         return with_lens(cutouts.cut(stored, index, path.name), pinhole)
 
-    return c2w, read
+    return c2w, read, findings
 
 
 def with_lens(picture: Picture, pinhole: images.Pinhole) -> Picture:

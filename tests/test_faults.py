@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import os
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from escherjax import files
+from escherjax.devices.stopping import stop_signals
 from escherjax.errors import TrainingError, UserError
 from escherjax.train.__main__ import main
 from escherjax.train.loop import train
@@ -21,7 +23,7 @@ from escherjax.train.watch import ProfileWindow
 from escherjax.train.writers import MetricWriter
 from escherjax.weights import integrity, run_params, runs
 from tests.helpers.finished_runs import final_state
-from tests.helpers.patience import wait_until
+from tests.helpers.patience import PATIENCE_SEC, wait_until
 from tests.helpers.tiny import tiny_config
 from tests.helpers.training_process import (
     arguments,
@@ -81,6 +83,48 @@ def test_a_stop_while_scenes_are_rendered_exits_with_75_and_leaves_nothing(tmp_p
     code, output = finish(process)
     assert code == 75 and "stopped by a signal before the first update" in output, output
     assert "Traceback" not in output and list(tmp_path.iterdir()) == []
+
+
+# Python, before the command: the terminal becomes that of the process, as of one started in it.
+OF_TERMINAL = (
+    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(2, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
+
+def start_in_terminal(workdir, environment, **changes):
+    """(process, descriptor whose closing closes the terminal)."""
+    master, terminal = os.openpty()
+    command = [sys.executable, "-c", OF_TERMINAL, "-m", "escherjax.train"]
+    process = subprocess.Popen(
+        [*command, *arguments(workdir, **changes)],
+        env=environment,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    return process, master
+
+
+def test_a_closed_terminal_saves_and_exits_with_75(tmp_path, environment):
+    workdir = tmp_path / "run"
+    process, terminal = start_in_terminal(workdir, environment, **ENDLESS)
+    wait_until((workdir / "checkpoints" / "10").exists, lambda: process.poll() is not None)
+    os.close(terminal)
+    assert process.wait(PATIENCE_SEC) == 75
+    (*_, last) = integrity.steps(workdir)
+    assert integrity.find_problems(workdir / "checkpoints" / str(last)) == []
+
+
+def test_a_hangup_that_is_ignored_from_the_start_does_not_stop_a_run():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.heard
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow

@@ -145,6 +145,7 @@ def test_processes_are_polite_quiet_and_leave_signals_to_their_parent():
         assert os.getpriority(os.PRIO_PROCESS, pid) == 19
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGHUP)
         assert os.getsid(pid) != os.getsid(0)  # so a terminal's Ctrl-C does not come at all
         for _ in range(10):
             next(pool)

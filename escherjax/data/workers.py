@@ -196,8 +196,8 @@ def serve(line: int, memory: int, slot_bytes: int, program: int, sizes: list[int
     line, memory, program: descriptors of the line to the parent, the slots, and what `_stored`
     wrote.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides: it saves first
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides: it saves first
     os.nice(19)
     connection = Connection(line)
     try:

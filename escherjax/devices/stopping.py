@@ -1,12 +1,15 @@
-"""Stop signals, SIGTERM and Ctrl-C: noticed at once, obeyed by all hosts after the same update.
+"""Signals to stop (SIGTERM, SIGHUP, Ctrl-C): noticed at once, obeyed by all hosts together.
 
 No JAX at import, so that a command can listen before its slow imports.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +30,8 @@ class Stop:
         """The signal handler. A second Ctrl-C interrupts at once."""
         if number == signal.SIGINT and self._noticed.is_set():
             raise KeyboardInterrupt
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
         self._noticed.set()
         self._pass_on()
         self._leave_if_nothing_is_lost()
@@ -82,7 +87,7 @@ class Stop:
 
 @contextmanager
 def stop_signals(already: Stop | None = None) -> Iterator[Stop]:
-    """Listens for SIGTERM and Ctrl-C while inside.
+    """Listens for SIGTERM, SIGHUP and Ctrl-C while inside; not for a SIGHUP that nohup ignores.
 
     already: the listener of a caller, which is returned then; None listens from here on.
     """
@@ -91,12 +96,26 @@ def stop_signals(already: Stop | None = None) -> Iterator[Stop]:
         return
     stop = Stop()
     numbers = [signal.SIGINT] if _jax_listens() else [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     previous = {number: signal.signal(number, stop.notice) for number in numbers}
     try:
         yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _leave_closed_terminal() -> None:
+    """Turns output to a terminal that is gone, where writing fails, to nowhere."""
+    for descriptor in (1, 2):
+        try:
+            termios.tcgetattr(descriptor)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:  # of what is no terminal: ENOTTY
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
 
 def _jax_listens() -> bool:

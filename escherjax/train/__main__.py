@@ -4,8 +4,9 @@
     python -m escherjax.train --config 6dof --workdir runs/6dof \\
         --config.data.source=SHARDS --config.batch_size=256
 
-The same command run again continues from the newest checkpoint. SIGTERM saves and exits with 75;
-start again to continue. SIGUSR1 shows what all threads are doing.
+The same command run again continues from the newest checkpoint. SIGTERM, SIGHUP (a closed
+terminal) and Ctrl-C save and exit with 75; start again to continue. SIGUSR1 shows what all threads
+are doing.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
       stop: signals that are listened to already; None listens from here on.
 
     Returns:
-      The exit code: 0 done, 75 stopped by SIGTERM or Ctrl-C after saving.
+      The exit code: 0 done, 75 stopped by SIGTERM, SIGHUP or Ctrl-C after saving.
 
     Raises:
       UserError: the input cannot work, or another run is in `workdir`.

@@ -93,7 +93,7 @@ def _describe(folder: Path, verify: bool) -> dict[str, Any]:
     import datetime
     import hashlib
 
-    from escherjax.weights import integrity
+    from escherjax.weights import integrity, ownership
 
     problems = integrity.find_problems(folder, sizes_only=True)
     whole = not problems
@@ -106,6 +106,9 @@ def _describe(folder: Path, verify: bool) -> dict[str, Any]:
         record = integrity.read_record(folder)
     except (OSError, ValueError):  # which is among the problems
         record = {}
+    step = integrity.step_of(folder.name)
+    if step is not None and (foreign := ownership.of_other_run(folder.parent.parent, step)):
+        problems = [*problems, foreign]
     config = record.get("config", "")
     files = [path for path in folder.rglob("*") if path.is_file()]
     newest = max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime)

@@ -66,11 +66,11 @@ def abstract_on(mesh):
     )
 
 
-def write(workdir, steps=(10, 20), devices=1, **keep):
-    runs.prepare_workdir(workdir, CONFIG)
+def write(workdir, steps=(10, 20), devices=1, config=CONFIG, **keep):
+    runs.prepare_workdir(workdir, config)
     with runs.open_manager(workdir, **keep) as manager:
         for step in steps:
-            runs.save(manager, state_on(mesh_of(devices), step).stored(), CONFIG)
+            runs.save(manager, state_on(mesh_of(devices), step).stored(), config)
     return workdir
 
 
@@ -294,6 +294,46 @@ def test_damaged_parameters_are_not_sampled_from(workdir):
         with pytest.raises(UserError, match=r"is damaged(.|\n)*STEP of \[10\]") as raised:
             read()
         assert str(file) in str(raised.value)
+
+
+@pytest.mark.parametrize("changes", [{}, {"seed": 1}])
+def test_a_checkpoint_of_another_run_is_refused_by_name(workdir, tmp_path, capsys, changes):
+    runs.check_workdir(workdir, CONFIG)
+    other = write(tmp_path / "other", (30,), config=tiny_config(**changes))
+    foreign = shutil.copytree(other / "checkpoints" / "30", workdir / "checkpoints" / "30")
+    with pytest.raises(UserError, match=f"another run:\n *{foreign}: ") as refused:
+        runs.check_workdir(workdir, CONFIG)
+    assert "checkpoints/10" not in str(refused.value)
+    with pytest.raises(UserError, match=f"{foreign}: of the run "):
+        run_params.open_checkpoint(workdir)
+    assert command.main([str(workdir)]) == 2 and "30: of the run" in capsys.readouterr().out
+    assert run_params.open_checkpoint(workdir, 20).step == 20
+    assert integrity.steps(workdir) == [10, 20, 30] and integrity.find_problems(foreign) == []
+
+
+def as_older(folder):
+    """A checkpoint as versions wrote it that named no run."""
+    record = folder / "record" / "metadata"
+    fields = json.loads(record.read_text())
+    record.write_text(json.dumps({k: fields[k] for k in fields.keys() - {"run_id"}}))
+    integrity.write_manifest(folder)
+
+
+def test_checkpoints_that_name_no_run_still_open_and_another_config_tells_them(workdir, tmp_path):
+    for step in (10, 20):
+        as_older(workdir / "checkpoints" / str(step))
+    (workdir / "run_id.txt").unlink()
+    runs.check_workdir(workdir, CONFIG)
+    assert_is_step(restore(workdir), 20)
+    runs.prepare_workdir(workdir, CONFIG)  # goes on, and has an id from here on
+    runs.check_workdir(workdir, CONFIG)
+    assert run_params.open_checkpoint(workdir).step == 20
+
+    other = write(tmp_path / "other", (30,), config=tiny_config(seed=1))
+    foreign = shutil.copytree(other / "checkpoints" / "30", workdir / "checkpoints" / "30")
+    as_older(foreign)
+    with pytest.raises(UserError, match=f"{foreign}: saved under another config .seed: "):
+        runs.check_workdir(workdir, CONFIG)
 
 
 def test_a_full_disk_is_told_and_what_was_whole_stays(workdir):

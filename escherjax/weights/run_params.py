@@ -16,7 +16,7 @@ from flax import traverse_util
 
 from escherjax.errors import UserError
 from escherjax.models.eschernet import Params
-from escherjax.weights import integrity
+from escherjax.weights import integrity, ownership
 
 ParamPath = tuple[str, ...]  # such as ("unet", "conv_in", "kernel")
 
@@ -97,7 +97,8 @@ def open_checkpoint(
         weights: "ema", "raw", or None (or "") for the average where one was kept.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or "ema" is asked for and none kept.
+        UserError: there is no such checkpoint, it is damaged or of another run, or "ema" is asked
+            for and none kept.
     """
     step = find_step(workdir, step)
     folder = workdir / "checkpoints" / str(step)
@@ -109,6 +110,8 @@ def open_checkpoint(
             f"checkpoint {folder} is damaged:\n  {listed}\nName another, such as "
             f"{folder.parent}/STEP with STEP of {others}, or bring these files back from a copy."
         )
+    if problem := ownership.of_other_run(workdir, step):
+        raise UserError(f"{problem}. Move it back to the work directory of its run.")
     tree = ocp.PyTreeCheckpointHandler().metadata(_weights_folder(workdir, step)).tree
     if weights == "ema" and not tree["ema"]:
         raise UserError(

@@ -27,7 +27,7 @@ from escherjax import config as config_lib
 from escherjax import files
 from escherjax.devices import hosts
 from escherjax.errors import UserError
-from escherjax.weights import integrity, lock
+from escherjax.weights import integrity, lock, ownership
 from escherjax.weights.integrity import OPTIMIZER, RECORD, WEIGHTS
 
 log = logging.getLogger("escherjax.checkpoint")
@@ -46,8 +46,8 @@ _VERSIONED = ("escherjax", "jax", "flax", "optax", "orbax-checkpoint", "grain", 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Checks that a run of `config` may start or continue in `workdir`; changes nothing.
 
-    Raises UserError if it holds something else, or a checkpoint of a config that differs in more
-    than the fields that may change (`config.differences`).
+    Raises UserError if it holds something else, a checkpoint of another run, or one of a config
+    that differs in more than the fields that may change (`config.differences`).
     """
     files.check_no_file(workdir)
     if (workdir / "config.json").exists():
@@ -60,6 +60,12 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
                 f"--workdir {workdir} holds a run of another config:\n  {listed}\n"
                 "Take another --workdir, or set these fields back to continue that run."
             )
+        if foreign := ownership.foreign(workdir, integrity.steps(workdir), config):
+            listed = "\n  ".join(foreign)
+            raise UserError(
+                f"--workdir {workdir} holds checkpoints of another run:\n  {listed}\n"
+                "Nothing was changed. Move them back to the work directory of their run."
+            )
     elif workdir.exists() and any(path.name != lock.FILE_NAME for path in workdir.iterdir()):
         raise UserError(
             f"--workdir {workdir} is not empty and holds no config.json, so it is not a training "
@@ -68,13 +74,14 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 
 
 def prepare_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Makes the work directory and writes its config.json, whole or not at all."""
+    """Makes the work directory; writes its config.json, whole or not at all, and its run's id."""
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "config.json"
         partial = path.with_suffix(".json.tmp")
         partial.write_text(config_lib.to_json(config))
         partial.replace(path)
+        ownership.keep_id(workdir)
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -198,10 +205,12 @@ def save(manager: ocp.CheckpointManager, trees: Trees, config: ConfigDict) -> No
     Raises TrainingError if that one failed, or the work directory is gone.
     """
     step, workdir = int(trees[OPTIMIZER]["step"]), Path(manager.directory).parent
+    config_json = config_lib.to_json(config)
     record = {
         "step": step,
         "data_position": step,
-        "config": config_lib.to_json(config),
+        "config": config_json,
+        **ownership.identity(workdir, config_json),
         "versions": versions(),
         "commit": commit(),
     }

@@ -9,8 +9,11 @@ import urllib.error
 import urllib.request
 import zipfile
 
+import msgspec
 import numpy as np
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from tests.helpers.patience import PATIENCE_SEC, wait_until
 
@@ -29,6 +32,7 @@ from tests.helpers.tiny import tiny_config
 from tests.helpers.web_client import WebClient
 
 NUM_STEPS = 100  # the same everywhere, so that one program is compiled
+PROTOCOL = f"viser-v{viser.__version__}"
 LIMITS = Limits(upload_bytes=50_000, targets=8, visitors=3)
 
 
@@ -48,6 +52,10 @@ def client(server):
     yield client
     client.close()
     wait_until(lambda: server.num_sessions == 0)  # a visitor who has gone is forgotten
+
+
+def connect_page(server):
+    return connect(f"ws://127.0.0.1:{server.port}", subprotocols=[PROTOCOL], max_size=None)
 
 
 def picture(color=(200, 30, 20)):
@@ -138,14 +146,78 @@ def test_a_file_larger_than_it_said_is_dropped(client):
 
 def test_pages_of_other_sites_get_nothing(server, client):
     client.widget("Generate")
-    stranger = WebClient(server.port, origin="http://elsewhere.example")
     client.send("ShareUrlRequest")  # would open a tunnel, were it heard
     client.upload("a.png", picture())
     client.wait(lambda: frusta(client, "references"))
-    assert stranger.widgets.keys().isdisjoint(client.widgets.keys())
-    assert not any("Generate" in str(props) for props in stranger.widgets.values())
     assert server._server._share_tunnel is None
-    stranger.close()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://elsewhere.example"},
+        {"origin": "http://["},
+        {"additional_headers": {"Origin": "http://127.0.0.1:1"}},
+        {"additional_headers": {"Host": "elsewhere.example"}},
+    ],
+)
+def test_a_socket_of_another_site_is_refused_before_it_is_opened(server, headers):
+    with pytest.raises(InvalidStatus, match="403"):
+        connect(f"ws://127.0.0.1:{server.port}", subprotocols=[PROTOCOL], **headers)
+    assert server.num_sessions == 0 and not server._server._websock_server._live_connections
+
+
+SECRET = "do not print this"
+WRONG = {
+    "of no type": msgspec.msgpack.encode({"type": SECRET}),
+    "with a field of its own": msgspec.msgpack.encode({"type": "GuiUpdateMessage", SECRET: 1}),
+    "no mapping": msgspec.msgpack.encode([SECRET]),
+    "no message": SECRET.encode(),
+    "text": SECRET,
+    "of an unhashable type": msgspec.msgpack.encode({"type": [SECRET]}),
+    "large": SECRET.encode() * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_no_page_sends_closes_the_socket_and_is_not_printed(server, kind, caplog, capfd):
+    with connect_page(server) as page:
+        page.send(WRONG[kind])
+        with pytest.raises(ConnectionClosed):
+            while True:
+                page.recv(timeout=PATIENCE_SEC)
+    assert page.close_code in (1008, 1009)
+    wait_until(lambda: server.num_sessions == 0)
+    assert SECRET not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_wrong_values_of_a_widget_are_not_printed(client, caplog, capfd, recwarn):
+    client.send("GuiUpdateMessage", uuid=client.widget("Views"), updates={"value": SECRET})
+    client.send("GuiUpdateMessage", uuid=client.widget("Views"), updates=SECRET)
+    client.set("Path", SECRET)
+    client.set("Download", SECRET)
+    camera = {**client.camera, "position": (SECRET,), "wxyz": SECRET}
+    client.send("ViewerCameraMessage", **camera)
+    client.upload("a.png", picture())
+    client.wait(lambda: frusta(client, "references"))
+    assert SECRET not in caplog.text + "".join(capfd.readouterr())
+    assert not any(SECRET in str(warning.message) for warning in recwarn)
+
+
+def test_more_sockets_than_pages_are_refused(server):
+    opened = [connect_page(server) for _ in range(2 * LIMITS.visitors)]
+    with pytest.raises(InvalidStatus, match="503"):
+        connect_page(server)
+    for page in opened:
+        page.close()
+    wait_until(lambda: server.num_sessions == 0)
+
+
+@pytest.mark.parametrize(("length", "status"), [(6000, 414), (300, 404), (1900, 404)])
+def test_a_long_address_is_refused_in_order(server, length, status):
+    with pytest.raises(urllib.error.HTTPError, match=str(status)):
+        address = f"http://127.0.0.1:{server.port}/{'a' * length}"
+        urllib.request.urlopen(address, timeout=PATIENCE_SEC)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +233,7 @@ def test_pages_of_other_sites_get_nothing(server, client):
         ("https://lab.example", "lab.example", "0.0.0.0", True),
         ("https://evil.example", "lab.example", "0.0.0.0", False),
         ("null", "127.0.0.1:7860", "127.0.0.1", False),
+        ("http://[", "127.0.0.1:7860", "127.0.0.1", False),
         (None, None, "127.0.0.1", False),
     ],
 )

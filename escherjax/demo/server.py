@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import logging
 import socket
 import threading
 from typing import Any
@@ -22,8 +21,6 @@ from escherjax.demo.session import Session
 from escherjax.errors import UserError
 from escherjax.models.diffusion.sampling import Sampling
 from escherjax.sample.pipeline import Pipeline
-
-log = logging.getLogger("escherjax.demo")
 
 NUM_STEPS = 25  # where the slider starts
 _BRAND = (31, 105, 196)
@@ -72,7 +69,10 @@ class DemoServer:
         self._example: tuple[np.ndarray, np.ndarray] | None = None
 
         _check_address(host, port)
-        with contextlib.redirect_stdout(io.StringIO()):  # its own banner
+        with (
+            guard.serving(host, self._limits.visitors),
+            contextlib.redirect_stdout(io.StringIO()),  # its own banner
+        ):
             self._server = viser.ViserServer(host=host, port=port, label="escherjax", verbose=False)
         guard.close_tunnel(self._server)
         self._server.gui.configure_theme(
@@ -107,9 +107,6 @@ class DemoServer:
         threading.Event().wait()
 
     def _connect(self, client: Any) -> None:
-        if not guard.is_own_page(self._server, client):
-            log.warning("refused a page of another site")
-            return
         with self._lock:
             full = len(self._pages) >= self._limits.visitors
             if not full:

@@ -26,7 +26,7 @@ class WebClient:
             max_size=None,
         )
         threading.Thread(target=self._receive, daemon=True).start()
-        camera = {
+        self.camera = {
             "wxyz": (1.0, 0.0, 0.0, 0.0),
             "position": (0.0, 2.0, 0.0),
             "fov": 1.0,
@@ -37,7 +37,7 @@ class WebClient:
             "look_at": (0.0, 0.0, 0.0),
             "up_direction": (0.0, 0.0, 1.0),
         }
-        self.send("ViewerCameraMessage", **camera)
+        self.send("ViewerCameraMessage", **self.camera)
 
     def close(self):
         self._socket.close()

@@ -204,6 +204,11 @@ class _PinholeCamera:
         aspect = K[0, 0] / K[1, 1]
         self.width = round(pinhole.width / max(aspect, 1.0))
         self.height = round(pinhole.height * min(aspect, 1.0))
+        if not (self.width and self.height):
+            raise UserError(
+                f"{name} has a camera with parameters {camera.params.tolist()}, whose pixels are "
+                f"{aspect:.3g} times as high as wide; they must be nearly square."
+            )
         scale_x, scale_y = self.width / pinhole.width, self.height / pinhole.height
         self._K = cameras.resize_intrinsics(K, scale_x, scale_y)
 

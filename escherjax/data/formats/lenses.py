@@ -60,7 +60,7 @@ def frame_fields(content: Mapping[str, Any], frame: Mapping[str, Any]) -> dict[s
 def _same_shape(own: Mapping[str, Any], top: Mapping[str, Any]) -> bool:
     try:
         ratio = (own["w"] / own["h"]) / (top["w"] / top["h"])
-    except (KeyError, TypeError, ZeroDivisionError):
+    except (KeyError, TypeError, ArithmeticError):
         return False
     return abs(ratio - 1) <= _SHAPE_TOLERANCE
 
@@ -95,7 +95,7 @@ def _number(fields: Mapping[str, Any], name: str, default: float, where: str) ->
     value = fields.get(name)
     try:
         return default if value is None else float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: {name} is not a number ({error}).") from error
 
 

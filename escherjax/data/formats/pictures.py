@@ -40,14 +40,14 @@ def find_pictures(
     ]
     how: dict[str, list[int]] = collections.defaultdict(list)
     for place, path in enumerate(paths):
-        if path is not None and "\\" in names[place] and not (folder / names[place]).is_file():
+        if path is not None and "\\" in names[place] and not os.path.isfile(folder / names[place]):
             how["with slashes in place of backslashes"].append(place)
     siblings: dict[Path, list[Path]] = {}
     for place, path in enumerate(paths):
         if path is None and not (inside and _leads_out(plain[place])):
             parent = (folder / plain[place]).parent
             if parent not in siblings:
-                siblings[parent] = sorted(parent.iterdir()) if parent.is_dir() else []
+                siblings[parent] = sorted(parent.iterdir()) if os.path.isdir(parent) else []
             paths[place] = _alike(PurePosixPath(plain[place]), siblings[parent], names[place])
             if paths[place] is not None:
                 how["with another suffix or case"].append(place)
@@ -83,10 +83,10 @@ def _in_place(folder: Path, name: str, inside: bool) -> Path | None:
     """The file that the name leads to, which may lack its suffix."""
     if not name or (inside and _leads_out(name)):
         return None
-    if (folder / name).is_file():
+    if os.path.isfile(folder / name):  # not Path's, which raises for names too long to exist
         return folder / name
     return _only(
-        [folder / (name + s) for s in IMAGE_SUFFIXES if (folder / (name + s)).is_file()], name
+        [folder / (name + s) for s in IMAGE_SUFFIXES if os.path.isfile(folder / (name + s))], name
     )
 
 

@@ -132,11 +132,11 @@ def _frames(content: Any, name: str) -> list[tuple[dict[str, Any], np.ndarray, s
     frames = []
     for number, frame in enumerate(listed):
         where = f"{name}: frame {number}"
-        if not isinstance(frame, dict) or "file_path" not in frame:
+        if not isinstance(frame, dict) or frame.get("file_path") is None:
             raise UserError(f"{where} has no file_path.")
         try:
             pose = np.asarray(frame.get("transform_matrix"), np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where} ({frame['file_path']}) has an unreadable pose.") from error
         if pose.shape == (3, 4):
             pose = np.concatenate([pose, [[0.0, 0.0, 0.0, 1.0]]])

@@ -167,8 +167,44 @@ def test_a_size_of_its_own_needs_a_focal_length_of_its_own(tmp_path):
         folders.read_scene_folder(tmp_path)
 
 
-def test_distortion_of_a_frame_replaces_all_of_the_file_s(tmp_path):
-    own, top = {"k1": 0.3}, {**PINHOLE, "k1": 0.1, "k2": 0.4, "p1": 0.1, "is_fisheye": True}
-    write_dots(tmp_path / "scene", rational(**own), top, [own] * VIEWS)
+TOP = {**PINHOLE, "k1": 0.1, "k2": 0.4, "p1": 0.1}
+MIXED = {
+    "coefficient": (rational(k1=0.3), TOP, {"k1": 0.3}),
+    "nothing of its own": (
+        rational(k1=0.1, k2=0.4, p1=0.1),
+        TOP,
+        {"is_keyframe": True, "sharp": 3},
+    ),
+    "coefficient of zero": (rational(), TOP, {"k1": 0}),
+    "model": (fisheye(k1=0.3), TOP, {"camera_model": "OPENCV_FISHEYE", "k1": 0.3}),
+    "model without coefficients": (rational(), TOP, {"camera_model": "PINHOLE"}),
+    "fisheye of the file": (
+        fisheye(k1=0.3),
+        {**PINHOLE, "k2": 0.4, "is_fisheye": True},
+        {"k1": 0.3},
+    ),
+    "fisheye but for this frame": (
+        rational(k1=0.3),
+        {**PINHOLE, "k2": 0.4, "is_fisheye": True},
+        {"is_fisheye": False, "k1": 0.3},
+    ),
+    "model of the file": (
+        fisheye(k1=0.3),
+        {**PINHOLE, "k2": 0.4, "camera_model": "OPENCV_FISHEYE"},
+        {"k1": 0.3, "fl_x": F},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_distortion_of_a_frame_replaces_all_of_the_file_s(tmp_path, case):
+    project, top, own = MIXED[case]
+    write_dots(tmp_path / "scene", project, top, [own] * VIEWS)
     scene = folders.read_scene_folder(tmp_path / "scene")
     assert_balls_where_projected(scene, POINTS.astype(np.float32), TOLERANCE)
+
+
+def test_a_lens_of_the_file_that_is_not_read_stays_refused_with_a_frame_s_coefficients(tmp_path):
+    write_dots(tmp_path, fields={**PINHOLE, "ftheta_p0": 0.1}, frames=[{"k1": 0.1}] * VIEWS)
+    with pytest.raises(UserError, match="ftheta_p0"):
+        folders.read_scene_folder(tmp_path)

@@ -58,6 +58,8 @@ def _sample(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         _, scale, _ = cameras.normalize_scene(scene.c2w, arguments.max_radius)
     targets = flags.choose_targets(arguments, scene.c2w, scene.references, scale)
     if arguments.preview:
+        for note in scene.notes:
+            print(note)
         print(_save_preview(arguments.out, scene, scale, targets))
         return 0
     _check_plan(arguments, scene, targets)

@@ -25,9 +25,10 @@ PINHOLE_MODELS = (
 )
 FISHEYE_MODELS = ("OPENCV_FISHEYE", "RADIAL_FISHEYE", "SIMPLE_RADIAL_FISHEYE")
 # Names of fields that describe a lens, whether they are read here or not.
+_LENS_MODEL = re.compile(r"camera_model|is_(fisheye|latlong|equirectangular|panorama|spherical)")
 _LENS_FIELD = re.compile(
-    r"[kps]\d+|b[12]|t[xy]|tau_?[xy]|xi|sk_\w+|skew\w*|ftheta_\w+|lens\w*|camera_model|"
-    r"is_(fisheye|latlong|equirectangular|panorama|spherical)|(distortion|radial|tangential)\w*"
+    r"[kps]\d+|b[12]|t[xy]|tau_?[xy]|xi|sk_\w+|skew\w*|ftheta_\w+|lens\w*|"
+    rf"(distortion|radial|tangential)\w*|{_LENS_MODEL.pattern}"
 )
 _PERSPECTIVE_MODES = ("", "none", "perspective", "pinhole")
 # A lens may move a ray of a picture so many times farther out or in; beyond that a coefficient is
@@ -40,16 +41,19 @@ _UNDISTORT = "Undistort the pictures first: COLMAP models by python -m data_prep
 def frame_fields(content: Mapping[str, Any], frame: Mapping[str, Any]) -> dict[str, Any]:
     """A frame's fields and those of the top level that hold for its lens too.
 
-    A frame's focal length or field of view replaces all of the top's, a frame's distortion or model
-    all of the top's distortion. A frame of another size keeps nothing in pixels of the top's.
+    A frame's focal length or field of view replaces all of the top's, its coefficients all of the
+    top's, its model both the top's model and coefficients. A frame of another size keeps nothing in
+    pixels of the top's.
     """
     top = {name: value for name, value in content.items() if name != "frames"}
     own = {name: value for name, value in frame.items() if value is not None}
     dropped: set[str] = set()
     if any(name in own for name in (*FOCALS, *ANGLES)):
         dropped |= {*FOCALS, *ANGLES}
-    if any(_LENS_FIELD.fullmatch(name) for name in own):
-        dropped |= {name for name in top if _LENS_FIELD.fullmatch(name)} - {"camera_model"}
+    if any(_LENS_MODEL.fullmatch(name) for name in own):
+        dropped |= {name for name in top if _LENS_FIELD.fullmatch(name)}
+    elif any(name in own for name in (*RADIAL, *TANGENTIAL)):
+        dropped |= {*RADIAL, *TANGENTIAL}
     if any(name in own and name in top and own[name] != top[name] for name in SIZE):
         dropped |= {*SIZE, *CENTER, *FOCALS}
         if not _same_shape(own, top):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from escherjax import files
-from escherjax.devices.stopping import stop_signals
+from escherjax.devices.stopping import Stop, stop_signals
 from escherjax.errors import TrainingError, UserError
 from escherjax.train.__main__ import main
 from escherjax.train.loop import train
@@ -266,6 +266,72 @@ def test_a_folder_that_vanished_is_told_at_the_next_line_of_the_log(tmp_path):
     with pytest.raises(TrainingError, match="is gone"):
         writer.write(2, {"loss": 1.0})
     writer.close()
+
+
+@pytest.mark.parametrize("rotate", [Path.unlink, lambda path: path.rename(f"{path}.1")])
+def test_logs_that_are_rotated_or_removed_are_opened_anew_and_that_is_said_once(
+    tmp_path, caplog, rotate
+):
+    config = tiny_config()
+    runs.prepare_workdir(tmp_path, config)
+    writer = MetricWriter(tmp_path, 0, config)
+    writer.write(1, {"loss": 1.0})
+    for step in (2, 3):
+        for path in (tmp_path / "metrics.jsonl", *tmp_path.glob("events.out.tfevents.*")):
+            if not path.name.endswith(".1"):
+                rotate(path)
+        writer.write(step, {"loss": float(step)})
+        assert rows_of(tmp_path) == [{"step": step, "loss": float(step)}]
+        boards = [f for f in tmp_path.glob("events*") if not f.name.endswith(".1")]
+        assert len(boards) == 1 and boards[0].stat().st_size > 0
+    assert caplog.text.count("metrics.jsonl") == 1
+    (tmp_path / "metrics.jsonl").unlink()
+    assert not writer.has_heldout(3)
+    writer.plot_loss()
+    writer.close()
+
+
+def test_a_run_goes_on_where_its_logs_and_pictures_were_removed(tmp_path):
+    config = tiny_config(**{**REPORTING, **ON_ALL_DEVICES, "sample_every_steps": 1})
+    workdir, seen = tmp_path / "run", []
+
+    class Removing(Stop):
+        def requested(self):
+            for path in (workdir / "metrics.jsonl", *workdir.glob("events*")):
+                path.unlink(missing_ok=True)
+            seen.append((workdir / "samples").exists())
+            shutil.rmtree(workdir / "samples", ignore_errors=True)
+            return super().requested()
+
+    assert train(config, workdir, Removing()) == 0
+    assert any(seen) and [f.name for f in (workdir / "samples").iterdir()] == ["step_00000004.png"]
+    assert rows_of(workdir)[-1]["step"] == 4
+
+
+def link_to_itself(path):
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/12"])
+@pytest.mark.parametrize("put", [Path.touch, link_to_itself])
+def test_what_stands_where_a_checkpoint_will_go_is_refused_at_the_start(tmp_path, name, put):
+    config = tiny_config(**ON_ALL_DEVICES)
+    runs.prepare_workdir(tmp_path, config)
+    place = tmp_path / name
+    place.parent.mkdir(exist_ok=True)
+    put(place)
+    with pytest.raises(UserError, match=f"{place} .*must be a folder"):
+        train(config, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_disk_without_room_for_one_checkpoint_is_refused_at_the_start(tmp_path, monkeypatch):
+    config = tiny_config(**ON_ALL_DEVICES)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**10))
+    with pytest.raises(TrainingError, match="0 MiB free, and a checkpoint takes [1-9]"):
+        train(config, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lines_of_the_log_that_cannot_be_read_are_dropped_and_counted(tmp_path, caplog):

@@ -102,6 +102,7 @@ def train(config: ConfigDict, workdir: Path, stop: Stop | None = None) -> int:
                     )
                     return errors.EXIT_OK
                 setup = prepare(config, workdir)
+                hosts.on_first_host(runs.check_space, workdir, setup.abstract.stored())
             hosts.gather("ready")  # nor does any go on where another was refused
             if stop.requested():
                 log.info("stopped by a signal before the first update; start again to continue")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -46,18 +47,41 @@ class MetricWriter:
         if not self._active:
             return
         self._workdir, self._path = workdir, workdir / "metrics.jsonl"
+        self._told = False  # whether a file that went away has been reported
         with files.explained(workdir, "metrics"):
             if self._path.exists():
                 _truncate(self._path, start_step)
             self._file = self._path.open("a")
-            # Not SummaryWriter: its thread dies with the disk, and the next call waits for ever.
-            self._board = EventsWriter(str(workdir / "events"))
+            self._board = self._open_board()
             for event in (
                 Event(step=start_step + 1, file_version="brain.Event:2"),
                 Event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START)),
             ):
                 self._board.write_event(event)  # TensorBoard hides what was beyond
             self._wandb = _open_wandb(workdir, config) if config.wandb.project else None
+
+    def _open_board(self) -> EventsWriter:
+        # Not SummaryWriter: its thread dies with the disk, and the next call waits for ever.
+        suffix = f".{uuid.uuid4().hex[:8]}"  # names in one second would be alike
+        board = EventsWriter(str(self._workdir / "events"), suffix)
+        (self._board_path,) = self._workdir.glob(f"events.out.tfevents.*{suffix}")
+        return board
+
+    def _reopen(self) -> None:
+        """Opens anew the files that were moved or removed, as by log rotation; says so once."""
+        went = []
+        if not _is_at(self._file, self._path):
+            went.append(self._path.name)
+            self._file.close()
+            self._file = self._path.open("a")
+        if not self._board_path.exists():
+            went.append(self._board_path.name)
+            self._board.close()
+            self._board = self._open_board()
+        if went and not self._told:
+            self._told = True
+            names = " and ".join(went)
+            log.warning("%s of %s is gone or replaced; opened a new one", names, self._workdir)
 
     def has_heldout(self, step: int) -> bool:
         """Whether held-out figures of `step` are there already."""
@@ -71,6 +95,7 @@ class MetricWriter:
             return
         files.check_there(self._workdir)  # an open file takes lines even if its folder is gone
         with files.explained(self._workdir, "metrics"):
+            self._reopen()
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
             for name, value in values.items():
@@ -121,6 +146,11 @@ def _open_wandb(workdir: Path, config: ConfigDict) -> Any:
     )
 
 
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether the open file is the one that the path leads to."""
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+
+
 def _truncate(path: Path, last_step: int) -> None:
     """Drops lines after `last_step`, and unreadable ones: a kill leaves the last one unfinished."""
     rows, unreadable = _read(path)
@@ -133,8 +163,10 @@ def _truncate(path: Path, last_step: int) -> None:
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Rows that have a step, and how many lines are no such rows."""
+    """Rows that have a step, and how many lines are no such rows; none where the file is gone."""
     rows, unreadable = [], 0
+    if not path.exists():
+        return [], 0
     for line in path.read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)

@@ -12,7 +12,10 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import logging
+import math
+import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,7 +29,7 @@ from ml_collections import ConfigDict
 from escherjax import config as config_lib
 from escherjax import files
 from escherjax.devices import hosts
-from escherjax.errors import UserError
+from escherjax.errors import TrainingError, UserError
 from escherjax.weights import integrity, lock, ownership
 from escherjax.weights.integrity import OPTIMIZER, RECORD, WEIGHTS
 
@@ -50,6 +53,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     that differs in more than the fields that may change (`config.differences`).
     """
     files.check_no_file(workdir)
+    _check_places(workdir / "checkpoints")
     if (workdir / "config.json").exists():
         if not has_checkpoint(workdir):
             return  # a run that never got anywhere; nothing to protect
@@ -70,6 +74,32 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         raise UserError(
             f"--workdir {workdir} is not empty and holds no config.json, so it is not a training "
             "run to continue; take an empty or a new folder." + _way_back(workdir)
+        )
+
+
+def _check_places(checkpoints: Path) -> None:
+    """Raises UserError where no checkpoint could be saved: a file, a link that leads nowhere."""
+    if os.path.lexists(checkpoints) and not checkpoints.is_dir():
+        raise UserError(f"{checkpoints} must be a folder; move what is there out of the way.")
+    if checkpoints.is_dir() and not os.access(checkpoints, os.W_OK | os.X_OK):
+        raise UserError(f"{checkpoints} must be writable by this user; change its permissions.")
+    for path in checkpoints.glob("*"):
+        if integrity.step_of(path.name) is not None and not path.is_dir():
+            raise UserError(
+                f"{path} has the name of a checkpoint and must be a folder (it is a file or a link "
+                "that leads to none), so that step could not be saved; move it out of the way."
+            )
+
+
+def check_space(workdir: Path, trees: Trees) -> None:
+    """Raises TrainingError if the disk of a work directory has no room for one checkpoint."""
+    needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(trees))
+    free = shutil.disk_usage(workdir).free
+    if free < needed:
+        raise TrainingError(
+            f"the disk of {workdir} has {free / 2**20:,.0f} MiB free, and a checkpoint takes "
+            f"{needed / 2**20:,.0f} MiB. Make room, or take another --workdir, then start the same "
+            "command again."
         )
 
 

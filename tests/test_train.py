@@ -50,8 +50,7 @@ def test_a_run_stopped_in_every_way_ends_with_the_bits_of_one_that_never_was(
 ):
     workdir = tmp_path / "run"
     reached = 0
-    stops = (signal.SIGINT, 75), (signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGKILL, -9)
-    for stop, code in stops:
+    for stop, code in ((signal.SIGINT, 75), (signal.SIGTERM, 75), (signal.SIGKILL, -9)):
         process = start(workdir, environment, **LONG)
         due = reached // 10 * 10 + 10
         wait_for(workdir / "checkpoints" / str(due), process)

@@ -188,7 +188,10 @@ def to_json(config: ConfigDict) -> str:
 
 def from_json(text: str) -> ConfigDict:
     """A locked ConfigDict from `to_json`'s text; of another version, its fields may differ."""
-    config = ConfigDict(_tuples(json.loads(text)))
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected an object with fields, got {str(fields)[:80]}")
+    config = ConfigDict(_tuples(fields))
     return config.lock()
 
 

@@ -11,6 +11,20 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeVar
 
+# What reading a damaged or hostile file, and looking fields up in what it holds, may raise.
+UNREADABLE: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    EOFError,
+    RecursionError,
+    MemoryError,
+)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

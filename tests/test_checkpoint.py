@@ -311,6 +311,29 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(workdir, tmp_path, capsy
     assert integrity.steps(workdir) == [10, 20, 30] and integrity.find_problems(foreign) == []
 
 
+NESTED = "[" * 100_000
+
+
+def test_files_nested_without_end_are_named(workdir):
+    folder = workdir / "checkpoints" / "20"
+    (folder / integrity.MANIFEST).write_text(NESTED)
+    (problem,) = integrity.find_problems(folder)
+    assert problem.startswith(f"{folder / integrity.MANIFEST}: ")
+    integrity.write_manifest(folder)
+    (folder / "record" / "metadata").write_text(NESTED)
+    integrity.write_manifest(folder)
+    (problem,) = integrity.find_problems(folder)
+    assert problem.startswith(f"{folder / 'record'}: ")
+
+
+@pytest.mark.parametrize("content", [NESTED, "null", "7", "[]", "\x00", '{"a": 1e'])
+def test_a_config_of_another_kind_is_named(workdir, content):
+    path = workdir / "config.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"{path} is not readable"):
+        runs.read_config(workdir)
+
+
 def as_older(folder):
     """A checkpoint as versions wrote it that named no run."""
     record = folder / "record" / "metadata"

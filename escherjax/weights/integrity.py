@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from escherjax.errors import UNREADABLE
+
 WEIGHTS, OPTIMIZER, RECORD = ITEMS = ("weights", "optimizer", "record")  # folders of a checkpoint
 UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax puts it behind the step until the checkpoint is whole
 MANIFEST = "manifest.json"
@@ -74,7 +76,10 @@ def find_problems(
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The JSON record of a checkpoint. Raises OSError or ValueError if it is damaged."""
-    record = json.loads((folder / RECORD / "metadata").read_text())
+    try:
+        record = json.loads((folder / RECORD / "metadata").read_text())
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(f"not readable as a record ({error})") from None
     if not isinstance(record, dict) or not {"step", "config"} <= record.keys():
         raise ValueError("it has no step or no config")
     return record
@@ -113,7 +118,7 @@ def _damage(folder: Path, items: Sequence[str], sizes_only: bool = False) -> lis
             for name, entry in listed.items()
             if name.split("/")[0] in items
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         return [f"{folder / MANIFEST}: not readable as a manifest ({error})"]
     listed_items = {name.split("/")[0] for name in listed}
     unlisted = [item for item in items if item not in listed_items]

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from escherjax import config as config_lib
 from escherjax import files
 from escherjax.devices import hosts
-from escherjax.errors import TrainingError, UserError
+from escherjax.errors import UNREADABLE, TrainingError, UserError
 from escherjax.weights import integrity, lock, ownership
 from escherjax.weights.integrity import OPTIMIZER, RECORD, WEIGHTS
 
@@ -124,7 +124,7 @@ def read_config(workdir: Path) -> ConfigDict:
         )
     try:
         return config_lib.from_json(path.read_text())
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{path} is not readable JSON ({error}); restore it or retrain." + _way_back(workdir)
         ) from error

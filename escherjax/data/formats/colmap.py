@@ -52,8 +52,8 @@ def largest_model(
     if len(models) > 1:
         listing = ", ".join(f"{m.relative_to(folder)} ({n} pictures)" for m, n in models.items())
         findings.remarks.append(
-            f"{len(models)} COLMAP models: {listing}; {largest.relative_to(folder)} was read, "
-            "--model FOLDER chooses another."
+            f"{len(models)} COLMAP models: {listing}; {largest.relative_to(folder)} was read. "
+            "To choose another, use data_prep.colmap --model FOLDER, or move the others away."
         )
     return largest
 

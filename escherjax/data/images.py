@@ -329,9 +329,10 @@ def undistort(
     """
     from scipy import ndimage
 
-    x, y = _rays(*image.shape[:2], K)
+    height, width = image.shape[:2]
+    x, y = _rays(height, width, K)
     r2 = x * x + y * y
-    radial = lens_stretch(*image.shape[:2], K, distortion, is_fisheye)
+    radial = lens_stretch(height, width, K, distortion, is_fisheye)
     p1, p2 = (distortion.get(name, 0.0) for name in ("p1", "p2"))
     source_u = K[0, 0] * (x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)) + K[0, 2] - 0.5
     source_v = K[1, 1] * (y * radial + p1 * (r2 + 2 * y * y) + 2 * p2 * x * y) + K[1, 2] - 0.5

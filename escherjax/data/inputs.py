@@ -214,7 +214,8 @@ def open_views(
     """
     given: list[Any] = list(views) if isinstance(views, (list, tuple)) else [views]
     folder = _single_folder(given)
-    cutouts, K, notes = Cutouts(masks, matting), None, ()
+    cutouts, K = Cutouts(masks, matting), None
+    notes: tuple[Note, ...] = ()
     if folder is not None and cameras is None:
         _check_has_cameras(folder)
         if photo_fov_deg is not None:

@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_scenes(tmp_p
         ({"data__num_views": 3, "data__with_replacement": False}, "2 references"),
         ({"eval_every_steps": 5, "eval__num_scenes": 7}, "not a multiple"),
         ({"init__pipeline": "nowhere"}, "nowhere"),
-        ({"latents__kind": "vae", "resolution": 16}, "config.init.vae are empty"),
+        ({"latents__kind": "vae", "resolution": 16}, "config.init.vae must name weights"),
         ({"init__pipeline": "a", "init__workdir": "b"}, "both name a whole network"),
         ({"init__workdir": "nowhere"}, "nowhere has no checkpoints"),
         ({"cape": "5dof"}, "cape must be one of 6dof.* got '5dof'"),

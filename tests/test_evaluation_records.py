@@ -137,5 +137,5 @@ def test_data_is_looked_at_before_weights(tmp_path):
     ]
     with pytest.raises(UserError, match="no scenes"):
         evaluate.main(["--weights", "nowhere", *given])
-    with pytest.raises(UserError, match="needed a training work directory"):
+    with pytest.raises(UserError, match="expected a training work directory"):
         evaluate.main(["--follow", str(tmp_path), *given])

@@ -145,7 +145,7 @@ def test_the_largest_chunk_fits_and_one_more_does_not(pipe):
 def test_a_device_that_tells_no_memory_draws_all_at_once_and_says_so(monkeypatch, caplog):
     monkeypatch.setattr(memory, "free_bytes", lambda: None)
     assert memory.largest_chunk(lambda count: None, 7) == 7
-    assert "does not tell how much memory is free: all 7 views" in caplog.text
+    assert "does not report its free memory: all 7 views" in caplog.text
 
 
 def test_estimates_of_the_full_size_are_near_those_measured():

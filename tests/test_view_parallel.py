@@ -126,7 +126,7 @@ def test_views_generated_by_four_devices_equal_those_of_one(rng):
 
 
 def test_more_view_devices_than_there_are_is_refused():
-    with pytest.raises(UserError, match="over 9 devices, and this process has 8"):
+    with pytest.raises(UserError, match="must be 1 to 8.*got 9"):
         sharding.view_mesh(9)
     with pytest.raises(UserError, match="from 1 to 8"):
         sharding.view_mesh(0)

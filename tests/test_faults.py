@@ -215,7 +215,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_is_told_by_one_message(small_disk, environment):
-    workdir = small_disk(3) / "run"
+    workdir = small_disk(7) / "run"
     code, output = finish(start(workdir, environment, num_steps=12, checkpoint_every_steps=1))
     assert code == 1 and output.count("no space is left there") == 1, output
     assert output.count("Traceback") == output.count("RESOURCE_EXHAUSTED") == 0, output

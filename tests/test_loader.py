@@ -302,7 +302,7 @@ def test_more_views_than_a_scene_has_is_refused_without_replacement(source, shar
         ({"on_bad_record": "hide"}, {}, "on_bad_record .*'hide'"),
         ({}, {"process_count": 3}, "batch of 4 does not divide over 3"),
         ({}, {"process_index": 2, "process_count": 2}, "process_index 2 of 2"),
-        ({}, {"start_step": -1}, "start_step is -1"),
+        ({}, {"start_step": -1}, "start_step must be at least 0, got -1"),
     ],
 )
 def test_impossible_settings_are_refused_at_the_start(source, changes, options, message):

@@ -92,7 +92,7 @@ def make_loader(
             f"take a multiple of {process_count}."
         )
     if start_step < 0:
-        raise UserError(f"start_step is {start_step}; needed 0 or more.")
+        raise UserError(f"start_step must be at least 0, got {start_step}.")
     parts = {"the data source": source}
     if isinstance(source, mixture.Mixture):
         parts = dict(zip(source.names, source.sources, strict=True))

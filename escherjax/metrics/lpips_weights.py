@@ -137,7 +137,7 @@ def convert(backbone: Path, net: str, out: Path, sha256: str | None = None) -> N
 
 def _check_net(net: str) -> None:
     if net not in BACKBONES:
-        raise UserError(f"LPIPS: net is {net!r}; needed one of {', '.join(BACKBONES)}.")
+        raise UserError(f"LPIPS: net must be one of {', '.join(BACKBONES)}, got {net!r}.")
 
 
 def _find(net: str, path: str | Path | None) -> Path:

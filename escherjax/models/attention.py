@@ -1,7 +1,7 @@
 """Attention over the tokens of all views of a scene, with cameras in queries and keys.
 
 EscherNet (arXiv 2402.03908), section 3.2: self-attention is joint over all target views, and
-cross-attention lets every target token see every reference token. Views are told apart by their
+cross-attention lets every target token see every reference token. Views are distinguished by their
 cameras (`escherjax.cape`) and by nothing else, so their number and order are free.
 """
 

@@ -2,7 +2,7 @@
 
 Each run has an id of its own in `run_id.txt`, and each checkpoint's record names it, beside the
 config it was saved under and the hash of that. Checkpoints of older versions name no run: those
-are told by their config alone.
+are recognised by their config alone.
 """
 
 from __future__ import annotations
